@@ -1,0 +1,377 @@
+"""The command line. Heavy modules are imported where they are used: ``rdmm --help`` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError
+from rdmm.version import __version__
+
+DIRECTION = "Warps pull back: they take a fixed point to the moving point that belongs there, y = A(x + u(x)), RAS+ world millimetres."
+
+
+class Program(click.Group):
+    """Turns faults into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        debug = "--debug" in sys.argv
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+            sys.exit(2)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(130)
+        except RdmmError as error:
+            if debug:
+                raise
+            click.echo(f"rdmm: {type(error).__name__}: {error}", err=True)
+            sys.exit(error.exit_code)
+        except Exception as error:
+            if debug:
+                raise
+            click.echo(f"rdmm: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.version_option(__version__)
+def main() -> None:
+    """Diffeomorphic registration of images with regularizers that differ from region to region (RDMM, LDDMM, SVF).
+
+    \b
+    Examples:
+      rdmm demo
+      rdmm register fixed.nii.gz moving.nii.gz -o out/
+      rdmm apply moving.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped.nii.gz
+    """
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace files that are there."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        click.option("--quiet", is_flag=True, help="No log on stderr but warnings."),
+        click.option("--debug", is_flag=True, help="Full log, and the traceback of an error."),
+    ):
+        command = option(command)
+    return command
+
+
+def transforms(command: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Warp or ITK affine, [AFFINE,1] for its inverse; repeat it. The last -t is applied first to an image, as in ANTs."
+    return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
+
+
+def set_log(quiet: bool, debug: bool) -> None:
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
+    logging.getLogger("rdmm").setLevel(level)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[dict[str, int]]:
+    """First SIGINT or SIGTERM: searches end with their best iterate. Second: at once. Yields {"signal": n} when one came."""
+    from rdmm.optimise import stop
+
+    seen: dict[str, int] = {}
+
+    def handler(number: int, _: Any) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen["signal"] = number
+        stop.set()
+        click.echo("rdmm: interrupted: writing the best result so far (once more: quit at once)", err=True)
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        stop.clear()
+        for s, old in before.items():
+            signal.signal(s, old)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[None]:
+    """A bar of the iterations on a terminal; elsewhere the log's one line per level."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[energy]}"), TimeElapsedColumn(), console=Console(stderr=True))
+    task = bar.add_task("affine", total=None, energy="")
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            level, iteration, total, energy = record.progress  # type: ignore[attr-defined]
+            bar.update(task, description=f"level {level}", completed=iteration, total=total, energy=f"energy {energy:.5f}")
+
+    handler, logger = Handler(), logging.getLogger("rdmm.optimise")
+    handler.addFilter(lambda record: hasattr(record, "progress"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with bar:
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Files, and KEY=VALUE settings; a file whose name holds a = is still a file."""
+    files = [a for a in arguments if "=" not in a or os.path.exists(a)]
+    return files, [a for a in arguments if a not in files]
+
+
+@main.command(no_args_is_help=True)
+@click.argument("arguments", nargs=-1, metavar="[FIXED MOVING] [KEY=VALUE]...")
+@click.option("-f", "--fixed", help="Fixed image, instead of the first argument.")
+@click.option("-m", "--moving", help="Moving image, instead of the second.")
+@click.option("-o", "--out", required=True, help="Prefix of the results, or a folder (ends in /).")
+@click.option("--fixed-labels", help="Label map of FIXED, for Dice.")
+@click.option("--moving-labels", help="Label map of MOVING: warped, and for Dice.")
+@click.option("--fixed-mask", help="Where FIXED counts (> 0).")
+@click.option("--moving-mask", help="Where MOVING counts (> 0).")
+@click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+), for TRE.")
+@click.option("--regions", help="Label map of MOVING for a pre-defined regularizer (with initializer=regions).")
+@click.option("--initial", help="Transform to start from: warp or affine, fixed -> moving.")
+@click.option("--init", type=click.Choice(["auto", "header", "com", "axes"]), help="Start of the affine search.")
+@click.option("--nan", type=click.Choice(["error", "zero", "mask"]), default="error", help="What to do with NaN and Inf.")
+@click.option("--volume", type=int, help="Volume of a 4D file.")
+@click.option("--strict", is_flag=True, help="Refuse images without s-form and q-form.")
+@click.option("--max-folding", type=float, help="Exit 5 if more than this percentage of cells folds.")
+@click.option("--device", default="cpu", help="cpu or cuda.")
+@click.option("--threads", type=int, help="Threads on CPU.")
+@click.option("--seed", type=int, default=0)
+@click.option("--dry-run", is_flag=True, help="Check everything, compute nothing.")
+@common
+def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, max_folding: float | None, **options: Any) -> int:
+    """Register MOVING to FIXED.
+
+    \b
+    Examples:
+      rdmm register fixed.nii.gz moving.nii.gz -o out/
+      rdmm register fixed.nii.gz moving.nii.gz -o out/ dynamics=lddmm smoother=paper similarity=mklncc
+      rdmm register -f fixed.nii.gz -m moving.nii.gz -o out/run1_ --moving-labels labels.nii.gz --threads 2
+    """
+    files, overrides = split_arguments(arguments)
+    files = [*([fixed] if fixed else []), *([moving] if moving else []), *files] if not (moving and not fixed) else [*files, moving]
+    if len(files) != 2:
+        raise click.UsageError(f"two images are wanted, FIXED and MOVING; got {len(files)}: {' '.join(files)}")
+    return _register(files[0], files[1], out, overrides, max_folding, **options)
+
+
+def _register(fixed: str, moving: str, out: str, overrides: list[str], max_folding: float | None, **o: Any) -> int:
+    set_log(o["quiet"], o["debug"])
+    from rdmm import registration
+    from rdmm.config import build, compose
+    from rdmm.io.files import Outputs
+
+    if o["init"] is not None:
+        overrides = [*overrides, f"affine.init={o['init']}"]
+    config = compose(overrides)
+    build(config["stages"], "stages")
+    build(config["intensity"], "intensity")
+    registration.chosen_device(o["device"])
+    registration.set_threads(o["threads"])
+    Outputs.prepare(out, [*registration.RESULTS, *registration.OPTIONAL], overwrite=o["overwrite"])
+    names = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "initial", "nan", "volume", "strict")
+    inputs = registration.read_inputs(fixed, moving, **{n: o[n] for n in names}, require_overlap=o["init"] != "com")
+    if o["dry_run"]:
+        need = registration.check_memory([fixed, moving]) / 2**30
+        _print({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": config}, o["as_json"])
+        return 0
+    with interruptible() as seen, progress(o["quiet"]):
+        result = registration.run(inputs, config, device=o["device"], seed=o["seed"])
+        written = result.save(out, overwrite=True)
+    shown = {k: v for k, v in result.metrics.items() if isinstance(v, float | int)}
+    _print(result.summary() if o["as_json"] else {**shown, "seconds": result.result.seconds["total"], "files": [str(p) for p in written]}, o["as_json"])
+    if seen:
+        return 128 + seen["signal"]
+    if max_folding is not None and result.metrics["folded_cells_percent"] > max_folding:
+        raise DivergenceError(f"{result.metrics['folded_cells_percent']:.3g} % of the cells fold, more than --max-folding {max_folding:g}; the result is written")
+    return 0
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    """The result on stdout."""
+    if as_json:
+        from rdmm.registration import _jsonable
+
+        click.echo(json.dumps(_jsonable(result), indent=1))
+        return
+    for key, value in result.items():
+        if isinstance(value, list):
+            for item in value:
+                click.echo(f"{key}: {item}")
+        else:
+            click.echo(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}")
+
+
+@main.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("image")
+@transforms
+@click.option("-r", "--reference", required=True, help="Image whose grid the result gets.")
+@click.option("-o", "--out", required=True)
+@click.option("--labels", is_flag=True, help="Nearest neighbour, whole numbers.")
+@click.option("--invert", is_flag=True, help="Apply the inverse of the whole list, found by iteration where it holds a warp.")
+@common
+def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: bool, invert: bool, overwrite: bool, **o: Any) -> None:
+    """Resample IMAGE onto the grid of a reference through transforms.
+
+    \b
+    Examples:
+      rdmm apply moving.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped.nii.gz
+      rdmm apply labels.nii.gz --labels -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped_labels.nii.gz
+      rdmm apply fixed.nii.gz -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -r moving.nii.gz -o inverse_warped.nii.gz
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    _print(commands.apply(image, list(names), reference, out, labels=labels, invert=invert, overwrite=overwrite), o["as_json"])
+
+
+@main.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("csv")
+@transforms
+@click.option("-o", "--out", required=True)
+@common
+def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any) -> None:
+    """Map points (columns x, y[, z]) of the fixed image into the moving one; they go through the first -t first.
+
+    \b
+    Examples:
+      rdmm points fixed_points.csv -t out/1Warp.nii.gz -t out/0GenericAffine.mat -o moving_points.csv
+      rdmm points moving_points.csv -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -o fixed_points.csv
+      rdmm points p.csv -t affine.mat -o q.csv
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    _print(commands.points(csv, list(names), out, overwrite=overwrite), o["as_json"])
+
+
+@main.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("warp")
+@click.option("-o", "--out", required=True)
+@common
+def invert(warp: str, out: str, overwrite: bool, **o: Any) -> None:
+    """Invert a warp on its own grid, by iteration.
+
+    \b
+    Examples:
+      rdmm invert out/1Warp.nii.gz -o inverse.nii.gz
+      rdmm invert warp.nii.gz -o inverse.nii.gz --overwrite
+      rdmm invert warp.nii.gz -o inverse.nii.gz --json
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    _print(commands.invert_warp(warp, out, overwrite=overwrite), o["as_json"])
+
+
+@main.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("warp")
+@click.option("-o", "--out", required=True)
+@click.option("--log", "take_log", is_flag=True, help="The logarithm, with determinants clamped at 0.001.")
+@common
+def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> None:
+    """Jacobian determinant of a warp, by central differences; folds on stdout.
+
+    \b
+    Examples:
+      rdmm jacobian out/1Warp.nii.gz -o jacobian.nii.gz
+      rdmm jacobian out/1Warp.nii.gz -o log_jacobian.nii.gz --log
+      rdmm jacobian warp.nii.gz -o jacobian.nii.gz --json
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    _print(commands.jacobian(warp, out, take_log=take_log, overwrite=overwrite), o["as_json"])
+
+
+@main.command(no_args_is_help=True)
+@click.option("--fixed-labels", help="Label map of the fixed image.")
+@click.option("--moving-labels", help="Label map of the moving image.")
+@transforms
+@click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+).")
+@common
+def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None, **o: Any) -> None:
+    """Dice, landmark error, folds of transforms made by any tool.
+
+    \b
+    Examples:
+      rdmm evaluate --fixed-labels f.nii.gz --moving-labels m.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat
+      rdmm evaluate -t out/1Warp.nii.gz -t out/0GenericAffine.mat --landmarks points.csv
+      rdmm evaluate -t out/1Warp.nii.gz --json
+    """
+    set_log(o["quiet"], o["debug"])
+    if (fixed_labels is None) != (moving_labels is None):
+        raise ConfigError("give both --fixed-labels and --moving-labels, or neither")
+    from rdmm import commands
+
+    _print(commands.evaluate(list(names), fixed_labels, moving_labels, landmarks), o["as_json"])
+
+
+@main.command(no_args_is_help=True)
+@click.argument("file")
+@common
+def info(file: str, **o: Any) -> None:
+    """What a file holds: image, warp, affine, initial conditions, run.
+
+    \b
+    Examples:
+      rdmm info fixed.nii.gz
+      rdmm info out/1Warp.nii.gz
+      rdmm info out/0GenericAffine.mat --json
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    _print(commands.info(file), o["as_json"])
+
+
+@main.command()
+@click.argument("name", required=False, default="shapes")
+@click.option("-o", "--out", default="rdmm_demo/", show_default=True)
+@click.option("--seed", type=int, default=0, help="Of the pair of shapes.")
+@common
+def demo(name: str, out: str, seed: int, **o: Any) -> int:
+    """Make the paper's synthetic shapes, register them with RDMM, write a report.
+
+    \b
+    Examples:
+      rdmm demo
+      rdmm demo --seed 3 -o demo3/
+      rdmm demo shapes --overwrite
+    """
+    if name != "shapes":
+        from rdmm.types import nearest
+
+        raise InputError(f"there is no demo {name!r}{nearest(name, ['shapes'])}; there is: shapes")
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    files = commands.make_demo(out, seed, overwrite=o["overwrite"])
+    options = {"fixed_labels": files["fixed_labels"], "moving_labels": files["moving_labels"], "regions": files["regions"]}
+    rest = dict.fromkeys(("fixed_mask", "moving_mask", "landmarks", "initial", "volume", "init", "threads"))
+    given = {**o, **options, **rest, "nan": "error", "strict": False, "device": "cpu", "seed": 0, "dry_run": False, "overwrite": True}
+    code = _register(files["fixed"], files["moving"], out, ["experiment=demo"], None, **given)
+    click.echo(f"report: {os.path.join(out, 'report.html')}")
+    return code

@@ -1,0 +1,177 @@
+"""What the small commands do: files in, files out, a dictionary to print."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdmm import io, metrics, ops
+from rdmm.grid import Grid
+from rdmm.io.files import checked_output, existing
+from rdmm.shape import Image
+from rdmm.transform import Affine, Dense, Identity, Placed, Transform, displacement, framed, invert
+from rdmm.types import InputError
+
+
+def apply(image: str, names: list[str], reference: str, out: str, *, labels: bool, invert: bool, overwrite: bool) -> dict[str, Any]:
+    """``rdmm apply``."""
+    path = checked_output(out, overwrite=overwrite)
+    source = io.read_labels(image) if labels else io.read_image(image)
+    grid = io.read_image(reference).grid
+    transform = io.read_transforms(names)
+    if invert:
+        transform = _inverse(transform, source.grid)
+    if grid.ndim != source.grid.ndim:
+        raise InputError(f"{image} is {source.grid.ndim}D but the reference {reference} is {grid.ndim}D")
+    moved = source.moved_by(framed(transform, grid), grid, mode="nearest" if labels else "linear")
+    io.write_image(path, moved.data, grid, integer=labels)
+    return {"written": str(path)}
+
+
+def _inverse(transform: Transform, grid: Grid) -> Transform:
+    """Inverse of a world transform: exact for affine maps, else by iteration on the grid of the image it is applied to."""
+    if isinstance(transform, Affine):
+        return transform.inverse()
+    u = displacement(framed(transform, grid), grid, torch.zeros(1))
+    w, residual = invert(u, grid)
+    if residual > 0.5:
+        raise InputError(f"the transform cannot be inverted on the image's grid (residual {residual:.2g} voxels): does it fold?")
+    return Placed(Dense(w, grid), grid)
+
+
+def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str, Any]:
+    """``rdmm points``."""
+    path = checked_output(out, overwrite=overwrite)
+    transform = io.read_transforms(names)
+    d = _ndim(transform)
+    x = io.read_points(csv, d)
+    y = transform(torch.as_tensor(x.T[None]))[0].numpy().T
+    io.write_points(path, y)
+    return {"points": len(y), "written": str(path)}
+
+
+def _ndim(transform: Transform) -> int:
+    last = getattr(transform, "then", transform)
+    return last.grid.ndim if isinstance(last, Placed) else last.matrix.shape[-1] - 1  # type: ignore[attr-defined]
+
+
+def _warp(name: str) -> tuple[torch.Tensor, Grid]:
+    transform = io.read_transform(name)
+    if not isinstance(transform, Placed) or not isinstance(transform.transform, Dense):
+        raise InputError(f"{name}: a warp (.nii, .nii.gz) is wanted")
+    return transform.transform.displacement, transform.grid
+
+
+def invert_warp(warp: str, out: str, *, overwrite: bool) -> dict[str, Any]:
+    """``rdmm invert``."""
+    path = checked_output(out, overwrite=overwrite)
+    u, grid = _warp(warp)
+    w, residual = invert(u.double(), grid)
+    if residual > 0.5:
+        raise InputError(f"{warp}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
+    io.write_warp(path, w, grid)
+    return {"residual_voxels": residual, "written": str(path)}
+
+
+def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[str, Any]:
+    """``rdmm jacobian``."""
+    path = checked_output(out, overwrite=overwrite)
+    u, grid = _warp(warp)
+    det = ops.jacobian_determinant(u.double(), grid)[None]
+    io.write_image(path, det.clamp_min(1e-3).log() if take_log else det, grid)
+    return {**metrics.regularity(u, grid), "written": str(path)}
+
+
+def evaluate(names: list[str], fixed_labels: str | None, moving_labels: str | None, landmarks: str | None) -> dict[str, Any]:
+    """``rdmm evaluate``: measures of a transform, whoever made it."""
+    transform, out = io.read_transforms(names), dict[str, Any]()
+    warps = [io.read_transform(n) for n in names if n.endswith((".nii", ".nii.gz"))]
+    if warps:
+        assert isinstance(warps[0], Placed) and isinstance(warps[0].transform, Dense)
+        out |= metrics.regularity(warps[0].transform.displacement, warps[0].grid)
+    if fixed_labels is not None and moving_labels is not None:
+        fixed, moving = io.read_labels(fixed_labels), io.read_labels(moving_labels)
+        for name, t in (("dice_before", Identity()), ("dice", framed(transform, fixed.grid))):
+            values = metrics.dice(moving.moved_by(t, fixed.grid, mode="nearest").data, fixed.data)
+            out[name], out["dice_n_valid"] = metrics.mean_dice(values)
+        out["dice_per_label"] = values
+    if landmarks is not None:
+        a, b, _ = io.read_landmarks(landmarks, _ndim(transform))
+        before, after = metrics.tre(a, b), metrics.tre(a, b, transform)
+        out |= {"tre_before_mm": float(before.mean()), "tre_mm": float(after.mean()), "tre_max_mm": float(after.max()), "landmarks": len(a)}
+    return out
+
+
+def info(name: str) -> dict[str, Any]:
+    """``rdmm info``."""
+    path = existing(name)
+    facts: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
+    if name.endswith((".nii", ".nii.gz")):
+        return facts | (_warp_facts(name) if io.nifti.peek_shape(name)[3:] in ((1, 3), (1, 2)) else _image_facts(name))
+    if name.endswith((".mat", ".txt", ".tfm")):
+        transform = io.read_transform(name)
+        assert isinstance(transform, Affine)
+        return facts | {"kind": "affine, fixed -> moving, RAS+ mm", "matrix": np.round(transform.matrix.numpy(), 6).tolist()}
+    if name.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, framework="pt") as f:
+                shapes = {k: list(f.get_slice(k).get_shape()) for k in f.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise InputError(f"{path}: not a safetensors file ({error})") from error
+        return facts | {"kind": "tensors", **shapes}
+    if name.endswith(".json"):
+        try:
+            run = json.loads(path.read_text())
+            return facts | {"kind": "run", "status": run["status"], **run["metrics"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a run.json of rdmm ({error})") from error
+    raise InputError(f"{path}: an image or warp (.nii, .nii.gz), affine (.mat), .safetensors or run.json is wanted")
+
+
+def _geometry(grid: Grid) -> dict[str, Any]:
+    import nibabel as nib
+
+    axes = "".join(nib.aff2axcodes(np.asarray(grid.affine))) if grid.ndim == 3 else "2D"
+    return {"shape": list(grid.shape), "voxel_mm": [round(v, 6) for v in grid.voxel], "axes": axes, "box_mm": grid.corners().round(2).tolist()}
+
+
+def _image_facts(name: str) -> dict[str, Any]:
+    image = io.read_image(name, nan="mask")
+    x = image.data if image.mask is None else image.data[image.mask > 0]
+    bad = 0 if image.mask is None else int((image.mask == 0).sum())
+    return {"kind": "image", **_geometry(image.grid), "min": float(x.min()), "max": float(x.max()), "mean": float(x.mean()), "not_finite": bad}
+
+
+def _warp_facts(name: str) -> dict[str, Any]:
+    u, grid = _warp(name)
+    length = u.square().sum(1).sqrt() * grid.length
+    return {"kind": "warp, fixed -> moving", **_geometry(grid), "mean_mm": float(length.mean()), "max_mm": float(length.max())} | metrics.regularity(u, grid)
+
+
+def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
+    """Write the synthetic pair, its labels and regions under ``out``; the paths by name."""
+    from rdmm.data.synthetic import shapes_pair
+    from rdmm.io.files import Outputs
+    from rdmm.registration import OPTIONAL, RESULTS
+
+    pair, fixed_labels, moving_labels = shapes_pair(seed)
+    assert pair.regions is not None
+    images = {
+        "fixed": pair.fixed,
+        "moving": pair.moving,
+        "fixed_labels": Image(fixed_labels, pair.fixed.grid),
+        "moving_labels": Image(moving_labels, pair.moving.grid),
+        "regions": pair.regions,
+    }
+    names = {k: f"{k}.nii.gz" for k in images}
+    outputs = Outputs.prepare(os.path.join(out, ""), [*names.values(), *RESULTS, *OPTIONAL], overwrite=overwrite)
+    for name, image in images.items():
+        io.write_image(outputs.path(names[name]), image.data, image.grid, integer="fixed" != name != "moving")
+    return {k: str(Path(outputs.path(v))) for k, v in names.items()}

@@ -1,0 +1,179 @@
+"""YAML and KEY=VALUE to objects. The only module that knows Hydra."""
+
+from __future__ import annotations
+
+import collections.abc
+import importlib
+import importlib.resources
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rdmm.types import ConfigError, RdmmError, nearest
+
+ALLOWED = ("rdmm.", "networks.", "train.", "eval.", "torch.optim.", "monai.networks.nets.")
+
+
+def share() -> Path:
+    """The folder that holds conf/ and networks/: the checkout, or ``rdmm/_share`` of an installed wheel."""
+    package = Path(__file__).resolve().parent
+    return package / "_share" if (package / "_share" / "conf").is_dir() else package.parent
+
+
+def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, Any]:
+    """The configuration as plain data, every reference resolved.
+
+    Args:
+        overrides: Hydra's KEY=VALUE.
+
+    Raises:
+        ConfigError: an unknown key or option (with the nearest known one), or a value that cannot be parsed.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    known = _known_keys(name) if overrides else []
+    for text in overrides:
+        _check_override(text, known)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
+            config = hydra_compose(name, overrides=list(overrides))
+            plain = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explained(str(error), overrides)) from error
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _known_keys(name: str) -> list[str]:
+    """Dotted keys of the composed defaults, and the groups."""
+    groups = [p.name for p in (share() / "conf").iterdir() if p.is_dir()]
+    return groups + list(_flatten(compose((), name)))
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "_target_":
+                yield f"{prefix}{key}"
+                yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _check_override(text: str, known: list[str]) -> None:
+    if "=" not in text and not text.startswith("~"):
+        raise ConfigError(f"{text!r}: settings are KEY=VALUE, e.g. dynamics=lddmm{nearest(text, known)}")
+    key = text.split("=", 1)[0].lstrip("+~")
+    if "@" in key:
+        key = key.split("@", 1)[0]
+    root = key.split(".")[0]
+    if root not in known:
+        raise ConfigError(f"unknown key {key!r}{nearest(key, known)}")
+    if "${" in text.split("=", 1)[-1]:
+        raise ConfigError(f"{text!r}: references in values are not resolved; write the value itself")
+
+
+def _explained(message: str, overrides: Sequence[str]) -> str:
+    """Hydra's message in one line, with the nearest option or key."""
+    first = message.strip().splitlines()[0]
+    missing = re.search(r"Could not find '([^']+)'", message)
+    if missing:
+        group, _, option = missing.group(1).rpartition("/")
+        options = sorted(p.stem for p in (share() / "conf" / group).glob("*.yaml"))
+        return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}"
+    unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
+    if unknown:
+        key = unknown.group(2) or unknown.group(1)
+        dotted = next((o.split("=")[0] for o in overrides if o.split("=")[0].endswith(key)), key)
+        known = _known_keys("register")
+        siblings = [k for k in known if k.rpartition(".")[0] == dotted.rpartition(".")[0]]
+        return f"unknown key {dotted!r}{nearest(dotted, siblings) or nearest(dotted, known)}"
+    return first
+
+
+def build(node: Any, where: str = "") -> Any:
+    """The object of a node: ``_target_`` is called with the other entries, nodes inside are built first.
+
+    Values are checked against the constructor's annotations, so a wrong type is found before any data is read.
+
+    Raises:
+        ConfigError: a target outside the allow-list, an unknown or missing argument, a value of a wrong type.
+    """
+    if isinstance(node, list):
+        return [build(x, f"{where}[{i}]") for i, x in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    if "_target_" not in node:
+        return {k: build(v, f"{where}.{k}".lstrip(".")) for k, v in node.items()}
+    target = _resolve(str(node["_target_"]), where)
+    arguments = {k: build(v, f"{where}.{k}".lstrip(".")) for k, v in node.items() if k != "_target_"}
+    parameters = inspect.signature(target).parameters
+    hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    for key, value in arguments.items():
+        if key not in parameters:
+            raise ConfigError(f"{where or node['_target_']}: unknown key {key!r}{nearest(key, parameters)}")
+        if key in hints and not _fits(value, hints[key]):
+            raise ConfigError(f"{where}.{key}: {value!r} is not {_words(hints[key])}")
+    absent = [k for k, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and k not in arguments]
+    if absent:
+        raise ConfigError(f"{where}: {absent[0]!r} is missing")
+    try:
+        return target(**arguments)
+    except RdmmError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _resolve(name: str, where: str) -> Any:
+    if not name.startswith(ALLOWED):
+        raise ConfigError(f"{where}: _target_ {name!r} is not allowed; it must begin with {', '.join(ALLOWED)}")
+    root = str(share())
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}: there is no {name} ({error})") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may stand for an annotation; anything but numbers, texts, lists and mappings is let through."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is Literal:
+        return value in arguments
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if origin is collections.abc.Sequence:
+        return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, dict)
+    return not isinstance(value, str | int | float | list | dict) or isinstance(hint, typing.TypeVar) or hint is Any
+
+
+def _words(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, arguments))
+    if origin is collections.abc.Sequence:
+        return f"a list of {_words(arguments[0])}s"
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)).replace("a number", "number"))

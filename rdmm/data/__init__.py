@@ -1,0 +1,1 @@
+"""Data: pairs made here or read from the layouts of data sets."""

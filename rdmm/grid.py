@@ -1,0 +1,134 @@
+"""Where an image lives: voxels, world millimetres and domain units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from rdmm.types import InputError, Tensor
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid in the world.
+
+    Args:
+        shape: voxels per axis, (n_1..n_d), d = 2 or 3.
+        affine: (d+1, d+1) matrix from voxel indices to world millimetres (RAS+).
+
+    **Domain units** are millimetres along the voxel axes divided by the longest edge, measured from voxel 0: the longest
+    edge is 1, and an isotropic Gaussian in domain units is isotropic in millimetres (MODEL.md section 1). Grids of the
+    same *frame* (origin, axes and edges) share their domain units, whatever their number of voxels.
+    """
+
+    shape: tuple[int, ...]
+    affine: Matrix
+
+    def __post_init__(self) -> None:
+        matrix = np.asarray(self.affine, dtype=np.float64)
+        shape = tuple(int(n) for n in self.shape)
+        d = len(shape)
+        if d not in (2, 3):
+            raise InputError(f"a grid has 2 or 3 axes, not {d} (shape {shape})")
+        if matrix.shape != (d + 1, d + 1):
+            raise InputError(f"a {d}D grid needs a ({d + 1}, {d + 1}) affine, not {matrix.shape}")
+        if min(shape) < 2:
+            raise InputError(f"a grid needs at least 2 voxels along each axis, not {shape}")
+        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:d, :d])) < 1e-12 * np.abs(matrix[:d, :d]).max() ** d:
+            raise InputError(f"the affine is singular or not finite: {matrix[:d].tolist()}")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", tuple(map(tuple, matrix.tolist())))
+
+    @classmethod
+    def unit(cls, shape: Sequence[int]) -> Grid:
+        """The papers' domain [0, 1]^d: spacing 1 / (n - 1) along each axis, origin 0."""
+        return cls(tuple(shape), np.diag([*(1.0 / (n - 1) for n in shape), 1.0]))  # type: ignore[arg-type]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @cached_property
+    def voxel(self) -> tuple[float, ...]:
+        """Edge lengths of a voxel, in millimetres."""
+        return tuple(float(x) for x in np.linalg.norm(np.asarray(self.affine)[:-1, :-1], axis=0))
+
+    @cached_property
+    def length(self) -> float:
+        """The longest edge between voxel centres, in millimetres: one domain unit."""
+        return max((n - 1) * h for n, h in zip(self.shape, self.voxel, strict=True))
+
+    @cached_property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance of neighbouring voxels, in domain units."""
+        return tuple(h / self.length for h in self.voxel)
+
+    @property
+    def cell(self) -> float:
+        """Volume of a voxel in domain units: the weight of a voxel in an integral."""
+        return math.prod(self.spacing)
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """Distance of the first and last voxel along each axis, in domain units."""
+        return tuple((n - 1) * h for n, h in zip(self.shape, self.spacing, strict=True))
+
+    @cached_property
+    def frame(self) -> np.ndarray:
+        """(d+1, d+1) matrix from domain units to world millimetres."""
+        return np.asarray(self.affine) @ np.diag([*(1.0 / h for h in self.spacing), 1.0])
+
+    def identity(self, like: Tensor) -> Tensor:
+        """Coordinates of all voxels in domain units, (1, d, *s), with the dtype and device of ``like``."""
+        axes = [torch.arange(n, dtype=like.dtype, device=like.device) * h for n, h in zip(self.shape, self.spacing, strict=True)]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+    def resized(self, shape: Sequence[int]) -> Grid:
+        """The grid of another number of voxels in the same frame: the first and last voxels keep their places."""
+        ratio = [(n - 1) / (k - 1) for n, k in zip(self.shape, shape, strict=True)]
+        return Grid(tuple(shape), np.asarray(self.affine) @ np.diag([*ratio, 1.0]))  # type: ignore[arg-type]
+
+    def scaled(self, factor: float, smallest: int = 4) -> Grid:
+        """The grid of the same frame whose voxels are 1 / ``factor`` times the smallest edge of this one's, or as long as
+        they are where they are longer: levels of an anisotropic grid grow isotropic. Never fewer than ``smallest`` voxels
+        (or the axis's own number, where that is smaller)."""
+        target = min(self.voxel) / factor
+        return self.resized(
+            [
+                min(n, max(min(n, smallest), round((n - 1) * h / max(h, target)) + 1))
+                for n, h in zip(self.shape, self.voxel, strict=True)
+            ]
+        )
+
+    def same_frame(self, other: Grid) -> bool:
+        """Whether domain units mean the same points of the world in both grids (to 1e-6 domain units)."""
+        return self.ndim == other.ndim and bool(np.abs(self.frame - other.frame).max() <= 1e-6 * self.length)
+
+    def to_world(self, x: Tensor) -> Tensor:
+        """Points in domain units to world millimetres; (b, d, *t) both."""
+        return apply_matrix(self.frame, x)
+
+    def from_world(self, x: Tensor) -> Tensor:
+        """World millimetres to domain units; (b, d, *t) both."""
+        return apply_matrix(np.linalg.inv(self.frame), x)
+
+    def corners(self) -> np.ndarray:
+        """World millimetres of the box around the grid: (2, d), lowest and highest."""
+        index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, self.ndim)
+        world = index @ np.asarray(self.affine)[:-1, :-1].T + np.asarray(self.affine)[:-1, -1]
+        return np.stack([world.min(0), world.max(0)])
+
+
+def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:
+    """Points (b, d, *t) under a homogeneous matrix (d+1, d+1) or a batch of them (b, d+1, d+1)."""
+    m = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
+    m = m.expand(x.shape[0], *m.shape[-2:])
+    d = x.shape[1]
+    return torch.baddbmm(m[:, :d, d:], m[:, :d, :d], x.reshape(*x.shape[:2], -1)).reshape(x.shape)

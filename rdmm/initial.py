@@ -1,0 +1,74 @@
+"""Where a search starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rdmm.dynamics import InitialConditions
+from rdmm.ops import sample
+from rdmm.shape import Pair
+from rdmm.smoother import gaussian
+from rdmm.transform import Transform
+from rdmm.types import ConfigError, Tensor
+from rdmm.weights import by_region
+
+
+class Initializer(Protocol):
+    """A pair to initial conditions on the fixed grid's frame."""
+
+    def __call__(self, pair: Pair) -> InitialConditions: ...
+
+
+def no_momentum(pair: Pair) -> Tensor:
+    """m0 = 0 on the fixed grid."""
+    b, d = pair.fixed.data.shape[0], pair.fixed.grid.ndim
+    return pair.fixed.data.new_zeros(b, d, *pair.fixed.grid.shape)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """No momentum; the smoother's own weights everywhere."""
+
+    def __call__(self, pair: Pair) -> InitialConditions:
+        return InitialConditions(no_momentum(pair))
+
+
+@dataclass(frozen=True)
+class Regions:
+    """No momentum; pre-weights from a label map of the moving image (``--regions``), brought to the pre-aligned space.
+
+    Args:
+        weights: label -> squared pre-weights h^2, one per Gaussian, summing to 1.
+        background: squared pre-weights of all other labels.
+        smoothing: sigma of the transitions between regions, in domain units. A metric that jumps from voxel to voxel makes a
+            rough momentum, which no solver carries well.
+    """
+
+    weights: Mapping[int | str, Sequence[float]]
+    background: Sequence[float]
+    smoothing: float = 0.03
+
+    def __post_init__(self) -> None:
+        try:
+            table = {int(label): [float(x) for x in row] for label, row in self.weights.items()}
+            object.__setattr__(self, "background", [float(x) for x in self.background])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"initializer.weights must map whole-number labels to lists of numbers, not {self.weights}") from error
+        if self.smoothing < 0:
+            raise ConfigError(f"initializer.smoothing must be >= 0, not {self.smoothing}")
+        object.__setattr__(self, "weights", table)
+        by_region(torch.zeros(1, 1, 2, 2), table, self.background)  # checks the rows
+
+    def __call__(self, pair: Pair) -> InitialConditions:
+        if pair.regions is None:
+            raise ConfigError("initializer=regions needs a label map of the moving image: pass --regions LABELS.nii.gz")
+        regions, grid = pair.regions, pair.fixed.grid
+        squares = by_region(regions.data, self.weights, self.background).to(pair.fixed.data)  # type: ignore[arg-type]
+        transform: Transform = pair.initial
+        points = regions.locate(transform(grid.identity(pair.fixed.data)), grid)
+        squares = gaussian(sample(squares, points, regions.grid), self.smoothing, grid).clamp_min(0)
+        return InitialConditions(no_momentum(pair), (squares / squares.sum(1, keepdim=True).clamp_min(1e-12)).sqrt())

@@ -1,0 +1,23 @@
+"""Files: validated readers, atomic writers. The only package that knows formats."""
+
+from rdmm.io.files import Outputs, sha256, write_atomically
+from rdmm.io.nifti import read_image, read_labels, read_mask, write_image
+from rdmm.io.tables import read_landmarks, read_points, write_points
+from rdmm.io.warps import read_transform, read_transforms, write_affine, write_warp
+
+__all__ = [
+    "Outputs",
+    "read_image",
+    "read_labels",
+    "read_landmarks",
+    "read_mask",
+    "read_points",
+    "read_transform",
+    "read_transforms",
+    "sha256",
+    "write_affine",
+    "write_atomically",
+    "write_image",
+    "write_points",
+    "write_warp",
+]

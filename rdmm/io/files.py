@@ -1,0 +1,128 @@
+"""Reading and writing whole files: nothing half written, nothing overwritten unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rdmm.types import InputError, OutputError, nearest
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """The path of a readable, non-empty file.
+
+    Raises:
+        InputError: it is missing (with the nearest name in its folder), a directory, or empty.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, not a file")
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        where = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
+        raise InputError(f"{path}: no such file{where}{nearest(path.name, siblings)}")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    return path
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Checksum of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def compressed(data: bytes) -> bytes:
+    """gzip with time 0, so that equal data give equal files."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0, filename="") as f:
+        f.write(data)
+    return buffer.getvalue()
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write through a temporary file in the same folder, read it back, then rename: old or new, never half.
+
+    Raises:
+        OutputError: the disk is full, the folder cannot be written, or what was read back differs.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as f:
+            temporary = Path(f.name)
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if temporary.read_bytes() != data:
+            raise OutputError(f"{path}: what was written reads back differently; check the disk")
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write it: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of one run: an ANTs-style prefix, or a folder (``OUT`` ends in / or names a folder)."""
+
+    prefix: str
+
+    @classmethod
+    def prepare(cls, out: str | os.PathLike[str], names: list[str], *, overwrite: bool) -> Outputs:
+        """Check, before anything is computed, that every name can be written; make the folder.
+
+        Raises:
+            OutputError: a file is there already, or the folder cannot be made or written.
+        """
+        text = os.fspath(out)
+        is_folder = text.endswith(("/", os.sep)) or Path(text).is_dir()
+        self = cls(text if not is_folder else os.path.join(text, ""))
+        folder = self.path("x").parent
+        there = [self.path(n) for n in names if self.path(n).exists()]
+        if there and not overwrite:
+            raise OutputError(f"{there[0]}: is there already; choose another -o or pass --overwrite")
+        try:
+            if is_folder:
+                folder.mkdir(parents=True, exist_ok=True)
+            elif not folder.is_dir():
+                raise OutputError(f"{folder}: no such folder; make it, or end -o with / to have it made")
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".rdmm-"):
+                pass
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
+        return self
+
+    def path(self, name: str) -> Path:
+        return Path(f"{self.prefix}{name}")
+
+
+def checked_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """A single output file, checked before anything is computed."""
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name a file")
+    Outputs.prepare(path.parent / "", [path.name], overwrite=overwrite) if path.parent.is_dir() else _no_folder(path)
+    return path
+
+
+def _no_folder(path: Path) -> None:
+    raise OutputError(f"{path.parent}: no such folder; make it first")

@@ -1,0 +1,353 @@
+"""NIfTI images: every byte checked before it is believed.
+
+The gzip stream is read to its end (CRC and length), sizes are checked before memory is taken, and what other readers
+pass over (NaN, truncation, missing geometry) is an error or a notice in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from rdmm.grid import Grid
+from rdmm.io.files import compressed, existing, write_atomically
+from rdmm.ops import sample
+from rdmm.shape import Image
+from rdmm.types import ConfigError, InputError, Tensor
+
+log = logging.getLogger(__name__)
+
+NanPolicy = Literal["error", "zero", "mask"]
+SMALLEST = 4  # voxels along an axis
+_MAGIC = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"PK\x03\x04": "a zip archive",
+    b"NRRD": "an NRRD file",
+    b"%PDF": "a PDF document",
+    b"\x89HDF": "an HDF5 file",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+}
+_GZIP_RATIO = 1100  # deflate cannot expand more than 1032 times
+
+
+def _detected(data: bytes) -> str:
+    """What the first bytes look like, in words."""
+    for magic, name in _MAGIC.items():
+        if data.startswith(magic):
+            return name
+    if data[128:132] == b"DICM":
+        return "a DICOM file (convert it first, e.g. with dcm2niix)"
+    head = data[:512]
+    if head and all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
+        return "text"
+    return "unknown binary data"
+
+
+def _inflate(path: Path, data: bytes, limit: int | None = None) -> bytes:
+    """The gzip stream's contents, to its end or to ``limit`` bytes; CRC and length are checked at the end."""
+    out, rest = [], data
+    try:
+        while rest:
+            stream = zlib.decompressobj(wbits=31)
+            out.append(stream.decompress(rest, limit or 0))
+            if limit is not None and sum(map(len, out)) >= limit:
+                break
+            if not stream.eof:
+                raise InputError(f"{path}: truncated: the gzip stream ends after {sum(map(len, out))} bytes of data; copy the file again")
+            rest = stream.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise InputError(f"{path}: corrupted: the gzip CRC or stream is wrong ({error}); copy the file again") from error
+    return b"".join(out)
+
+
+def _header(path: Path, data: bytes) -> nib.Nifti1Header:
+    size = int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")
+    two = 540 in size
+    if not (348 in size or two) or len(data) < (540 if two else 348):
+        raise InputError(f"{path}: not a NIfTI file but {_detected(data)}")
+    magic = data[4:8] if two else data[344:348]
+    if magic[:3] not in (b"n+1", b"n+2"):
+        what = "an Analyze or NIfTI pair (.hdr/.img); convert it to .nii.gz" if magic[:3] in (b"ni1", b"\0\0\0") else f"magic {magic!r}"
+        raise InputError(f"{path}: not a single-file NIfTI: {what}")
+    header_class = nib.Nifti2Header if two else nib.Nifti1Header
+    try:
+        return header_class(data[: 540 if two else 348], check=False)
+    except Exception as error:
+        raise InputError(f"{path}: the NIfTI header cannot be read: {error}") from error
+
+
+def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
+    dim = [int(x) for x in header["dim"]]
+    if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]):
+        raise InputError(f"{path}: the header's dimensions make no image: {dim}")
+    return tuple(dim[1 : dim[0] + 1])
+
+
+def _checked_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
+    try:
+        dtype = header.get_data_dtype()
+    except Exception as error:
+        raise InputError(f"{path}: unknown data type code {int(header['datatype'])}") from error
+    if dtype.names is not None:
+        raise InputError(f"{path}: RGB or structured voxels; convert to scalar intensities, or pass the channels as an rdmm.Image")
+    if dtype.kind == "c":
+        raise InputError(f"{path}: complex voxels; take the magnitude first")
+    if dtype.kind not in "uif" or dtype.itemsize == 0:
+        raise InputError(f"{path}: voxels of type {dtype} cannot be used; convert to a number type")
+    return dtype
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Scaled voxels as stored, their affine (4, 4), and the header."""
+
+    array: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header
+
+
+Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage
+
+
+def _stored(source: Source) -> tuple[Path, bytes]:
+    """A name for messages and the file's bytes, of a path or a nibabel image."""
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        name = Path(source.get_filename() or "<nibabel image>")
+        image = source if isinstance(source, nib.Nifti1Image) else nib.Nifti1Image.from_image(source)
+        return name, image.to_bytes()
+    path = existing(source)
+    return path, path.read_bytes()
+
+
+def peek_shape(source: Source) -> tuple[int, ...]:
+    """The shape that a file's header promises, without reading its voxels."""
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return tuple(source.shape)
+    path = existing(source)
+    with open(path, "rb") as f:
+        head = f.read(1 << 16)
+    return _checked_shape(path, _header(path, _inflate(path, head, 600) if head[:2] == b"\x1f\x8b" else head))
+
+
+def _read_raw(path: Path, stored: bytes, *, strict: bool) -> _Raw:
+    zipped = stored[:2] == b"\x1f\x8b"
+    header = _header(path, _inflate(path, stored, 600) if zipped else stored)
+    shape, dtype = _checked_shape(path, header), _checked_dtype(path, header)
+    offset = int(header["vox_offset"]) if np.isfinite(header["vox_offset"]) else -1
+    if offset < 348:
+        raise InputError(f"{path}: the header's voxel offset is {offset}; a single-file NIfTI has at least 348")
+    expected = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    most = len(stored) * _GZIP_RATIO if zipped else len(stored)
+    if expected > most:
+        raise InputError(f"{path}: truncated: the header promises {expected} bytes ({'x'.join(map(str, shape))}), the file can hold {most}")
+    data = _inflate(path, stored) if zipped else stored
+    if len(data) < expected:
+        raise InputError(f"{path}: truncated: {expected} bytes expected, {len(data)} there; copy the file again")
+    array = np.frombuffer(data, dtype, count=(expected - offset) // dtype.itemsize, offset=offset).reshape(shape, order="F")
+    return _Raw(_scaled(path, array, header), _affine(path, header, strict=strict), header)
+
+
+def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0:
+        log.warning("%s: scl_slope is %g: treated as 1", path, slope)
+        slope, inter = 1.0, 0.0
+    if not np.isfinite(inter):
+        log.warning("%s: scl_inter is %g: treated as 0", path, inter)
+        inter = 0.0
+    return array if (slope, inter) == (1.0, 0.0) else array * slope + inter
+
+
+def _affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.ndarray:
+    """The s-form, else the q-form, else the voxel sizes."""
+    zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
+    sform = header.get_sform() if header["sform_code"] > 0 else None
+    qform = None
+    if header["qform_code"] > 0:
+        try:
+            qform = header.get_qform()
+        except Exception as error:
+            log.warning("%s: the q-form cannot be read (%s)", path, error)
+    if sform is not None and qform is not None and _differ(sform, qform):
+        log.warning("%s: s-form and q-form disagree; the s-form is used", path)
+    for affine in (sform, qform):
+        if affine is not None:
+            return np.asarray(affine, dtype=np.float64)
+    if strict:
+        raise InputError(f"{path}: no s-form and no q-form: where the image lies is unknown (--strict)")
+    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
+        log.warning("%s: no s-form, no q-form, voxel sizes %s: taken as 1 mm along the axes", path, zooms.tolist())
+        zooms = np.where(np.isfinite(zooms) & (zooms > 0), zooms, 1.0)
+    else:
+        log.warning("%s: no s-form and no q-form: axes taken as R, A, S with origin 0", path)
+    return np.diag([*zooms, 1.0])
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+    scale = np.abs(a[:3, :3]).max()
+    return bool(np.abs(a[:3, :3] - b[:3, :3]).max() > 1e-2 * scale or np.abs(a[:3, 3] - b[:3, 3]).max() > scale)
+
+
+def _spatial(path: Path, raw: _Raw, volume: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The 2D or 3D array and its (d+1, d+1) affine."""
+    array, affine = raw.array, raw.affine
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 4:
+        if volume is None:
+            raise InputError(f"{path}: {array.shape[3]} volumes (4D); choose --volume k, 0 to {array.shape[3] - 1}")
+        if not 0 <= volume < array.shape[3]:
+            raise InputError(f"{path}: --volume {volume}: volumes go from 0 to {array.shape[3] - 1}")
+        array = array[..., volume]
+    if array.ndim > 3 or array.ndim < 2:
+        raise InputError(f"{path}: {array.ndim} dimensions {array.shape}; a 2D or 3D image is wanted")
+    if array.ndim == 3 and 1 in array.shape:
+        if array.shape[2] != 1:
+            raise InputError(f"{path}: shape {array.shape} is a single slice across a wrong axis; reorder it to (X, Y, 1) or (X, Y)")
+        log.warning("%s: a single slice %s: treated as 2D", path, array.shape)
+        array = array[..., 0]
+    if min(array.shape) < SMALLEST:
+        raise InputError(f"{path}: shape {array.shape}: at least {SMALLEST} voxels along each axis are needed")
+    if array.ndim == 2:
+        affine = _plane(affine)
+    return array, affine
+
+
+def _plane(affine: np.ndarray) -> np.ndarray:
+    """The affine of a slice in its own plane: the first two world axes, unless the slice is seen edge-on there."""
+    flat = affine[np.ix_([0, 1, 3], [0, 1, 3])]
+    size = np.linalg.norm(affine[:3, :2], axis=0)
+    if abs(np.linalg.det(flat[:2, :2])) < 0.5 * size.prod():
+        return np.diag([*size, 1.0])
+    return flat
+
+
+def _grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
+    try:
+        return Grid(shape, affine)  # type: ignore[arg-type]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _without_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array with NaN and Inf dealt with, and where they were not."""
+    if array.dtype.kind != "f":
+        return array, None
+    good = np.isfinite(array)
+    bad = int(good.size - good.sum())
+    if bad == 0:
+        return array, None
+    where = np.unravel_index(int(np.argmin(good)), array.shape)
+    if bad == good.size:
+        raise InputError(f"{path}: no finite voxel at all")
+    if policy == "error":
+        raise InputError(
+            f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); mend them, or pass --nan zero or --nan mask"
+        )
+    log.warning("%s: %d voxels are NaN or Inf: %s", path, bad, "set to 0" if policy == "zero" else "masked out")
+    return np.where(good, array, 0), good if policy == "mask" else None
+
+
+def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None = None, strict: bool = False) -> Image:
+    """A scalar image, (1, 1, *s) float32.
+
+    Args:
+        source: a path, or a nibabel image.
+        nan: what to do with NaN and Inf: ``error``, ``zero``, or ``mask`` (excluded from the similarity).
+        volume: of a 4D file.
+        strict: refuse a file without s-form and q-form.
+
+    Raises:
+        InputError: the file cannot be trusted; RELIABILITY faults 1 to 13 and 17 to 28.
+    """
+    if nan not in get_args(NanPolicy):
+        raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
+    path, stored = _stored(source)
+    array, affine = _spatial(path, _read_raw(path, stored, strict=strict), volume)
+    array, good = _without_nan(path, array, nan)
+    mask = None if good is None else _tensor(good)
+    return Image(_tensor(array), _grid(path, array.shape, affine), mask)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+
+
+def read_labels(path: Source, like: Image | None = None) -> Image:
+    """A label map, (1, 1, *s) of whole numbers; with ``like``, it must lie on that image's grid.
+
+    Raises:
+        InputError: labels that are not whole numbers, or another grid.
+    """
+    image = read_image(path)
+    if not torch.equal(image.data, image.data.round()):
+        raise InputError(f"{path}: labels must be whole numbers")
+    if like is not None and not (image.grid.shape == like.grid.shape and image.grid.same_frame(like.grid)):
+        raise InputError(f"{path}: the labels' grid {image.grid.shape} is not that of their image {like.grid.shape}, or lies elsewhere")
+    return image
+
+
+def read_mask(path: Source, image: Image) -> Image:
+    """``image`` with a mask: everything above 0 counts. A mask on another grid is resampled through the world.
+
+    Raises:
+        InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
+    """
+    mask = read_image(path)
+    binary = Image((mask.data > 0).float(), mask.grid)
+    if not bool(binary.data.any()):
+        raise InputError(f"{path}: the mask is empty (a voxel counts where it is > 0)")
+    if mask.grid != image.grid:
+        if mask.grid.ndim != image.grid.ndim:
+            raise InputError(f"{path}: a {mask.grid.ndim}D mask {mask.grid.shape} for a {image.grid.ndim}D image {image.grid.shape}")
+        if mask.grid.shape != image.grid.shape and np.allclose(mask.grid.affine, image.grid.affine):
+            raise InputError(f"{path}: shape {mask.grid.shape} at the affine of an image of {image.grid.shape}: one of the two is wrong")
+        if mask.grid.shape != image.grid.shape or not mask.grid.same_frame(image.grid):
+            log.warning("%s: another grid than its image: resampled by nearest neighbour", path)
+        points = mask.locate(image.grid.identity(image.data), image.grid)
+        binary = Image(sample(binary.data, points, mask.grid, mode="nearest", outside="zero"), image.grid)
+        if not bool(binary.data.any()):
+            raise InputError(f"{path}: the mask does not reach its image")
+    return Image(image.data, image.grid, binary.data if image.mask is None else image.mask * binary.data)
+
+
+def nifti_bytes(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> bytes:
+    """A NIfTI-1 file: s-form and q-form (where the affine has one) of the RAS+ (4, 4) ``affine``."""
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_intent(intent)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    return image.to_bytes()
+
+
+def embedded(grid: Grid) -> np.ndarray:
+    """(4, 4) affine of a 2D or 3D grid."""
+    if grid.ndim == 3:
+        return np.asarray(grid.affine)
+    out = np.eye(4)
+    out[np.ix_([0, 1, 3], [0, 1, 3])] = np.asarray(grid.affine)
+    out[2, 2] = sum(grid.voxel) / 2
+    return out
+
+
+def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
+    """Atomically, compressed where the name ends in .gz."""
+    write_atomically(path, compressed(data) if os.fspath(path).endswith(".gz") else data)
+
+
+def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False) -> None:
+    """``data`` (1, 1, *s) or (1, *s) as float32, or as the smallest whole-number type that holds it."""
+    array = data.detach().cpu().reshape(grid.shape).numpy()
+    array = np.rint(array).astype(np.int16 if np.abs(array).max(initial=0) < 2**15 else np.int32) if integer else array.astype(np.float32)
+    write_nifti(path, nifti_bytes(array, embedded(grid)))

@@ -1,0 +1,72 @@
+"""Landmarks and points: CSV files with a header, world millimetres (RAS+)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from rdmm.io.files import existing, write_atomically
+from rdmm.types import InputError, nearest
+
+
+def _rows(path: str | os.PathLike[str], wanted: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+    path = existing(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = [c.strip() for c in reader.fieldnames or []]
+    reader.fieldnames = columns
+    missing = [c for c in wanted if c not in columns]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]!r}{nearest(missing[0], columns)}; the header must hold {', '.join(wanted)}")
+    rows = list(reader)
+    if not rows:
+        raise InputError(f"{path}: no rows under the header")
+    return rows, columns
+
+
+def _numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: Sequence[str]) -> np.ndarray:
+    out = np.empty((len(rows), len(columns)))
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            try:
+                out[i, j] = float(row[column])
+            except (TypeError, ValueError):
+                raise InputError(f"{path}: row {i + 2}: {column} is {row[column]!r}, not a number") from None
+            if not np.isfinite(out[i, j]):
+                raise InputError(f"{path}: row {i + 2}: {column} is {row[column]}")
+    return out
+
+
+def read_landmarks(path: str | os.PathLike[str], ndim: int = 3) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Fixed and moving points (n, d), and each one's region ('' where the file has none).
+
+    Raises:
+        InputError: a column is missing, or a row (named) holds no number.
+    """
+    names = [f"{kind}_{axis}" for kind in ("fixed", "moving") for axis in "xyz"[:ndim]]
+    rows, columns = _rows(path, names)
+    points = _numbers(path, rows, names)
+    regions = [row["region"] for row in rows] if "region" in columns else [""] * len(rows)
+    return points[:, :ndim], points[:, ndim:], regions
+
+
+def read_points(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
+    """Points (n, d) of the columns x, y[, z]."""
+    rows, _ = _rows(path, "xyz"[:ndim])
+    return _numbers(path, rows, "xyz"[:ndim])
+
+
+def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:
+    """Points (n, d) as x, y[, z]."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow("xyz"[: points.shape[1]])
+    writer.writerows([[f"{x:.6f}" for x in row] for row in points])
+    write_atomically(path, buffer.getvalue().encode())

@@ -1,0 +1,155 @@
+"""Transforms on disk, as ANTs and ITK write them.
+
+A warp is a NIfTI file (X, Y, Z, 1, 3) (2D: (X, Y, 1, 1, 2)), intent 1007, float32: at each voxel of the fixed grid the
+displacement u in LPS millimetres, x -> x + u(x), pulling back. An affine is ITK's MATLAB-4 file, LPS as well.
+Between files, transforms are maps of world millimetres (RAS+): ``Affine`` with a world matrix, or ``Placed``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rdmm.grid import Grid
+from rdmm.io.files import existing, write_atomically
+from rdmm.io.nifti import _grid, _plane, _read_raw, embedded, nifti_bytes, write_nifti
+from rdmm.transform import Affine, Composed, Dense, Identity, Placed, Transform
+from rdmm.types import InputError, OutputError, Tensor
+
+_VECTOR_INTENT, _DISPLACEMENT_INTENT = 1007, 1006
+
+
+def lps(d: int) -> np.ndarray:
+    """(d+1, d+1) matrix that turns RAS into LPS, and back."""
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) if d == 3 else np.diag([-1.0, -1.0, 1.0])
+
+
+def require_itk_grid(grid: Grid, what: str) -> None:
+    """Raise OutputError for a sheared grid, which ITK's origin, spacing and direction cannot hold."""
+    axes = np.asarray(grid.affine)[:-1, :-1] / np.asarray(grid.voxel)
+    if np.abs(axes.T @ axes - np.eye(grid.ndim)).max() > 1e-3:
+        raise OutputError(
+            f"{what}: its axes are sheared, and ITK files (warps) cannot hold that; resample it to a grid with right angles first"
+        )
+
+
+def world_displacement(u: Tensor, grid: Grid) -> np.ndarray:
+    """u (1, d, *s) in domain units -> (*s, d) in RAS millimetres."""
+    vectors = u.detach().cpu().double().numpy()[0]
+    return np.moveaxis(np.tensordot(grid.frame[:-1, :-1], vectors, axes=1), 0, -1)
+
+
+def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid) -> None:
+    """The displacement u (1, d, *s), domain units of ``grid``."""
+    require_itk_grid(grid, os.fspath(path))
+    d = grid.ndim
+    vectors = world_displacement(u, grid) @ lps(d)[:d, :d]
+    shape = (*grid.shape, *(1,) * (4 - d), d)
+    write_nifti(path, nifti_bytes(vectors.reshape(shape).astype(np.float32), embedded(grid), intent=_VECTOR_INTENT))
+
+
+def read_warp(path: str | os.PathLike[str]) -> Placed:
+    """A displacement field as a map of world millimetres.
+
+    Raises:
+        InputError: the file is not a vector field in ITK's layout, or not finite.
+    """
+    path = existing(path)
+    raw = _read_raw(path, path.read_bytes(), strict=True)
+    shape, intent = raw.array.shape, int(raw.header["intent_code"])
+    if len(shape) != 5 or shape[3] != 1 or shape[4] not in (2, 3) or (shape[4] == 2) != (shape[2] == 1):
+        raise InputError(f"{path}: shape {shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is wanted")
+    if intent == _DISPLACEMENT_INTENT:
+        raise InputError(f"{path}: intent 1006 (DISPVECT): AFNI or FSL vectors, not ITK's; convert it with rdmm convert")
+    if not np.isfinite(raw.array).all():
+        raise InputError(f"{path}: the displacement has NaN or Inf")
+    d = shape[4]
+    grid = _grid(path, shape[:d], raw.affine if d == 3 else _plane(raw.affine))
+    vectors = raw.array.reshape(*shape[:d], d).astype(np.float64) @ lps(d)[:d, :d]
+    u = np.tensordot(np.linalg.inv(grid.frame)[:d, :d], np.moveaxis(vectors, -1, 0), axes=1)
+    return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid), grid)
+
+
+def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
+    """The world matrix (d+1, d+1), RAS millimetres, fixed -> moving, as ITK's AffineTransform_double."""
+    from scipy.io import savemat
+
+    d = matrix.shape[0] - 1
+    m = lps(d) @ matrix @ lps(d)
+    parameters = np.concatenate([m[:d, :d].ravel(), m[:d, d]])[:, None]
+    buffer = io.BytesIO()
+    savemat(buffer, {f"AffineTransform_double_{d}_{d}": parameters, "fixed": np.zeros((d, 1))}, format="4")
+    write_atomically(path, buffer.getvalue())
+
+
+def read_affine(path: str | os.PathLike[str]) -> Affine:
+    """An ITK affine (.mat, or text .txt/.tfm) as a map of world millimetres."""
+    path = existing(path)
+    content = _mat(path) if path.suffix == ".mat" else _text(path)
+    d = content["fixed"].size
+    kinds = (f"AffineTransform_double_{d}_{d}", f"MatrixOffsetTransformBase_double_{d}_{d}", f"AffineTransform_float_{d}_{d}")
+    name = next((k for k in kinds if k in content), None)
+    if d not in (2, 3) or name is None or content[name].size != d * d + d:
+        raise InputError(f"{path}: not an ITK affine; it holds {', '.join(content)}")
+    p, centre = content[name].ravel().astype(np.float64), content["fixed"].ravel().astype(np.float64)
+    m = np.eye(d + 1)
+    m[:d, :d] = p[: d * d].reshape(d, d)
+    m[:d, d] = p[d * d :] + centre - m[:d, :d] @ centre
+    if not np.isfinite(m).all() or abs(np.linalg.det(m)) < 1e-9:
+        raise InputError(f"{path}: the affine is singular or not finite")
+    return Affine(torch.as_tensor(lps(d) @ m @ lps(d)))
+
+
+def _mat(path: Path) -> dict[str, np.ndarray]:
+    from scipy.io import loadmat
+
+    try:
+        content = {k: np.asarray(v) for k, v in loadmat(path).items() if not k.startswith("__")}
+    except Exception as error:
+        raise InputError(f"{path}: not a MATLAB-4 file as ITK writes them: {error}") from error
+    if "fixed" not in content:
+        raise InputError(f"{path}: not an ITK transform: no entry 'fixed'")
+    return content
+
+
+def _text(path: Path) -> dict[str, np.ndarray]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+        numbers = {k: np.array(fields[k].split(), dtype=np.float64) for k in ("Parameters", "FixedParameters")}
+        return {fields["Transform"].strip(): numbers["Parameters"], "fixed": numbers["FixedParameters"]}
+    except (KeyError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not an ITK text transform ({type(error).__name__}: {error})") from error
+
+
+def read_transform(name: str) -> Transform:
+    """One -t argument: a warp, an affine, or ``[AFFINE,1]`` for an affine's inverse; a map of world millimetres."""
+    if name.startswith("[") and name.endswith("]"):
+        path, _, flag = name[1:-1].rpartition(",")
+        if flag.strip() not in ("0", "1"):
+            raise InputError(f"{name}: write [FILE,1] for the inverse of an affine")
+        transform = read_transform(path.strip())
+        if flag.strip() == "0":
+            return transform
+        if not isinstance(transform, Affine):
+            raise InputError(f"{path}: only an affine is inverted by [FILE,1]; write a warp's inverse with rdmm invert")
+        return transform.inverse()
+    if name.endswith((".mat", ".txt", ".tfm")):
+        return read_affine(name)
+    if name.endswith((".nii", ".nii.gz")):
+        return read_warp(name)
+    existing(name)
+    raise InputError(f"{name}: a transform is a warp (.nii, .nii.gz) or an ITK affine (.mat, .txt, .tfm)")
+
+
+def read_transforms(names: list[str]) -> Transform:
+    """A list of -t arguments, points going through the first one first (so the last is applied first to an image)."""
+    transforms = [read_transform(n) for n in names]
+    out: Transform = Identity()
+    for t in transforms:
+        out = t if isinstance(out, Identity) else Composed(out, t)
+    return out

@@ -1,0 +1,114 @@
+"""How good a registration is, and how regular its map. Folds are counted two ways (INTERFACE.md, Evaluation)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from rdmm import ops
+from rdmm.grid import Grid
+from rdmm.transform import Transform
+from rdmm.types import Tensor
+
+
+def dice(a: Tensor, b: Tensor, labels: Iterable[int] | None = None) -> dict[int, float]:
+    """Dice of each label (default: all but 0 in either map); NaN where a label is missing from one of the two."""
+    a, b = a.flatten().round().long(), b.flatten().round().long()
+    if labels is None:
+        labels = sorted((set(a.unique().tolist()) | set(b.unique().tolist())) - {0})
+    out = {}
+    for label in labels:
+        in_a, in_b = a == label, b == label
+        size_a, size_b = int(in_a.sum()), int(in_b.sum())
+        out[int(label)] = 2 * int((in_a & in_b).sum()) / (size_a + size_b) if size_a and size_b else math.nan
+    return out
+
+
+def mean_dice(values: dict[int, float]) -> tuple[float, int]:
+    """Mean over labels present in both maps, and their number; (NaN, 0) if there are none."""
+    valid = [v for v in values.values() if not math.isnan(v)]
+    return (sum(valid) / len(valid), len(valid)) if valid else (math.nan, 0)
+
+
+def tre(fixed: np.ndarray, moving: np.ndarray, transform: Transform | None = None) -> np.ndarray:
+    """Distances (n,) of moving landmarks to the mapped fixed ones; points (n, d), map and distances in world millimetres."""
+    mapped = fixed if transform is None else transform(torch.as_tensor(fixed.T[None])).detach()[0].numpy().T
+    return np.linalg.norm(mapped - moving, axis=1)
+
+
+def folds(u: Tensor, grid: Grid) -> dict[str, float]:
+    """By central differences of phi = id + u (domain units): percent of voxels with det <= 0, and the papers' "folds",
+    the sum of |det| where it is negative."""
+    det = ops.jacobian_determinant(u.double(), grid)
+    return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(-det.clamp_max(0).sum())}
+
+
+def corner_determinants(u: Tensor, grid: Grid) -> Tensor:
+    """Determinants of phi = id + u on the simplices that every cell of the grid splits into, (k, b, *(n_i - 1)).
+
+    2D: the four triangles at the corners of a pixel square. 3D: the eight tetrahedra at the corners of a voxel cube and the
+    two in its middle: the ten determinants of Liu et al., "On finite difference Jacobian computation in deformable image
+    registration", IJCV 2024. A map whose ten determinants are all positive does not fold between voxels either, which
+    central differences miss. Each is normalised so that the identity has 1.
+    """
+    d = grid.ndim
+    phi = grid.identity(u) + u
+    h = torch.tensor(grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
+
+    def vertex(corner: tuple[int, ...]) -> Tensor:
+        index = tuple(slice(c, n - 1 + c) for c, n in zip(corner, grid.shape, strict=True))
+        return phi[(slice(None), slice(None), *index)] / h
+
+    points = {c: vertex(c) for c in itertools.product((0, 1), repeat=d)}
+    out = []
+    for corner in points:
+        columns = []
+        for axis in range(d):
+            other = list(corner)
+            other[axis] = 1 - other[axis]
+            columns.append((points[tuple(other)] - points[corner]) * (1 - 2 * corner[axis]))
+        out.append(ops.determinant(columns))
+    if d == 3:
+        for parity in (0, 1):
+            # the tetrahedron of the four vertices of one parity; half its signed volume ratio to a corner's is 2
+            a, b, c, e = (points[p] for p in sorted(points) if sum(p) % 2 == parity)
+            det = ops.determinant([b - a, c - a, e - a]) / 2
+            out.append(det if parity else -det)
+    return torch.stack(out)
+
+
+def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
+    """``folded_cells_percent``: cells where any of the (10 or 4) determinants is <= 0; ``ndv_percent``: negative volume
+    over the volume of the domain (Liu et al.)."""
+    det = corner_determinants(u.double(), grid)
+    folded = (det <= 0).any(0)
+    if grid.ndim == 2:
+        volume = -det.clamp_max(0).sum(0) / 4  # each square is split in two ways into two triangles of 1/2
+    else:
+        volume = -(det[:8].clamp_max(0).sum(0) / 6 + det[8:].clamp_max(0).sum(0) / 3) / 2  # two ways: 4 x 1/6 + 1/3
+    return {"folded_cells_percent": 100 * float(folded.double().mean()), "ndv_percent": 100 * float(volume.mean())}
+
+
+def sd_log_jacobian(u: Tensor, grid: Grid, mask: Tensor | None = None) -> float:
+    """Standard deviation of log det D phi (central differences, det clamped at 1e-3), over the mask (b, 1, *s)."""
+    log = ops.jacobian_determinant(u.double(), grid).clamp_min(1e-3).log()
+    return float((log if mask is None else log[mask[:, 0] > 0.5]).std())
+
+
+def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) -> float:
+    """Mean |T(T^{-1}(x)) - x| in millimetres over the grid's points whose image under T^{-1} is inside the grid."""
+    x = grid.identity(torch.zeros(1, dtype=torch.float64))
+    y = inverse(x)
+    far = torch.tensor(grid.extent, dtype=x.dtype).view(1, -1, *(1,) * grid.ndim)
+    inside = ((y >= 0) & (y <= far)).all(1)
+    error = (transform(y) - x).square().sum(1).sqrt()[inside]
+    return float(error.mean()) * grid.length
+
+
+def regularity(u: Tensor, grid: Grid) -> dict[str, float]:
+    """All measures of a map's regularity: folds both ways and SDlogJ."""
+    return {**folds(u, grid), **non_diffeomorphic_volume(u, grid), "sd_log_jacobian": sd_log_jacobian(u, grid)}

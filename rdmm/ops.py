@@ -1,0 +1,139 @@
+"""Sampling and finite differences on grids. The last ``grid.ndim`` axes of every tensor are space.
+
+The only module that calls ``grid_sample``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from rdmm.grid import Grid
+from rdmm.types import DivergenceError, Tensor
+
+Mode = Literal["linear", "nearest"]
+
+
+def require_finite(x: Tensor, what: str) -> None:
+    """Raise DivergenceError unless all of ``x`` is finite. A NaN must not reach ``grid_sample``: it kills the process."""
+    if not torch.isfinite(x.detach().sum()):
+        raise DivergenceError(f"{what} is not finite: the trajectory diverged; shorten the step or raise the integrator's steps")
+
+
+def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear", outside: Literal["edge", "zero"] = "edge") -> Tensor:
+    """``values`` at ``points``.
+
+    Args:
+        values: (b, c, *s) on ``grid``.
+        points: (b, d, *t) in domain units of ``grid``'s frame; a batch of 1 serves all.
+        mode: multilinear or nearest-neighbour interpolation.
+        outside: beyond the grid, the value of its nearest edge, or zero.
+
+    Returns:
+        (b, c, *t).
+
+    Raises:
+        DivergenceError: a point is not finite.
+    """
+    require_finite(points, "a map")
+    d = grid.ndim
+    batch = max(values.shape[0], points.shape[0])
+    unit = torch.stack([points[:, i] * (2 / grid.extent[i]) - 1 for i in reversed(range(d))], dim=-1)
+    flat = unit if unit.ndim == d + 2 else unit.reshape(unit.shape[0], *(1,) * (d - 1), -1, d)
+    out = F.grid_sample(
+        values.expand(batch, *values.shape[1:]),
+        flat.expand(batch, *flat.shape[1:]),
+        mode="bilinear" if mode == "linear" else mode,
+        padding_mode="border" if outside == "edge" else "zeros",
+        align_corners=True,
+    )
+    return out if unit.ndim == d + 2 else out.reshape(*out.shape[:2], *points.shape[2:])
+
+
+def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(b, c, *s) on another number of voxels in the same frame, by multilinear interpolation (no low-pass)."""
+    if tuple(values.shape[2:]) == tuple(shape):
+        return values
+    return F.interpolate(values, size=tuple(shape), mode="trilinear" if len(shape) == 3 else "bilinear", align_corners=True)
+
+
+class _Partial(torch.autograd.Function):
+    """Central difference along one axis, one-sided at the two ends, and its transpose."""
+
+    @staticmethod
+    def forward(ctx, f: Tensor, axis: int, h: float) -> Tensor:  # type: ignore[override]
+        ctx.axis, ctx.h = axis, h
+        n = f.shape[axis]
+        out = torch.empty_like(f)
+        torch.sub(f.narrow(axis, 2, n - 2), f.narrow(axis, 0, n - 2), out=out.narrow(axis, 1, n - 2)).mul_(0.5 / h)
+        torch.sub(f.narrow(axis, 1, 1), f.narrow(axis, 0, 1), out=out.narrow(axis, 0, 1)).mul_(1 / h)
+        torch.sub(f.narrow(axis, n - 1, 1), f.narrow(axis, n - 2, 1), out=out.narrow(axis, n - 1, 1)).mul_(1 / h)
+        return out
+
+    @staticmethod
+    def backward(ctx, g: Tensor):  # type: ignore[override, no-untyped-def]
+        axis, h = ctx.axis, ctx.h
+        n = g.shape[axis]
+        out = torch.zeros_like(g)
+        inner, first, last = g.narrow(axis, 1, n - 2) * (0.5 / h), g.narrow(axis, 0, 1) / h, g.narrow(axis, n - 1, 1) / h
+        out.narrow(axis, 2, n - 2).add_(inner)
+        out.narrow(axis, 0, n - 2).sub_(inner)
+        out.narrow(axis, 1, 1).add_(first)
+        out.narrow(axis, 0, 1).sub_(first)
+        out.narrow(axis, n - 1, 1).add_(last)
+        out.narrow(axis, n - 2, 1).sub_(last)
+        return out, None, None
+
+
+def partial(f: Tensor, axis: int, grid: Grid) -> Tensor:
+    """d f / d x_axis by central differences (one-sided at the edges); ``f`` is (..., *s)."""
+    return _Partial.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis])
+
+
+def jacobian(f: Tensor, grid: Grid) -> list[Tensor]:
+    """[d_j f for each axis j], each of the shape of ``f``: a list, since products of slices beat einsum on CPU."""
+    return [partial(f, j, grid) for j in range(grid.ndim)]
+
+
+def advect(f: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """(D f) v = sum_j v_j d_j f for f (b, c, *s) and v (b, d, *s)."""
+    df = jacobian(f, grid)
+    return sum((df[j] * v[:, j : j + 1] for j in range(1, grid.ndim)), df[0] * v[:, :1])
+
+
+def determinant(columns: list[Tensor]) -> Tensor:
+    """Determinant of the matrices whose column j is ``columns[j]`` (b, d, *s); (b, *s)."""
+    if len(columns) == 2:
+        (a, c), (b, e) = (x.unbind(1) for x in columns)
+        return a * e - b * c
+    (a0, a1, a2), (b0, b1, b2), (c0, c1, c2) = (x.unbind(1) for x in columns)
+    return a0 * (b1 * c2 - b2 * c1) - b0 * (a1 * c2 - a2 * c1) + c0 * (a1 * b2 - a2 * b1)
+
+
+def map_jacobian(u: Tensor, grid: Grid) -> list[Tensor]:
+    """Columns d_j phi of D phi for phi = id + u; u (b, d, *s)."""
+    columns = jacobian(u, grid)
+    unit = torch.eye(grid.ndim, dtype=u.dtype, device=u.device)
+    return [c + unit[j].view(1, -1, *(1,) * grid.ndim) for j, c in enumerate(columns)]
+
+
+def jacobian_determinant(u: Tensor, grid: Grid) -> Tensor:
+    """det D(id + u) by central differences, (b, *s); u (b, d, *s) in domain units."""
+    return determinant(map_jacobian(u, grid))
+
+
+def compose(u: Tensor, w: Tensor, grid: Grid, identity: Tensor) -> Tensor:
+    """Displacement of (id + u) ∘ (id + w); displacements (b, d, *s) in domain units, extended by their edge values."""
+    return w + sample(u, identity + w, grid)
+
+
+def integral(f: Tensor, grid: Grid) -> Tensor:
+    """(b,) integral of f (b, ..., *s) over the domain."""
+    return f.flatten(1).sum(1) * grid.cell
+
+
+def inner(a: Tensor, b: Tensor, grid: Grid) -> Tensor:
+    """(b,) inner product <a, b> = integral of a . b."""
+    return integral(a * b, grid)

@@ -1,0 +1,64 @@
+"""What a registration minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from rdmm.dynamics import RDMM, Dynamics, InitialConditions
+from rdmm.penalty import NoPenalty, Penalty
+from rdmm.shape import Image, Pair
+from rdmm.transform import Transform
+from rdmm.types import ConfigError, Tensor
+
+Similarity = Callable[[Image, Image], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Energy:
+    """Terms of the objective, (b,) each."""
+
+    total: Tensor
+    similarity: Tensor
+    velocity: Tensor
+    weights: Tensor
+
+    def as_dict(self) -> dict[str, float]:
+        """Means over the batch."""
+        return {name: float(getattr(self, name).detach().mean()) for name in ("total", "similarity", "velocity", "weights")}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """1/2 <m0, v0> + similarity_weight * Sim(I0 ∘ phi(1), I1) + Reg(h(0)).
+
+    Args:
+        similarity_weight: large values trust the images, small ones the regularizer.
+    """
+
+    dynamics: Dynamics
+    similarity: Similarity
+    penalty: Penalty = field(default_factory=NoPenalty)
+    similarity_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.similarity_weight > 0:
+            raise ConfigError(f"similarity_weight must be > 0, not {self.similarity_weight}")
+
+    def energy(self, ic: InitialConditions, pair: Pair, step: int = 0) -> tuple[Energy, Transform]:
+        """The objective at ``ic``, and the map phi(1), fixed -> pre-aligned moving.
+
+        Args:
+            step: iteration or epoch, for the penalty's schedule.
+        """
+        source = pair.source
+        transform = self.dynamics.shoot(ic, source)
+        similarity = self.similarity_weight * self.similarity(pair.moved_by(transform), pair.fixed)
+        velocity = 0.5 * self.dynamics.energy(ic, source)
+        weights = torch.zeros_like(velocity)
+        if ic.weights is not None and isinstance(self.dynamics, RDMM):
+            grid = ic.grid(source)
+            weights = self.penalty(ic.weights, self.dynamics.weight_scale(grid), self.dynamics.smoother, grid, step)
+        return Energy(similarity + velocity + weights, similarity, velocity, weights), transform

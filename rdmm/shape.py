@@ -1,0 +1,126 @@
+"""What is registered: images on grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
+
+import torch
+
+from rdmm.grid import Grid, apply_matrix
+from rdmm.ops import Mode, resize, sample
+from rdmm.smoother import lowpass
+from rdmm.transform import Identity, Transform, composed
+from rdmm.types import InputError, Tensor
+
+
+class Shape(Protocol):
+    """An object that a transform moves."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+    def moved_by(self, transform: Transform, onto: Grid | None = None) -> Self: ...
+
+    def scaled(self, factor: float) -> Self: ...
+
+    def composed(self, first: Transform, then: Transform) -> Transform: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Intensities on a grid, with an optional mask of where they count.
+
+    Args:
+        data: (b, c, *s).
+        grid: of the last axes.
+        mask: (b, 1, *s) in [0, 1], or None: everywhere.
+    """
+
+    data: Tensor
+    grid: Grid
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, x in (("data", self.data), ("mask", self.mask)):
+            if x is not None and tuple(x.shape[2:]) != self.grid.shape:
+                raise InputError(
+                    f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}"
+                )
+
+    def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear") -> Image:
+        """Pull-back I ∘ T: the image at T(x) for each voxel x of ``onto`` (default: its own grid).
+
+        ``transform`` is in domain units of ``onto``'s frame. Beyond the image: its edge value; beyond the mask: 0.
+        """
+        onto = onto or self.grid
+        points = self.locate(transform(onto.identity(self.data)), onto)
+        mask = None if self.mask is None else sample(self.mask, points, self.grid, mode=mode, outside="zero")
+        return Image(sample(self.data, points, self.grid, mode=mode), onto, mask)
+
+    def locate(self, points: Tensor, frame: Grid) -> Tensor:
+        """Points (b, d, *t) in domain units of ``frame`` in this image's own domain units."""
+        if self.grid.same_frame(frame):
+            return points
+        return apply_matrix(torch.linalg.inv(torch.as_tensor(self.grid.frame)) @ torch.as_tensor(frame.frame), points)
+
+    def scaled(self, factor: float) -> Image:
+        """One level of a pyramid: see Grid.scaled."""
+        return self.resampled(self.grid.scaled(factor))
+
+    def resampled(self, grid: Grid) -> Image:
+        """On a grid of the same frame, after a low-pass along the axes where it is coarser."""
+        if grid == self.grid:
+            return self
+        data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (self.data, self.mask))
+        assert data is not None
+        return Image(data, grid, mask)
+
+    def composed(self, first: Transform, then: Transform) -> Transform:
+        """The transform of moving by ``first`` and then by ``then``: images pull back, first ∘ then."""
+        return composed(then, first)
+
+    def to(self, *args: torch.device | torch.dtype | str) -> Image:
+        return Image(self.data.to(*args), self.grid, None if self.mask is None else self.mask.to(*args))
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A fixed and a moving shape, and what is known of the map between them.
+
+    Args:
+        fixed, moving: each on its own grid.
+        initial: fixed -> moving, in the fixed frame; what is solved for is composed with it.
+        regions: label map (b, 1, *s) of the moving shape as an Image, for pre-defined regularizers.
+    """
+
+    fixed: Image
+    moving: Image
+    initial: Transform = field(default_factory=Identity)
+    regions: Image | None = None
+
+    def scaled(self, factor: float) -> Pair:
+        """Both shapes at the resolution that ``factor`` gives the fixed one."""
+        fixed, moving = self.fixed.grid, self.moving.grid
+        other = min(1.0, factor * min(moving.voxel) / min(fixed.voxel))
+        return replace(self, fixed=self.fixed.scaled(factor), moving=self.moving.scaled(other))
+
+    @property
+    def source(self) -> Image:
+        """The shape that is shot, in the frame that its initial conditions live in: the pre-aligned space."""
+        aligned = isinstance(self.initial, Identity) and self.moving.grid.same_frame(self.fixed.grid)
+        return self.moving if aligned else self.fixed
+
+    def after(self, transform: Transform) -> Pair:
+        """The pair seen through ``transform`` as the new initial map."""
+        return replace(self, initial=transform)
+
+    def moved_by(self, transform: Transform) -> Image:
+        """The moving shape on the fixed grid, by the initial map and then by ``transform``."""
+        return self.moving.moved_by(self.moving.composed(self.initial, transform), self.fixed.grid)
+
+
+def bounds(grids: Sequence[Grid]) -> str:
+    """The world boxes of grids, for messages."""
+    return " and ".join(f"[{', '.join(f'{a:.0f}..{b:.0f}' for a, b in g.corners().T)}] mm" for g in grids)

@@ -1,0 +1,8 @@
+"""Similarities: (moved, target) -> (b,), zero or lowest where the two agree. One file and one YAML each."""
+
+from rdmm.similarity.lncc import LNCC, MultiKernelLNCC
+from rdmm.similarity.ncc import NCC
+from rdmm.similarity.nmi import NMI
+from rdmm.similarity.ssd import SSD
+
+__all__ = ["LNCC", "NCC", "NMI", "SSD", "MultiKernelLNCC"]

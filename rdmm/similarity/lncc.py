@@ -1,0 +1,139 @@
+"""Local normalised cross-correlation over box windows, one or several (mk-LNCC; Shen et al., CVPR 2019).
+
+At each voxel, with means, variances and covariance over the window (weighted by the mask),
+
+    cc^2 = (|cov| + e)^2 / ((var_a + e_a) (var_b + e_b)),    e_x = kappa VAR(x),  e = sqrt(e_a e_b),
+
+VAR being the variance over the whole image. So it is invariant to affine changes of either intensity, 1 where both are
+flat, about 0 where only one is, and its gradient is finite. The value is 1 - mean cc^2.
+
+Box sums are running sums, so a window of any size costs the same. On CPU one fused pass (``fused.py``, numba) makes the
+value and the analytic gradient; elsewhere, and as its test, the same formula in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+
+from rdmm.grid import Grid
+from rdmm.shape import Image
+from rdmm.similarity.masks import TINY, moments, overlap
+from rdmm.types import ConfigError, Tensor
+
+KAPPA = 1e-4
+Unit = Literal["voxel", "domain"]
+Radius = tuple[int, ...]
+
+
+def box_sum(x: Tensor, radius: Radius) -> Tensor:
+    """Sums of x (b, c, *s) over windows of 2 r_i + 1 voxels, cut at the edges of the grid; linear time for any r."""
+    for axis, r in zip(range(x.ndim - len(radius), x.ndim), radius, strict=True):
+        n = x.shape[axis]
+        r = min(r, n - 1)
+        total = F.pad(x.cumsum(axis).movedim(axis, -1), (r + 1, 0))
+        total = torch.cat([total, total[..., -1:].expand(*total.shape[:-1], r)], -1)
+        x = (total[..., 2 * r + 1 :] - total[..., : -2 * r - 1]).movedim(-1, axis)
+    return x
+
+
+def local_correlation(a: Tensor, b: Tensor, weight: Tensor | None, radius: Radius) -> Tensor:
+    """(b,) mean of cc^2 over space and channels, in plain torch: a, b (b, c, *s), weight (b, 1, *s) or None."""
+    w = torch.ones_like(a[:, :1]) if weight is None else weight
+    shape = (*a.shape[:2], *(1,) * len(radius))
+    total = w.flatten(1).sum(1).view(-1, 1, *(1,) * len(radius))
+    a = a - ((a * w).flatten(2).sum(2).view(shape) / total).detach()
+    b = b - ((b * w).flatten(2).sum(2).view(shape) / total).detach()
+    va, vb, _ = (x.view(shape) + TINY for x in moments(a, b, w))
+    count = box_sum(w, radius).clamp_min(1e-6)
+    ma, mb = box_sum(w * a, radius) / count, box_sum(w * b, radius) / count
+    var_a = (box_sum(w * a * a, radius) / count - ma**2).clamp_min(0)
+    var_b = (box_sum(w * b * b, radius) / count - mb**2).clamp_min(0)
+    cov = box_sum(w * a * b, radius) / count - ma * mb
+    cc = (cov.abs() + KAPPA * (va * vb).sqrt()) ** 2 / ((var_a + KAPPA * va) * (var_b + KAPPA * vb))
+    return ((cc * w).flatten(2).sum(2) / total.flatten(1)).mean(1)
+
+
+def fused_available(x: Tensor) -> bool:
+    """Whether the fused CPU kernel serves a tensor."""
+    if x.device.type != "cpu":
+        return False
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class MultiKernelLNCC:
+    """1 - sum_k weight_k mean cc_k^2 over windows of several sizes; (b,), mean over channels.
+
+    Args:
+        windows: side lengths, odd numbers of voxels, or fractions of the longest edge (``unit="domain"``), where each
+            axis gets the odd number of voxels nearest to it.
+        weights: of the windows, positive; they are made to sum to 1.
+        unit: ``voxel`` or ``domain``.
+        fused: None: the fused kernel where it serves; True or False: force.
+    """
+
+    windows: Sequence[float] = (1 / 16, 1 / 8, 1 / 4)
+    weights: Sequence[float] = (0.1, 0.3, 0.6)
+    unit: Unit = "domain"
+    fused: bool | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.windows or len(self.windows) != len(self.weights):
+            raise ConfigError(f"similarity: {len(self.windows)} windows but {len(self.weights)} weights; give one weight per window")
+        if self.unit not in get_args(Unit):
+            raise ConfigError(f"similarity.unit must be voxel or domain, not {self.unit!r}")
+        if self.unit == "voxel" and any(w < 3 or w % 2 != 1 for w in self.windows):
+            raise ConfigError(f"similarity windows in voxels must be odd and at least 3, not {list(self.windows)}")
+        if self.unit == "domain" and any(not 0 < w <= 1 for w in self.windows):
+            raise ConfigError(f"similarity windows in domain units must be in (0, 1], not {list(self.windows)}")
+        if any(w <= 0 for w in self.weights):
+            raise ConfigError(f"similarity weights must be positive, not {list(self.weights)}")
+
+    def radii(self, grid: Grid) -> list[Radius]:
+        """Voxels on each side of the centre, per window and axis."""
+        if self.unit == "voxel":
+            radii = [(int(w) // 2,) * grid.ndim for w in self.windows]
+        else:
+            radii = [tuple(max(1, round((w / h - 1) / 2)) for h in grid.spacing) for w in self.windows]
+        for w, r in zip(self.windows, radii, strict=True):
+            if all(2 * ri + 1 > 2 * n for ri, n in zip(r, grid.shape, strict=True)):
+                raise ConfigError(f"a window of {w} {self.unit}s is larger than the image of {grid.shape} voxels; make it smaller")
+        return radii
+
+    def __call__(self, moved: Image, target: Image) -> Tensor:
+        weight = overlap(moved, target)
+        radii, total = self.radii(target.grid), sum(self.weights)
+        weights = [w / total for w in self.weights]
+        if self.fused if self.fused is not None else fused_available(moved.data):
+            from rdmm.similarity.fused import fused_correlation
+
+            return 1 - fused_correlation(moved.data, target.data, weight, radii, weights, KAPPA)
+        with torch.autocast(moved.data.device.type, enabled=False):
+            a, b = moved.data, target.data
+            return 1 - sum(w * local_correlation(a, b, weight, r) for w, r in zip(weights, radii, strict=True))
+
+
+@dataclass(frozen=True)
+class LNCC:
+    """1 - mean cc^2 over one box window of ``window`` voxels (odd); (b,). See MultiKernelLNCC."""
+
+    window: int = 5
+    fused: bool | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        self._kernel()
+
+    def _kernel(self) -> MultiKernelLNCC:
+        return MultiKernelLNCC((self.window,), (1.0,), "voxel", self.fused)
+
+    def __call__(self, moved: Image, target: Image) -> Tensor:
+        return self._kernel()(moved, target)

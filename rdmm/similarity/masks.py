@@ -1,0 +1,46 @@
+"""What the masks of two images leave to compare."""
+
+from __future__ import annotations
+
+import torch
+
+from rdmm.shape import Image
+from rdmm.types import DivergenceError, InputError, Tensor
+
+
+def overlap(moved: Image, target: Image) -> Tensor | None:
+    """Weight (b, 1, *s) of each voxel, the product of the masks; None where there are none.
+
+    Raises:
+        InputError: the images do not have the same shape.
+        DivergenceError: nothing is left to compare (a line search steps back from there).
+    """
+    if moved.data.shape[1:] != target.data.shape[1:]:
+        raise InputError(
+            f"a similarity compares images of one shape, not {tuple(moved.data.shape[1:])} and {tuple(target.data.shape[1:])}"
+            " (channels, then voxels)"
+        )
+    masks = [m for m in (moved.mask, target.mask) if m is not None]
+    if not masks:
+        return None
+    weight = masks[0] if len(masks) == 1 else masks[0] * masks[1]
+    if not bool((weight.flatten(1).sum(1) > 1).all()):
+        raise DivergenceError("the masks of the two images do not overlap: nothing to compare")
+    return weight
+
+
+def mean(x: Tensor, weight: Tensor | None, dims: tuple[int, ...] | None = None) -> Tensor:
+    """Weighted mean of x (b, c, *s) over space, (b, c, 1...); with ``weight`` (b, 1, *s) or None."""
+    dims = dims or tuple(range(2, x.ndim))
+    if weight is None:
+        return x.mean(dims, keepdim=True)
+    return (x * weight).sum(dims, keepdim=True) / weight.sum(dims, keepdim=True)
+
+
+def moments(a: Tensor, b: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Variances of a, of b and their covariance over space, (b, c) each."""
+    a, b = a - mean(a, weight), b - mean(b, weight)
+    return tuple(mean(x, weight).flatten(1) for x in (a * a, b * b, a * b))  # type: ignore[return-value]
+
+
+TINY = torch.finfo(torch.float32).tiny ** 0.5

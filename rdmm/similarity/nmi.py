@@ -1,0 +1,63 @@
+"""Normalised mutual information (Studholme, Hill, Hawkes, Pattern Recognition 32, 1999)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rdmm.shape import Image
+from rdmm.similarity.masks import overlap
+from rdmm.types import ConfigError, Tensor
+
+
+@dataclass(frozen=True)
+class NMI:
+    """2 - (H(a) + H(b)) / H(a, b), mean over channels; (b,).
+
+    The joint histogram is a Parzen estimate: each voxel is shared by the neighbouring bins by quadratic B-splines, so
+    that the gradient is continuous.
+
+    Args:
+        bins: of each intensity, between the image's own minimum and maximum.
+    """
+
+    bins: int = 32
+
+    def __post_init__(self) -> None:
+        if self.bins < 4:
+            raise ConfigError(f"similarity.bins must be at least 4, not {self.bins}")
+
+    def __call__(self, moved: Image, target: Image) -> Tensor:
+        weight = overlap(moved, target)
+        values = []
+        for i in range(moved.data.shape[0]):
+            w = None if weight is None else weight[i, 0].flatten()
+            channels = zip(moved.data[i].flatten(1), target.data[i].flatten(1), strict=True)
+            values.append(torch.stack([self._channel(a, b, w) for a, b in channels]).mean())
+        return torch.stack(values)
+
+    def _channel(self, a: Tensor, b: Tensor, weight: Tensor | None) -> Tensor:
+        ia, wa = self._shares(a)
+        ib, wb = self._shares(b)
+        joint = a.new_zeros(self.bins * self.bins)
+        for p in range(3):
+            for q in range(3):
+                share = wa[p] * wb[q] if weight is None else wa[p] * wb[q] * weight
+                joint = joint.index_add(0, (ia + p) * self.bins + ib + q, share)
+        joint = (joint / joint.sum()).view(self.bins, self.bins)
+        both = _entropy(joint.flatten())
+        return 2 - (_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / both.clamp_min(1e-6)
+
+    def _shares(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """First of three bins of each voxel, and its shares in them."""
+        low, high = x.detach().min(), x.detach().max()
+        position = (x - low) / (high - low).clamp_min(1e-12) * (self.bins - 3) + 1
+        centre = position.detach().round()
+        t = position - centre
+        shares = [0.5 * (0.5 - t) ** 2, 0.75 - t**2, 0.5 * (0.5 + t) ** 2]
+        return (centre - 1).long().clamp(0, self.bins - 3), shares
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp_min(1e-12).log()).sum()

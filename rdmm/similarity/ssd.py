@@ -1,0 +1,18 @@
+"""Mean squared difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rdmm.shape import Image
+from rdmm.similarity.masks import mean, overlap
+from rdmm.types import Tensor
+
+
+@dataclass(frozen=True)
+class SSD:
+    """mean over voxels and channels of (moved - target)^2; (b,). A mean, so that it does not depend on the resolution."""
+
+    def __call__(self, moved: Image, target: Image) -> Tensor:
+        weight = overlap(moved, target)
+        return mean((moved.data - target.data) ** 2, weight).flatten(1).mean(1)

@@ -1,0 +1,198 @@
+"""Gaussian smoothers in the spectral domain: K_sigma has the Fourier symbol exp(-2 pi^2 sigma^2 |k|^2).
+
+The symbol depends on |k|^2 alone, so K is diagonal in products of *real* one-dimensional waves. Along each axis the
+waves are the columns of a small matrix B (n, M), and K m = B diag(symbol) B^T m costs 2d matrix products. Waves that the
+narrowest Gaussian extinguishes are left out, so for a fixed sigma M does not grow with n: the cost is linear in voxels.
+The boundary is a choice of waves:
+
+    zero      sines and cosines of the grid padded as far as the widest Gaussian reaches (linear convolution)
+    periodic  sines and cosines of the grid itself
+    reflect   the cosines of the DCT-II; constants stay constant
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+
+from rdmm.grid import Grid
+from rdmm.types import ConfigError, Tensor
+
+Boundary = Literal["zero", "periodic", "reflect"]
+Unit = Literal["domain", "mm"]
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """What is left out of a symbol and beyond a kernel's reach: far under the rounding of an energy."""
+    return 1e-12 if dtype == torch.float64 else 1e-5
+
+
+@lru_cache(maxsize=256)
+def _waves(
+    n: int, h: float, narrow: float, wide: float, boundary: Boundary, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Orthonormal waves (n, M) of one axis and their frequencies (M,), cycles per domain unit.
+
+    ``narrow`` and ``wide``: the smallest and largest sigma, in domain units.
+    """
+    log = math.log(1 / _tolerance(dtype))
+    highest = math.sqrt(log / 2) / (math.pi * narrow) if narrow > 0 else math.inf
+    x = torch.arange(n, dtype=torch.float64)
+    if boundary == "reflect":
+        k = torch.arange(n, dtype=torch.float64)
+        waves = torch.cos(math.pi * k * (x[:, None] + 0.5) / n) * math.sqrt(2 / n)
+        waves[:, 0] /= math.sqrt(2)
+        frequency = k / (2 * n * h)
+    else:
+        period = n if boundary == "periodic" else n + math.ceil(wide * math.sqrt(2 * log) / h)
+        k = torch.arange(period // 2 + 1, dtype=torch.float64)
+        k = k[k / (period * h) <= highest]
+        phase = 2 * math.pi * k * x[:, None] / period
+        single = (k == 0) | (2 * k == period)  # the constant and, for an even period, the Nyquist wave have no sine
+        scale = torch.where(single, 1.0, math.sqrt(2.0)) / math.sqrt(period)
+        waves = torch.cat([torch.cos(phase) * scale, (torch.sin(phase) * scale)[:, ~single]], 1)
+        frequency = torch.cat([k, k[~single]]) / (period * h)
+    keep = frequency <= highest
+    return waves[:, keep].to(device, dtype), frequency[keep].to(device, dtype)
+
+
+def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """``matrix`` (m, n) applied along one axis of ``x``."""
+    n, shape = x.shape[axis], x.shape
+    trailing = math.prod(shape[axis + 1 :])
+    if trailing == 1:
+        out = x.reshape(-1, n) @ matrix.T
+    else:
+        out = torch.matmul(matrix, x.reshape(-1, n, trailing))
+    return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
+
+
+def spectral_filter(
+    x: Tensor,
+    grid: Grid,
+    symbol: Callable[[Tensor], Tensor],
+    *,
+    narrow: float,
+    wide: float,
+    boundary: Boundary,
+) -> Tensor:
+    """B diag(symbol(|k|^2)) B^T x for x (b, c, *s); self-adjoint by construction.
+
+    Args:
+        symbol: of |k|^2, cycles per domain unit.
+        narrow, wide: sigmas (domain units) that fix the band that is kept and the padding; ``narrow=0`` keeps all.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        axes = range(x.ndim - grid.ndim, x.ndim)
+        waves = [
+            _waves(n, h, narrow, wide, boundary, x.dtype, x.device) for n, h in zip(grid.shape, grid.spacing, strict=True)
+        ]
+        for axis, (basis, _) in zip(reversed(axes), reversed(waves), strict=True):
+            x = _along(basis.T, x, axis)
+        squares = [k.square().view(-1, *(1,) * (grid.ndim - 1 - i)) for i, (_, k) in enumerate(waves)]
+        x = x * symbol(sum(squares[1:], squares[0]))
+        for axis, (basis, _) in zip(axes, waves, strict=True):
+            x = _along(basis, x, axis)
+        return x
+
+
+def gaussian_symbol(sigma: float) -> Callable[[Tensor], Tensor]:
+    """|k|^2 -> exp(-2 pi^2 sigma^2 |k|^2)."""
+    return lambda k2: torch.exp(-2 * math.pi**2 * sigma**2 * k2)
+
+
+def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect") -> Tensor:
+    """G_sigma * x for x (b, c, *s), sigma in domain units; constants stay constant at the default boundary."""
+    if sigma == 0:
+        return x
+    return spectral_filter(x, grid, gaussian_symbol(sigma), narrow=sigma, wide=sigma, boundary=boundary)
+
+
+def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
+    """x (b, c, *s) blurred along each axis for the voxels of ``coarse``, a grid of the same frame.
+
+    The blur takes a voxel of width h to one of width k: variance (k^2 - h^2) / 4, zero along axes that are not reduced.
+    """
+    for axis, (n, h, k) in enumerate(zip(grid.shape, grid.spacing, coarse.spacing, strict=True), x.ndim - grid.ndim):
+        if k > h * (1 + 1e-6):
+            sigma = 0.5 * math.sqrt(k**2 - h**2)
+            basis, frequency = _waves(n, h, sigma, sigma, "reflect", x.dtype, x.device)
+            x = _along((basis * gaussian_symbol(sigma)(frequency**2)) @ basis.T, x, axis)
+    return x
+
+
+@dataclass(frozen=True)
+class MultiGaussian:
+    """K = sum_i w_i^2 K_{sigma_i}, and its region-specific form K(w) m = sum_i w_i K_{sigma_i} * (w_i m) (MODEL.md section 2).
+
+    Args:
+        sigmas: increasing standard deviations.
+        weights: the papers' squared weights w_i^2 (of LDDMM: h_i^2), summing to 1.
+        boundary: ``zero``, ``periodic`` or ``reflect``.
+        unit: of the sigmas, ``domain`` units or ``mm``.
+
+    Raises:
+        ConfigError: sigmas or weights that make no kernel.
+    """
+
+    sigmas: Sequence[float]
+    weights: Sequence[float]
+    boundary: Boundary = "zero"
+    unit: Unit = "domain"
+
+    def __post_init__(self) -> None:
+        sigmas, weights = tuple(map(float, self.sigmas)), tuple(map(float, self.weights))
+        if not sigmas or len(sigmas) != len(weights):
+            raise ConfigError(f"smoother: {len(sigmas)} sigmas but {len(weights)} weights; give one weight per sigma")
+        if not all(0 < s < math.inf for s in sigmas) or any(b <= a for a, b in zip(sigmas, sigmas[1:], strict=False)):
+            raise ConfigError(f"smoother.sigmas must be positive and increasing, not {list(sigmas)}")
+        if not all(w >= 0 for w in weights) or not abs(sum(weights) - 1) <= 0.01:
+            raise ConfigError(f"smoother.weights (squared weights) must be >= 0 and sum to 1, not {list(weights)} (sum {sum(weights):.4g})")
+        for name, value, known in (("boundary", self.boundary, get_args(Boundary)), ("unit", self.unit, get_args(Unit))):
+            if value not in known:
+                raise ConfigError(f"smoother.{name} must be one of {', '.join(known)}, not {value!r}")
+        object.__setattr__(self, "sigmas", sigmas)
+        object.__setattr__(self, "weights", tuple(w / sum(weights) for w in weights))
+
+    def scales(self, grid: Grid) -> tuple[float, ...]:
+        """The sigmas in domain units of ``grid``."""
+        return tuple(s / grid.length for s in self.sigmas) if self.unit == "mm" else tuple(self.sigmas)
+
+    def symbol(self, grid: Grid) -> Callable[[Tensor], Tensor]:
+        """|k|^2 -> sum_i w_i^2 exp(-2 pi^2 sigma_i^2 |k|^2)."""
+        terms = [(w, gaussian_symbol(s)) for w, s in zip(self.weights, self.scales(grid), strict=True) if w > 0]
+        return lambda k2: sum((w * g(k2) for w, g in terms[1:]), terms[0][0] * terms[0][1](k2))
+
+    def _band(self, grid: Grid) -> tuple[float, float]:
+        used = [s for w, s in zip(self.weights, self.scales(grid), strict=True) if w > 0]
+        return used[0], used[-1]
+
+    def __call__(self, m: Tensor, grid: Grid) -> Tensor:
+        """Velocity v = K * m of constant weights, one filter for all Gaussians; m, v (b, d, *s)."""
+        narrow, wide = self._band(grid)
+        return spectral_filter(m, grid, self.symbol(grid), narrow=narrow, wide=wide, boundary=self.boundary)
+
+    def parts(self, m: Tensor, w: Tensor, grid: Grid) -> list[Tensor]:
+        """nu_i = K_{sigma_i} * (w_i m), a list of (b, d, *s); m (b, d, *s), weights w (b, n, *s)."""
+        return [gaussian(w[:, i : i + 1] * m, s, grid, self.boundary) for i, s in enumerate(self.scales(grid))]
+
+    def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = 1e-3) -> Tensor:
+        """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol; ``inverse``: back, on the band that K passes.
+
+        Where K passes (symbol over delta) this is K^{-1/2}, so that <m, K m> = |z|^2 and steps in z are steps in the
+        metric (MODEL.md section 7). What K extinguishes is left out of m: it would not move anything, but it would make the
+        transport of m noisy.
+        """
+        narrow, wide = self._band(grid)
+        symbol = self.symbol(grid)
+
+        def gain(k2: Tensor) -> Tensor:
+            s = symbol(k2)
+            return (s + delta) / s.sqrt() if inverse else s.sqrt() / (s + delta)
+
+        return spectral_filter(z, grid, gain, narrow=narrow, wide=wide, boundary="reflect")

@@ -1,0 +1,226 @@
+"""Stages: a pair to a map. Affine or deformable, optimised or predicted, all have one form and compose in a Chain."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+
+from rdmm.affine import Model, Start, in_frame, parameter_count, starts, widened, world_matrix
+from rdmm.dynamics import RDMM, InitialConditions
+from rdmm.initial import Initializer, Zero
+from rdmm.optimise import LBFGS, History, Optimiser, minimise
+from rdmm.problem import Problem, Similarity
+from rdmm.shape import Image, Pair
+from rdmm.similarity import NCC
+from rdmm.transform import Affine, Identity, Transform, composed
+from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a stage found.
+
+    Attributes:
+        transform: fixed -> (pre-aligned) moving, in the fixed frame's domain units.
+        inverse: its inverse, from the same geodesic.
+        energy: terms of the objective at the end.
+        ic: initial conditions of a deformable stage.
+        history: one row per iteration.
+        seconds: per stage, by name.
+    """
+
+    transform: Transform
+    inverse: Transform
+    energy: dict[str, float]
+    ic: InitialConditions | None = None
+    history: History = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """(pair) -> Result; composes with ``pair.initial`` and leaves it out of its own map."""
+
+    def __call__(self, pair: Pair) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Skip:
+    """No change."""
+
+    def __call__(self, pair: Pair) -> Result:
+        return Result(Identity(), Identity(), {})
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stage after stage, each seeing the pair through the maps before it."""
+
+    stages: Sequence[Stage]
+
+    def __call__(self, pair: Pair) -> Result:
+        transform, inverse = Identity(), Identity()
+        total = Result(transform, inverse, {})
+        for stage in self.stages:
+            seen = pair.after(composed(transform, pair.initial))
+            result = stage(seen)
+            transform = composed(result.transform, transform)
+            inverse = composed(inverse, result.inverse)
+            seconds = dict(total.seconds)
+            for name, value in result.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + value
+            total = Result(transform, inverse, result.energy or total.energy, result.ic or total.ic, total.history + result.history, seconds)
+        return total
+
+
+@dataclass(frozen=True)
+class Deform:
+    """A geodesic found by an optimiser from an initializer's start (with NoOptimiser: learned mode)."""
+
+    problem: Problem
+    optimizer: Optimiser = field(default_factory=LBFGS)
+    initializer: Initializer = field(default_factory=Zero)
+
+    def __call__(self, pair: Pair) -> Result:
+        begin = time.perf_counter()
+        if overlap_fraction(pair) < 0.999:
+            pair = _covered(pair)
+        with torch.no_grad():
+            ic = self.initializer(pair)
+        if isinstance(self.problem.dynamics, RDMM) and ic.weights is None:
+            ic = InitialConditions(ic.momentum, self.problem.dynamics.preweights(ic, ic.grid(pair.source)))
+        ic, history = self.optimizer(self.problem, pair, ic)
+        with torch.no_grad():
+            transform, inverse = self.problem.dynamics.flow(ic, pair.source)
+            energy = self.problem.energy(ic, pair, len(history))[0].as_dict()
+        return Result(transform, inverse, energy, ic, history, {"deform": time.perf_counter() - begin})
+
+
+Init = Literal["auto", "header", "com", "axes"]
+LEAST_OVERLAP = 0.2
+
+
+@dataclass(frozen=True)
+class AffineOpt:
+    """Affine registration: model after model (translation, rigid, similarity, affine), coarse to fine, by L-BFGS.
+
+    Args:
+        similarity: global ones serve best; NMI for two modalities.
+        models: in this order on the coarsest scale; the last one goes on to finer scales.
+        voxels: sizes of the levels, as the number of voxels along the longest edge; levels finer than the image are left out.
+        iterations: of each model on each level.
+        init: ``header``, ``com``, ``axes``, or ``auto``: the best of all after a rigid search on the coarsest level.
+    """
+
+    similarity: Similarity = field(default_factory=NCC)
+    models: Sequence[Model] = ("translation", "rigid", "similarity", "affine")
+    voxels: Sequence[int] = (24, 48, 80)
+    iterations: int = 40
+    init: Init = "auto"
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.init not in get_args(Init):
+            raise ConfigError(f"affine.init must be one of {', '.join(get_args(Init))}, not {self.init!r}")
+        if not self.models or not self.voxels or self.iterations < 1 or min(self.voxels) < 8:
+            raise ConfigError("affine: at least one model, one level of 8 voxels or more, and one iteration are needed")
+        for model in self.models:
+            parameter_count(model, 3)
+
+    def __call__(self, pair: Pair) -> Result:
+        begin = time.perf_counter()
+        levels = self._levels(pair)
+        start, p = self._best_start(levels[0])
+        d = pair.fixed.grid.ndim
+        history: History = []
+        for k, level in enumerate(levels):
+            for model in self.models if k == 0 else self.models[-1:]:
+                if parameter_count(model, d) < p.numel():
+                    continue
+                p, f = self._search(level, start, widened(p, model, d), self.iterations)
+                history.append({"level": float(k), "parameters": float(p.numel()), "total": f, "similarity": f})
+                log.info("affine level %d %s %s: similarity %.5f", k, "x".join(map(str, level.fixed.grid.shape)), model, f)
+        matrix = world_matrix(p.double(), start, pair.fixed.grid.length)
+        transform = in_frame(matrix, pair.fixed.grid)
+        energy = {"total": f, "similarity": f, "velocity": 0.0, "weights": 0.0}
+        return Result(transform, transform.inverse(), energy, None, history, {"affine": time.perf_counter() - begin})
+
+    def _levels(self, pair: Pair) -> list[Pair]:
+        longest = max(pair.fixed.grid.shape)
+        factors = sorted({min(1.0, n / longest) for n in self.voxels})
+        return [_covered(pair.scaled(f)) for f in factors]
+
+    def _best_start(self, level: Pair) -> tuple[Start, Tensor]:
+        """The start whose rigid search ends lowest; another orientation must beat the files' own clearly."""
+        d = level.fixed.grid.ndim
+        model: Model = "rigid" if "rigid" in self.models else self.models[0]
+        candidates: list[tuple[float, Start, Tensor]] = []
+        for start in starts(level.fixed, level.moving, self.init):
+            p = torch.zeros(parameter_count("translation", d), dtype=torch.float64)
+            try:
+                p, _ = self._search(level, start, p, 8)
+                p, f = self._search(level, start, widened(p, model, d), 12)
+            except DivergenceError as error:
+                log.debug("affine start %s: %s", start.name, error)
+                continue
+            candidates.append((f * (1.1 if start.name == "axes" else 1.0), start, p))
+        if not candidates:
+            raise InputError("no start of the affine search makes the images overlap; check the files' geometry, or try --init com")
+        _, start, p = min(candidates, key=lambda c: c[0])
+        log.info("affine start: %s", start.name)
+        return start, p
+
+    def _search(self, level: Pair, start: Start, p: Tensor, iterations: int) -> tuple[Tensor, float]:
+        grid = level.fixed.grid
+
+        def objective(p: Tensor) -> tuple[float, Tensor]:
+            p = p.detach().requires_grad_()
+            moved = level.moved_by(in_frame(world_matrix(p, start, grid.length), grid))
+            if moved.mask is not None and float(moved.mask.mean()) < LEAST_OVERLAP:
+                raise DivergenceError("the images hardly overlap")
+            f = self.similarity(moved, level.fixed).sum()
+            (gradient,) = torch.autograd.grad(f, p)
+            return float(f.detach()), gradient
+
+        return minimise(
+            objective,
+            p.double(),
+            iterations=iterations,
+            first_step=lambda g: 0.02 / float(g.abs().max()),
+            tolerance=self.tolerance,
+        )
+
+
+def _covered(pair: Pair) -> Pair:
+    """The pair with a mask of the moving image's field of view, so that what lies beyond it does not count."""
+    moving = pair.moving
+    if moving.mask is None:
+        moving = Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]))
+    return Pair(pair.fixed, moving, pair.initial)
+
+
+def overlap_fraction(pair: Pair) -> float:
+    """Part of the fixed image's voxels that the initial map takes into the moving image's field of view."""
+    x = pair.fixed.grid.identity(pair.fixed.data.double())
+    y = pair.moving.locate(pair.initial(x), pair.fixed.grid)
+    far = torch.tensor(pair.moving.grid.extent, dtype=y.dtype, device=y.device).view(1, -1, *(1,) * (y.ndim - 2))
+    margin = 1e-6
+    return float(((y >= -margin) & (y <= far + margin)).all(1).double().mean())
+
+
+def affine_part(transform: Transform) -> Affine | None:
+    """The affine that a chain ends in (points go through it last), or None."""
+    last = getattr(transform, "then", transform)
+    return last if isinstance(last, Affine) else None
+
+
+def world(matrix: np.ndarray, pair: Pair) -> Affine:
+    """A world matrix as a transform in the pair's fixed frame."""
+    return Affine.from_world(matrix, pair.fixed.grid)

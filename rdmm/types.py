@@ -1,0 +1,76 @@
+"""Names shared by every module: tensor shapes, errors.
+
+Shapes are written in the field's letters: ``b`` batch, ``c`` channels, ``d`` dimensions (2 or 3), ``n`` Gaussians or
+points, ``*s`` the axes of an image grid, ``*t`` the axes of any set of points.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "ConfigError",
+    "DivergenceError",
+    "InputError",
+    "OutputError",
+    "RdmmError",
+    "ResourceError",
+    "Tensor",
+    "nearest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """``Tensor``, with torch loaded when it is first asked for: the command line starts without it."""
+    if name == "Tensor":
+        from torch import Tensor
+
+        return Tensor
+    raise AttributeError(f"module 'rdmm.types' has no attribute {name!r}")
+
+
+class RdmmError(Exception):
+    """A fault that the user can mend; ``exit_code`` is what a command returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(RdmmError):
+    """A key, value or combination of settings that cannot be used."""
+
+    exit_code = 2
+
+
+class InputError(RdmmError):
+    """A file or array that cannot be used."""
+
+    exit_code = 3
+
+
+class OutputError(RdmmError):
+    """A result that cannot be written."""
+
+    exit_code = 3
+
+
+class DivergenceError(RdmmError):
+    """A trajectory or energy that left the finite numbers."""
+
+    exit_code = 5
+
+
+class ResourceError(RdmmError):
+    """Not enough memory for what was asked."""
+
+    exit_code = 3
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
