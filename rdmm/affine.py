@@ -55,25 +55,24 @@ def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
     (similarity) or a full symmetric matrix (affine). All of order 1, so that one step length suits them all.
     """
     d = start.fixed_centre.size
-    as_tensor = {"dtype": p.dtype, "device": p.device}
     turns = d * (d - 1) // 2
-    linear = torch.eye(d, **as_tensor)
+    linear = torch.eye(d).to(p)
     rest = p[d + turns :]
     if p.numel() > d:
         linear = torch.linalg.matrix_exp(skew(p[d : d + turns], d))
     if rest.numel() == 1:
         linear = linear * torch.exp(rest)
     elif rest.numel():
-        stretch = torch.zeros(d, d, **as_tensor)
+        stretch = p.new_zeros(d, d)
         for value, (i, j) in zip(rest, itertools.combinations_with_replacement(range(d), 2), strict=True):
-            unit = torch.zeros(d, d, **as_tensor)
+            unit = p.new_zeros(d, d)
             unit[i, j] = unit[j, i] = 1.0
             stretch = stretch + value * unit
         linear = linear @ torch.linalg.matrix_exp(stretch)
-    linear = linear @ torch.as_tensor(start.rotation, **as_tensor)
-    fixed, moving = (torch.as_tensor(c, **as_tensor) for c in (start.fixed_centre, start.moving_centre))
+    linear = linear @ torch.as_tensor(start.rotation).to(p)
+    fixed, moving = (torch.as_tensor(c).to(p) for c in (start.fixed_centre, start.moving_centre))
     shift = moving + length * p[:d] - linear @ fixed
-    last = torch.zeros(1, d + 1, **as_tensor)
+    last = p.new_zeros(1, d + 1)
     last[0, d] = 1.0
     return torch.cat([torch.cat([linear, shift[:, None]], 1), last])
 

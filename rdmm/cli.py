@@ -22,10 +22,10 @@ DIRECTION = "Warps pull back: they take a fixed point to the moving point that b
 class Program(click.Group):
     """Turns faults into one line and an exit code."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in sys.argv
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.ctx.get_help() if error.ctx else "", err=True)
             sys.exit(2)
@@ -114,7 +114,13 @@ def progress(quiet: bool) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[energy]}"), TimeElapsedColumn(), console=Console(stderr=True))
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[energy]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
     task = bar.add_task("affine", total=None, energy="")
 
     class Handler(logging.Handler):
@@ -201,11 +207,16 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
         result = registration.run(inputs, config, device=o["device"], seed=o["seed"])
         written = result.save(out, overwrite=True)
     shown = {k: v for k, v in result.metrics.items() if isinstance(v, float | int)}
-    _print(result.summary() if o["as_json"] else {**shown, "seconds": result.result.seconds["total"], "files": [str(p) for p in written]}, o["as_json"])
+    _print(
+        result.summary() if o["as_json"] else {**shown, "seconds": result.result.seconds["total"], "files": [str(p) for p in written]},
+        o["as_json"],
+    )
     if seen:
         return 128 + seen["signal"]
     if max_folding is not None and result.metrics["folded_cells_percent"] > max_folding:
-        raise DivergenceError(f"{result.metrics['folded_cells_percent']:.3g} % of the cells fold, more than --max-folding {max_folding:g}; the result is written")
+        raise DivergenceError(
+            f"{result.metrics['folded_cells_percent']:.3g} % of the cells fold, more than --max-folding {max_folding:g}; written all the same"
+        )
     return 0
 
 

@@ -57,7 +57,10 @@ def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str
 
 def _ndim(transform: Transform) -> int:
     last = getattr(transform, "then", transform)
-    return last.grid.ndim if isinstance(last, Placed) else last.matrix.shape[-1] - 1  # type: ignore[attr-defined]
+    if isinstance(last, Placed):
+        return last.grid.ndim
+    assert isinstance(last, Affine)
+    return int(last.matrix.shape[-1]) - 1
 
 
 def _warp(name: str) -> tuple[torch.Tensor, Grid]:
@@ -139,20 +142,37 @@ def _geometry(grid: Grid) -> dict[str, Any]:
     import nibabel as nib
 
     axes = "".join(nib.aff2axcodes(np.asarray(grid.affine))) if grid.ndim == 3 else "2D"
-    return {"shape": list(grid.shape), "voxel_mm": [round(v, 6) for v in grid.voxel], "axes": axes, "box_mm": grid.corners().round(2).tolist()}
+    return {
+        "shape": list(grid.shape),
+        "voxel_mm": [round(v, 6) for v in grid.voxel],
+        "axes": axes,
+        "box_mm": grid.corners().round(2).tolist(),
+    }
 
 
 def _image_facts(name: str) -> dict[str, Any]:
     image = io.read_image(name, nan="mask")
     x = image.data if image.mask is None else image.data[image.mask > 0]
     bad = 0 if image.mask is None else int((image.mask == 0).sum())
-    return {"kind": "image", **_geometry(image.grid), "min": float(x.min()), "max": float(x.max()), "mean": float(x.mean()), "not_finite": bad}
+    return {
+        "kind": "image",
+        **_geometry(image.grid),
+        "min": float(x.min()),
+        "max": float(x.max()),
+        "mean": float(x.mean()),
+        "not_finite": bad,
+    }
 
 
 def _warp_facts(name: str) -> dict[str, Any]:
     u, grid = _warp(name)
     length = u.square().sum(1).sqrt() * grid.length
-    return {"kind": "warp, fixed -> moving", **_geometry(grid), "mean_mm": float(length.mean()), "max_mm": float(length.max())} | metrics.regularity(u, grid)
+    return {
+        "kind": "warp, fixed -> moving",
+        **_geometry(grid),
+        "mean_mm": float(length.mean()),
+        "max_mm": float(length.max()),
+    } | metrics.regularity(u, grid)
 
 
 def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:

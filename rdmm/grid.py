@@ -101,10 +101,7 @@ class Grid:
         (or the axis's own number, where that is smaller)."""
         target = min(self.voxel) / factor
         return self.resized(
-            [
-                min(n, max(min(n, smallest), round((n - 1) * h / max(h, target)) + 1))
-                for n, h in zip(self.shape, self.voxel, strict=True)
-            ]
+            [min(n, max(min(n, smallest), round((n - 1) * h / max(h, target)) + 1)) for n, h in zip(self.shape, self.voxel, strict=True)]
         )
 
     def same_frame(self, other: Grid) -> bool:

@@ -5,7 +5,9 @@ The only module that calls ``grid_sample``.
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib.util
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,17 @@ def require_finite(x: Tensor, what: str) -> None:
     """Raise DivergenceError unless all of ``x`` is finite. A NaN must not reach ``grid_sample``: it kills the process."""
     if not torch.isfinite(x.detach().sum()):
         raise DivergenceError(f"{what} is not finite: the trajectory diverged; shorten the step or raise the integrator's steps")
+
+
+@lru_cache
+def has_numba() -> bool:
+    """Whether numba can be imported."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the compiled CPU kernels serve a tensor."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and has_numba()
 
 
 def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear", outside: Literal["edge", "zero"] = "edge") -> Tensor:
@@ -37,6 +50,10 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
     Raises:
         DivergenceError: a point is not finite.
     """
+    if mode == "linear" and outside == "edge" and compiled(values):
+        from rdmm.kernels import sample as compiled_sample
+
+        return compiled_sample(values, points, grid.spacing)
     require_finite(points, "a map")
     d = grid.ndim
     batch = max(values.shape[0], points.shape[0])
@@ -63,7 +80,7 @@ class _Partial(torch.autograd.Function):
     """Central difference along one axis, one-sided at the two ends, and its transpose."""
 
     @staticmethod
-    def forward(ctx, f: Tensor, axis: int, h: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, f: Tensor, axis: int, h: float) -> Tensor:
         ctx.axis, ctx.h = axis, h
         n = f.shape[axis]
         out = torch.empty_like(f)
@@ -73,7 +90,7 @@ class _Partial(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, g: Tensor):  # type: ignore[override, no-untyped-def]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         axis, h = ctx.axis, ctx.h
         n = g.shape[axis]
         out = torch.zeros_like(g)

@@ -126,7 +126,7 @@ class Registration:
         grid = ic.grid(self.pair.source)
         u = displacement(split(self.result.transform)[0], grid, ic.momentum)
         carried = sample(ic.weights, grid.identity(u) + u, grid)
-        return tuple(resize(dynamics.local_sigma(h, grid), self.pair.fixed.grid.shape) for h in (ic.weights, carried))  # type: ignore[return-value]
+        return tuple(resize(dynamics.local_sigma(h, grid), self.pair.fixed.grid.shape) for h in (ic.weights, carried))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -320,7 +320,8 @@ def set_threads(threads: int | None) -> None:
     try:
         import numba
 
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(min(threads, most))
     except ImportError:
         pass
 
@@ -347,7 +348,9 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
     pair = inputs.pair
     require_itk_grid(pair.fixed.grid, names[0])
     regions = None if pair.regions is None else pair.regions.to(target)
-    seen = replace(pair, regions=regions, fixed=intensity(pair.fixed, names[0]).to(target), moving=intensity(pair.moving, names[1]).to(target))
+    seen = replace(
+        pair, regions=regions, fixed=intensity(pair.fixed, names[0]).to(target), moving=intensity(pair.moving, names[1]).to(target)
+    )
     begin = time.perf_counter()
     try:
         result = stages(seen)

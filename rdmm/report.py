@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rdmm.registration import Registration
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 PLANES = {2: [("plane", 1)], 3: [("sagittal", 0), ("coronal", 1), ("axial", 2)]}
 
@@ -32,7 +32,7 @@ table { border-collapse: collapse; } td { padding: .15em 1em .15em 0; border-bot
 pre { background: #f5f5f5; padding: 1em; overflow: auto; max-height: 30em; } .bad { color: #b00; font-weight: bold; }
 </style></head><body>
 <h1>{{ title }}</h1>
-<p>Status: <span class="{{ '' if status == 'done' else 'bad' }}">{{ status }}</span>. The map pulls back: fixed point &rarr; moving point.</p>
+<p>Status: <span class="{{ '' if status == 'done' else 'bad' }}">{{ status }}</span>. It pulls back: fixed point &rarr; moving point.</p>
 {% for heading, picture in pictures %}<h2>{{ heading }}</h2><img alt="{{ heading }}" src="data:image/png;base64,{{ picture }}">{% endfor %}
 <h2>Measures</h2><table>{% for name, value in metrics %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
 <h2>Run</h2><table>{% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
@@ -53,17 +53,23 @@ def render(registration: Registration, summary: dict[str, Any]) -> str:
     facts += [(f"version of {k}", v) for k, v in summary["versions"].items()]
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
     config = yaml.safe_dump(summary["config"], sort_keys=False)
-    return page.render(
-        title=title, status=summary["status"], pictures=pictures(registration), metrics=numbers, facts=facts, config=config
-    )
+    return page.render(title=title, status=summary["status"], pictures=pictures(registration), metrics=numbers, facts=facts, config=config)
 
 
 def pictures(registration: Registration) -> list[tuple[str, str]]:
     """(heading, base64 PNG) of every figure."""
-    out = [("Fixed, warped, moving; checkerboard and difference", _images(registration)), ("Deformed grid and log det J", _deformation(registration))]
+    out = [
+        ("Fixed, warped, moving; checkerboard and difference", _images(registration)),
+        ("Deformed grid and log det J", _deformation(registration)),
+    ]
     sigmas = registration.sigmas()
     if sigmas is not None:
-        out.append(("Local standard deviation of the regularizer, sigma(x) in mm, at t = 0 and t = 1", _sigma(sigmas, registration.pair.fixed.grid)))
+        out.append(
+            (
+                "Local standard deviation of the regularizer, sigma(x) in mm, at t = 0 and t = 1",
+                _sigma(sigmas, registration.pair.fixed.grid),
+            )
+        )
     if registration.result.history:
         out.append(("Energy by iteration", _curve(registration)))
     return out
@@ -115,9 +121,13 @@ def _images(registration: Registration) -> str:
         a, b, c = (_slice(x, axis, grid) for x in (fixed, warped, before))
         i, j = np.indices(a.shape)
         board = np.where((i * 8 // a.shape[0] + j * 8 // a.shape[1]) % 2 == 0, a, b)
-        for panel, picture, title in zip(row, (a, b, c, board, b - a), ("fixed", "warped", "moving", "checkerboard", "warped - fixed"), strict=True):
+        for panel, picture, title in zip(
+            row, (a, b, c, board, b - a), ("fixed", "warped", "moving", "checkerboard", "warped - fixed"), strict=True
+        ):
             signed = title == "warped - fixed"
-            panel.imshow(picture, cmap="RdBu_r" if signed else "gray", vmin=-1 if signed else 0, vmax=1, origin="lower", aspect=_aspect(axis, grid))
+            panel.imshow(
+                picture, cmap="RdBu_r" if signed else "gray", vmin=-1 if signed else 0, vmax=1, origin="lower", aspect=_aspect(axis, grid)
+            )
             panel.set_title(title)
         row[0].set_ylabel(name)
     return _png(figure)
@@ -151,7 +161,9 @@ def _sigma(sigmas: tuple[Tensor, Tensor], grid: Grid) -> str:
     low, high = min(float(s.min()) for s in sigmas), max(float(s.max()) for s in sigmas)
     for row, (name, axis) in zip(axes, planes, strict=True):
         for panel, s, t in zip(row, sigmas, (0, 1), strict=True):
-            shown = panel.imshow(_slice(s[0, 0], axis, grid), cmap="viridis", vmin=low, vmax=high, origin="lower", aspect=_aspect(axis, grid))
+            shown = panel.imshow(
+                _slice(s[0, 0], axis, grid), cmap="viridis", vmin=low, vmax=high, origin="lower", aspect=_aspect(axis, grid)
+            )
             panel.set_title(f"sigma at t = {t}")
             figure.colorbar(shown, ax=panel, fraction=0.046)
         row[0].set_ylabel(name)

@@ -45,9 +45,7 @@ class Image:
     def __post_init__(self) -> None:
         for name, x in (("data", self.data), ("mask", self.mask)):
             if x is not None and tuple(x.shape[2:]) != self.grid.shape:
-                raise InputError(
-                    f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}"
-                )
+                raise InputError(f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}")
 
     def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear") -> Image:
         """Pull-back I ∘ T: the image at T(x) for each voxel x of ``onto`` (default: its own grid).
@@ -81,8 +79,8 @@ class Image:
         """The transform of moving by ``first`` and then by ``then``: images pull back, first ∘ then."""
         return composed(then, first)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Image:
-        return Image(self.data.to(*args), self.grid, None if self.mask is None else self.mask.to(*args))
+    def to(self, device: torch.device) -> Image:
+        return Image(self.data.to(device), self.grid, None if self.mask is None else self.mask.to(device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ State = tuple[Tensor, ...]
 class Eulerian(Protocol):
     """A right-hand side d_t y = f(t, y)."""
 
-    def __call__(self, t: Tensor, y: State) -> State: ...
+    def __call__(self, t: Tensor, y: State, /) -> State: ...
 
 
 class SemiLagrangian(Protocol):
     """One step of length dt from y."""
 
-    def step(self, y: State, dt: float) -> State: ...
+    def step(self, y: State, dt: float, /) -> State: ...
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ The boundary is a choice of waves:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,9 +90,7 @@ def spectral_filter(
     """
     with torch.autocast(x.device.type, enabled=False):
         axes = range(x.ndim - grid.ndim, x.ndim)
-        waves = [
-            _waves(n, h, narrow, wide, boundary, x.dtype, x.device) for n, h in zip(grid.shape, grid.spacing, strict=True)
-        ]
+        waves = [_waves(n, h, narrow, wide, boundary, x.dtype, x.device) for n, h in zip(grid.shape, grid.spacing, strict=True)]
         for axis, (basis, _) in zip(reversed(axes), reversed(waves), strict=True):
             x = _along(basis.T, x, axis)
         squares = [k.square().view(-1, *(1,) * (grid.ndim - 1 - i)) for i, (_, k) in enumerate(waves)]
@@ -149,7 +148,7 @@ class MultiGaussian:
         sigmas, weights = tuple(map(float, self.sigmas)), tuple(map(float, self.weights))
         if not sigmas or len(sigmas) != len(weights):
             raise ConfigError(f"smoother: {len(sigmas)} sigmas but {len(weights)} weights; give one weight per sigma")
-        if not all(0 < s < math.inf for s in sigmas) or any(b <= a for a, b in zip(sigmas, sigmas[1:], strict=False)):
+        if not all(0 < s < math.inf for s in sigmas) or any(b <= a for a, b in itertools.pairwise(sigmas)):
             raise ConfigError(f"smoother.sigmas must be positive and increasing, not {list(sigmas)}")
         if not all(w >= 0 for w in weights) or not abs(sum(weights) - 1) <= 0.01:
             raise ConfigError(f"smoother.weights (squared weights) must be >= 0 and sum to 1, not {list(weights)} (sum {sum(weights):.4g})")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
-import numpy as np
 import torch
 
 from rdmm.affine import Model, Start, in_frame, parameter_count, starts, widened, world_matrix
@@ -18,7 +17,7 @@ from rdmm.optimise import LBFGS, History, Optimiser, minimise
 from rdmm.problem import Problem, Similarity
 from rdmm.shape import Image, Pair
 from rdmm.similarity import NCC
-from rdmm.transform import Affine, Identity, Transform, composed
+from rdmm.transform import Identity, Transform, composed
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,8 @@ class Chain:
     stages: Sequence[Stage]
 
     def __call__(self, pair: Pair) -> Result:
-        transform, inverse = Identity(), Identity()
+        transform: Transform = Identity()
+        inverse: Transform = Identity()
         total = Result(transform, inverse, {})
         for stage in self.stages:
             seen = pair.after(composed(transform, pair.initial))
@@ -76,7 +76,8 @@ class Chain:
             seconds = dict(total.seconds)
             for name, value in result.seconds.items():
                 seconds[name] = seconds.get(name, 0.0) + value
-            total = Result(transform, inverse, result.energy or total.energy, result.ic or total.ic, total.history + result.history, seconds)
+            history = total.history + result.history
+            total = Result(transform, inverse, result.energy or total.energy, result.ic or total.ic, history, seconds)
         return total
 
 
@@ -213,14 +214,3 @@ def overlap_fraction(pair: Pair) -> float:
     far = torch.tensor(pair.moving.grid.extent, dtype=y.dtype, device=y.device).view(1, -1, *(1,) * (y.ndim - 2))
     margin = 1e-6
     return float(((y >= -margin) & (y <= far + margin)).all(1).double().mean())
-
-
-def affine_part(transform: Transform) -> Affine | None:
-    """The affine that a chain ends in (points go through it last), or None."""
-    last = getattr(transform, "then", transform)
-    return last if isinstance(last, Affine) else None
-
-
-def world(matrix: np.ndarray, pair: Pair) -> Affine:
-    """A world matrix as a transform in the pair's fixed frame."""
-    return Affine.from_world(matrix, pair.fixed.grid)

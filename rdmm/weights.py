@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -28,7 +28,7 @@ def constant(squares: Sequence[float], grid: Grid, like: Tensor) -> Tensor:
     return h.view(1, -1, *(1,) * grid.ndim).expand(1, -1, *grid.shape).contiguous()
 
 
-def by_region(labels: Tensor, weights: dict[int, Sequence[float]], default: Sequence[float]) -> Tensor:
+def by_region(labels: Tensor, weights: Mapping[int, Sequence[float]], default: Sequence[float]) -> Tensor:
     """Squared pre-weights h^2 (b, n, *s) of a label map (b, 1, *s): ``weights[label]``, elsewhere ``default``.
 
     Raises:

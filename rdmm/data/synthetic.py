@@ -62,7 +62,9 @@ def _scene(rng: np.random.Generator, d: int) -> list[Solid]:
     for i in range(count):
         angle = start + 2 * math.pi * i / count
         centre = middle + 0.4 * np.array([math.cos(angle), math.sin(angle), *(0.0,) * (d - 2)])
-        scene.append(Solid(str(rng.choice(KINDS)), centre, np.full(d, 0.055) * rng.uniform(0.8, 1.2, d), rng.uniform(0, math.pi), OUTSIDE + i))
+        scene.append(
+            Solid(str(rng.choice(KINDS)), centre, np.full(d, 0.055) * rng.uniform(0.8, 1.2, d), rng.uniform(0, math.pi), OUTSIDE + i)
+        )
     return scene
 
 

@@ -82,7 +82,7 @@ def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
     m = lps(d) @ matrix @ lps(d)
     parameters = np.concatenate([m[:d, :d].ravel(), m[:d, d]])[:, None]
     buffer = io.BytesIO()
-    savemat(buffer, {f"AffineTransform_double_{d}_{d}": parameters, "fixed": np.zeros((d, 1))}, format="4")
+    savemat(buffer, {f"AffineTransform_double_{d}_{d}": parameters, "fixed": np.zeros((d, 1))}, format="4")  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
 
 

@@ -194,26 +194,27 @@ def _as_volume(x: np.ndarray) -> np.ndarray:
 
 class _FusedCorrelation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, weight, radii, weights, kappa):  # type: ignore[override, no-untyped-def]
-        values, grads = np.zeros(a.shape[0]), [None, None]
+    def forward(ctx, a: Tensor, b: Tensor, weight, radii, weights, kappa):  # type: ignore[no-untyped-def]
+        values = np.zeros(a.shape[0])
+        grads: list[np.ndarray | None] = [None, None]
         arrays = [x.detach().numpy() for x in (a, b)]
         masks = np.ones_like(arrays[0][:, :1]) if weight is None else weight.detach().to(a.dtype).numpy()
         for which in (0, 1):
-            need = ctx.needs_input_grad[which]
-            if which == 1 and not need:
+            total = np.zeros_like(arrays[which]) if ctx.needs_input_grad[which] else None
+            if which == 1 and total is None:
                 continue
-            grads[which] = np.zeros_like(arrays[which]) if need else None
+            grads[which] = total
             values[:] = 0
             for i in range(a.shape[0]):
                 for c in range(a.shape[1]):
                     first, second = (_as_volume(arrays[k][i, c]) for k in (which, 1 - which))
-                    grad = _as_volume(grads[which][i, c]) if need else None
+                    grad = None if total is None else _as_volume(total[i, c])
                     values[i] += _channel(first, second, _as_volume(masks[i, 0]), radii, weights, kappa, grad) / a.shape[1]
         ctx.save_for_backward(*(None if g is None else torch.from_numpy(g) / a.shape[1] for g in grads))
         return torch.from_numpy(values).to(a.dtype)
 
     @staticmethod
-    def backward(ctx, g: Tensor):  # type: ignore[override, no-untyped-def]
+    def backward(ctx, g: Tensor):  # type: ignore[no-untyped-def]
         scale = g.view(-1, *(1,) * (next(x for x in ctx.saved_tensors if x is not None).ndim - 1))
         grads = [None if x is None else x * scale for x in ctx.saved_tensors]
         return grads[0], grads[1], None, None, None, None

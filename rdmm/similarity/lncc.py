@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from rdmm.grid import Grid
+from rdmm.ops import compiled
 from rdmm.shape import Image
 from rdmm.similarity.masks import TINY, moments, overlap
 from rdmm.types import ConfigError, Tensor
@@ -56,17 +57,6 @@ def local_correlation(a: Tensor, b: Tensor, weight: Tensor | None, radius: Radiu
     cov = box_sum(w * a * b, radius) / count - ma * mb
     cc = (cov.abs() + KAPPA * (va * vb).sqrt()) ** 2 / ((var_a + KAPPA * va) * (var_b + KAPPA * vb))
     return ((cc * w).flatten(2).sum(2) / total.flatten(1)).mean(1)
-
-
-def fused_available(x: Tensor) -> bool:
-    """Whether the fused CPU kernel serves a tensor."""
-    if x.device.type != "cpu":
-        return False
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -113,13 +103,14 @@ class MultiKernelLNCC:
         weight = overlap(moved, target)
         radii, total = self.radii(target.grid), sum(self.weights)
         weights = [w / total for w in self.weights]
-        if self.fused if self.fused is not None else fused_available(moved.data):
+        if compiled(moved.data) if self.fused is None else self.fused:
             from rdmm.similarity.fused import fused_correlation
 
             return 1 - fused_correlation(moved.data, target.data, weight, radii, weights, KAPPA)
         with torch.autocast(moved.data.device.type, enabled=False):
             a, b = moved.data, target.data
-            return 1 - sum(w * local_correlation(a, b, weight, r) for w, r in zip(weights, radii, strict=True))
+            windows = [w * local_correlation(a, b, weight, r) for w, r in zip(weights, radii, strict=True)]
+            return 1 - torch.stack(windows).sum(0)
 
 
 @dataclass(frozen=True)
