@@ -2,9 +2,9 @@
 
 Each dynamics comes in two forms. *Eulerian*: the papers' equations for (m, phi), central differences, for torchdiffeq.
 *Semi-Lagrangian*: steps phi <- phi ∘ psi, with psi traced back along v, and coadjoint transport of the momentum, its exact
-solution where there is no source. LDDMM takes m(t) = |D phi| (D phi)^T (m0 ∘ phi) from the start, so that m0 is
-interpolated once, however many steps there are, and extrapolates the velocity to mid-step (second order in dt). RDMM's
-source enters step by step: m <- |D psi| (D psi)^T ((m + dt source) ∘ psi).
+solution where there is no source. m(t) = |D phi| (D phi)^T (m0 ∘ phi) + r(t) takes m0 from the start, so that it is
+interpolated once, however many steps there are; r, what RDMM's source has added, goes along step by step:
+r <- |D psi| (D psi)^T ((r + dt source) ∘ psi). LDDMM extrapolates the velocity to mid-step (second order in dt).
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ class _Eulerian:
 
 @dataclass(frozen=True, eq=False)
 class _SemiLagrangian:
-    """Steps of (u, U, v, m): displacements of phi and of Phi (None where it is not asked for), the last velocity, momentum."""
+    """Steps of (u, U, v, r): displacements of phi and of Phi (None where it is not asked for), the last velocity, and the
+    momentum that the source has added, where there is one."""
 
     metric: _Metric
     m0: Tensor
@@ -230,15 +231,20 @@ class _SemiLagrangian:
 
     def start(self, inverse: bool) -> State:
         zero = torch.zeros_like(self.m0)
-        return zero, zero if inverse else None, None, self.m0  # type: ignore[return-value]
+        return zero, zero if inverse else None, None, None if self.h0 is None else zero  # type: ignore[return-value]
 
     def carried_weights(self, u: Tensor) -> Tensor | None:
         return None if self.h0 is None else ops.sample(self.h0, self.identity + u, self.metric.grid)
 
+    def state(self, u: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """m and h at phi = id + u."""
+        m = coadjoint(u, self.m0, self.metric.grid, self.identity)
+        return m if added is None else m + added, self.carried_weights(u)
+
     def step(self, y: State, dt: float) -> State:
-        u, big, last, m = y
+        u, big, last, added = y
         grid, identity = self.metric.grid, self.identity
-        h = self.carried_weights(u)
+        m, h = self.state(u, added)
         v, nu = self.metric.velocity(m, h)
         # Half a step ahead; not with a source, through which an extrapolated velocity would feed itself.
         mid = v if last is None or h is not None else 1.5 * v - 0.5 * last
@@ -246,20 +252,18 @@ class _SemiLagrangian:
         u = ops.compose(u, psi, grid, identity)
         if big is not None:
             big = ops.compose(backtrace(mid, -dt, grid, identity), big, grid, identity)
-        if h is None:
-            m = coadjoint(u, self.m0, grid, identity)
-        else:
+        if h is not None:
             q = self.metric.potentials(m, nu)
             source = torch.stack([(q * dh).sum(1) for dh in ops.jacobian(h, grid)], 1)
-            m = coadjoint(psi, m + dt * source, grid, identity)
-        return u, big, v, m
+            added = coadjoint(psi, added + dt * source, grid, identity)
+        return u, big, v, added  # type: ignore[return-value]
 
     def maps(self, y: State) -> State:
         return y[:2]
 
     def moment(self, t: float, y: State) -> Moment:
-        u, m = y[0], y[3]
-        h = self.carried_weights(u)
+        u = y[0]
+        m, h = self.state(u, y[3])
         return Moment(t, m, self.metric.velocity(m, h)[0], u, self.metric.weights(h))
 
 

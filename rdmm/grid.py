@@ -108,6 +108,31 @@ class Grid:
         """Whether domain units mean the same points of the world in both grids (to 1e-6 domain units)."""
         return self.ndim == other.ndim and bool(np.abs(self.frame - other.frame).max() <= 1e-6 * self.length)
 
+    def canonical(self) -> Grid:
+        """The same voxels with the axes in the order and direction closest to R, A, S: independent of how a file stores them."""
+        linear = np.asarray(self.affine)[:-1, :-1]
+        rest, order = np.abs(linear / np.linalg.norm(linear, axis=0)), [0] * self.ndim
+        for _ in range(self.ndim):
+            world, axis = np.unravel_index(int(np.argmax(rest)), rest.shape)
+            order[world] = int(axis)
+            rest[world], rest[:, axis] = -1, -1
+        change = np.zeros((self.ndim + 1, self.ndim + 1))
+        change[-1, -1] = 1
+        for world, axis in enumerate(order):
+            backward = linear[world, axis] < 0
+            change[axis, world] = -1 if backward else 1
+            change[axis, -1] = self.shape[axis] - 1 if backward else 0
+        return Grid(tuple(self.shape[a] for a in order), np.asarray(self.affine) @ change)  # type: ignore[arg-type]
+
+    def restored(self, x: Tensor, like: Grid) -> Tensor:
+        """x (..., *s) on this grid in the storage order of ``like``, a grid of the same voxels."""
+        change = np.rint(np.linalg.inv(np.asarray(self.affine)) @ np.asarray(like.affine))[:-1, :-1]
+        order = [int(np.argmax(np.abs(change[:, j]))) for j in range(self.ndim)]
+        start = x.ndim - self.ndim
+        x = x.permute(*range(start), *(start + i for i in order))
+        backward = [start + j for j, i in enumerate(order) if change[i, j] < 0]
+        return x.flip(backward).contiguous() if backward else x.contiguous()
+
     def to_world(self, x: Tensor) -> Tensor:
         """Points in domain units to world millimetres; (b, d, *t) both."""
         return apply_matrix(self.frame, x)
@@ -128,4 +153,5 @@ def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:
     m = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
     m = m.expand(x.shape[0], *m.shape[-2:])
     d = x.shape[1]
-    return torch.baddbmm(m[:, :d, d:], m[:, :d, :d], x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.baddbmm(m[:, :d, d:], m[:, :d, :d], x.reshape(*x.shape[:2], -1)).reshape(x.shape)

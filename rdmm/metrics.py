@@ -77,7 +77,7 @@ def corner_determinants(u: Tensor, grid: Grid) -> Tensor:
             # the tetrahedron of the four vertices of one parity; half its signed volume ratio to a corner's is 2
             a, b, c, e = (points[p] for p in sorted(points) if sum(p) % 2 == parity)
             det = ops.determinant([b - a, c - a, e - a]) / 2
-            out.append(det if parity else -det)
+            out.append(-det if parity else det)
     return torch.stack(out)
 
 

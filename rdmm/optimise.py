@@ -96,7 +96,7 @@ class LineSearch:
         """Minimiser of the parabola through f, f' at ``low`` and f at ``high``, kept inside the middle 80 %."""
         width = high.t - low.t
         if not math.isfinite(high.f):
-            return low.t + 0.25 * width
+            return low.t + 0.1 * width
         curvature = high.f - low.f - low.slope * width
         share = -0.5 * low.slope * width / curvature if curvature > 0 else 0.5
         return low.t + min(max(share, 0.1), 0.9) * width
@@ -127,6 +127,20 @@ def minimise(
     Raises:
         DivergenceError: the objective is not finite at the start.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _lbfgs(objective, x, iterations, first_step, memory, tolerance, patience, report)
+
+
+def _lbfgs(
+    objective: Objective,
+    x: Tensor,
+    iterations: int,
+    first_step: Callable[[Tensor], float],
+    memory: int,
+    tolerance: float,
+    patience: int,
+    report: Callable[[int, float], None],
+) -> tuple[Tensor, float]:
     f, g = objective(x)
     if not (math.isfinite(f) and torch.isfinite(g).all()):
         raise DivergenceError(f"the energy at the start is {f}: nothing to improve on")

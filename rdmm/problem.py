@@ -53,6 +53,10 @@ class Problem:
         Args:
             step: iteration or epoch, for the penalty's schedule.
         """
+        with torch.autocast(ic.momentum.device.type, enabled=False):
+            return self._energy(ic, pair, step)
+
+    def _energy(self, ic: InitialConditions, pair: Pair, step: int) -> tuple[Energy, Transform]:
         source = pair.source
         transform = self.dynamics.shoot(ic, source)
         similarity = self.similarity_weight * self.similarity(pair.moved_by(transform), pair.fixed)

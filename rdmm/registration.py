@@ -21,6 +21,7 @@ import torch
 from rdmm import io, metrics
 from rdmm.config import build, compose
 from rdmm.dynamics import RDMM
+from rdmm.grid import Grid
 from rdmm.io.files import Outputs
 from rdmm.io.nifti import NanPolicy, Source, peek_shape
 from rdmm.io.warps import require_itk_grid
@@ -47,6 +48,7 @@ class Inputs:
     moving_labels: Image | None = None
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    stored: tuple[Grid, Grid] | None = None  # how the fixed and moving files order their voxels
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +174,7 @@ class Registration:
         for name in OPTIONAL:  # of an earlier run with other settings
             outputs.path(name).unlink(missing_ok=True)
         written = []
+        fixed_like, moving_like = self.inputs.stored or (grid, self.pair.moving.grid)
 
         def write(name: str, writer: Any, *arguments: Any, **keywords: Any) -> None:
             writer(outputs.path(name), *arguments, **keywords)
@@ -179,14 +182,14 @@ class Registration:
 
         if affine is not None:
             write("0GenericAffine.mat", io.write_affine, affine.in_world(grid))
-        write("1Warp.nii.gz", io.write_warp, u, grid)
-        write("1InverseWarp.nii.gz", io.write_warp, inverse, grid)
-        write("Warped.nii.gz", io.write_image, self.warped.data, grid)
-        write("InverseWarped.nii.gz", io.write_image, self.inverse_warped().data, self.pair.moving.grid)
+        write("1Warp.nii.gz", io.write_warp, u, grid, like=fixed_like)
+        write("1InverseWarp.nii.gz", io.write_warp, inverse, grid, like=fixed_like)
+        write("Warped.nii.gz", io.write_image, self.warped.data, grid, like=fixed_like)
+        write("InverseWarped.nii.gz", io.write_image, self.inverse_warped().data, self.pair.moving.grid, like=moving_like)
         if self.warped_labels is not None:
-            write("WarpedLabels.nii.gz", io.write_image, self.warped_labels.data, grid, integer=True)
+            write("WarpedLabels.nii.gz", io.write_image, self.warped_labels.data, grid, integer=True, like=fixed_like)
         for name, sigma in zip(("Sigma0.nii.gz", "Sigma1.nii.gz"), self.sigmas() or (), strict=False):
-            write(name, io.write_image, sigma, grid)
+            write(name, io.write_image, sigma, grid, like=fixed_like)
         if self.result.ic is not None:
             write("initial_conditions.safetensors", _write_conditions, self.result.ic)
         summary = self.summary()
@@ -251,6 +254,8 @@ def read_inputs(
     region_map = None if regions is None else io.read_labels(regions, source)
     target = target if fixed_mask is None else io.read_mask(fixed_mask, target)
     source = source if moving_mask is None else io.read_mask(moving_mask, source)
+    stored = (target.grid, source.grid)
+    target, source, region_map = target.canonical(), source.canonical(), None if region_map is None else region_map.canonical()
     start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
     pair = Pair(target, source, start, region_map)
     if require_overlap and overlap_fraction(pair) == 0:
@@ -265,7 +270,8 @@ def read_inputs(
     given = {"fixed": fixed, "moving": moving, "fixed_labels": fixed_labels, "moving_labels": moving_labels, "fixed_mask": fixed_mask}
     given |= {"moving_mask": moving_mask, "landmarks": landmarks, "regions": regions, "initial": initial}
     files = {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike) and Path(v).is_file()}
-    return Inputs(pair, labels[0], labels[1], points, files)
+    labels = [None if x is None else x.canonical() for x in labels]
+    return Inputs(pair, labels[0], labels[1], points, files, stored)
 
 
 def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image, kind: str) -> None:

@@ -75,6 +75,13 @@ class Image:
         assert data is not None
         return Image(data, grid, mask)
 
+    def canonical(self) -> Image:
+        """The same image stored in the order of Grid.canonical."""
+        grid = self.grid.canonical()
+        if grid == self.grid:
+            return self
+        return Image(self.grid.restored(self.data, grid), grid, None if self.mask is None else self.grid.restored(self.mask, grid))
+
     def composed(self, first: Transform, then: Transform) -> Transform:
         """The transform of moving by ``first`` and then by ``then``: images pull back, first ∘ then."""
         return composed(then, first)

@@ -91,7 +91,7 @@ class Integrator:
         from torchdiffeq import odeint, odeint_adjoint
 
         t = torch.linspace(start, end, 2, dtype=torch.float64 if y[0].dtype == torch.float64 else torch.float32, device=y[0].device)
-        options: dict[str, float] = {"max_num_steps": 1000} if self.method == "dopri5" else {"step_size": (end - start) / steps}
+        options: dict[str, float] = {"max_num_steps": 200} if self.method == "dopri5" else {"step_size": (end - start) / steps}
         keywords = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "options": options}
         wanted = tuple(p for p in params if p.requires_grad) if self.adjoint and torch.is_grad_enabled() else ()
         try:

@@ -66,10 +66,11 @@ def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     """``matrix`` (m, n) applied along one axis of ``x``."""
     n, shape = x.shape[axis], x.shape
     trailing = math.prod(shape[axis + 1 :])
-    if trailing == 1:
-        out = x.reshape(-1, n) @ matrix.T
-    else:
-        out = torch.matmul(matrix, x.reshape(-1, n, trailing))
+    with torch.autocast(x.device.type, enabled=False):
+        if trailing == 1:
+            out = x.reshape(-1, n) @ matrix.T
+        else:
+            out = torch.matmul(matrix, x.reshape(-1, n, trailing))
     return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
 
 
@@ -88,16 +89,15 @@ def spectral_filter(
         symbol: of |k|^2, cycles per domain unit.
         narrow, wide: sigmas (domain units) that fix the band that is kept and the padding; ``narrow=0`` keeps all.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        axes = range(x.ndim - grid.ndim, x.ndim)
-        waves = [_waves(n, h, narrow, wide, boundary, x.dtype, x.device) for n, h in zip(grid.shape, grid.spacing, strict=True)]
-        for axis, (basis, _) in zip(reversed(axes), reversed(waves), strict=True):
-            x = _along(basis.T, x, axis)
-        squares = [k.square().view(-1, *(1,) * (grid.ndim - 1 - i)) for i, (_, k) in enumerate(waves)]
-        x = x * symbol(sum(squares[1:], squares[0]))
-        for axis, (basis, _) in zip(axes, waves, strict=True):
-            x = _along(basis, x, axis)
-        return x
+    axes = range(x.ndim - grid.ndim, x.ndim)
+    waves = [_waves(n, h, narrow, wide, boundary, x.dtype, x.device) for n, h in zip(grid.shape, grid.spacing, strict=True)]
+    for axis, (basis, _) in zip(reversed(axes), reversed(waves), strict=True):
+        x = _along(basis.T, x, axis)
+    squares = [k.square().view(-1, *(1,) * (grid.ndim - 1 - i)) for i, (_, k) in enumerate(waves)]
+    x = x * symbol(sum(squares[1:], squares[0]))
+    for axis, (basis, _) in zip(axes, waves, strict=True):
+        x = _along(basis, x, axis)
+    return x
 
 
 def gaussian_symbol(sigma: float) -> Callable[[Tensor], Tensor]:
@@ -121,7 +121,7 @@ def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
         if k > h * (1 + 1e-6):
             sigma = 0.5 * math.sqrt(k**2 - h**2)
             basis, frequency = _waves(n, h, sigma, sigma, "reflect", x.dtype, x.device)
-            x = _along((basis * gaussian_symbol(sigma)(frequency**2)) @ basis.T, x, axis)
+            x = _along(basis, _along((basis * gaussian_symbol(sigma)(frequency**2)).T, x, axis), axis)
     return x
 
 

@@ -346,8 +346,11 @@ def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
     write_atomically(path, compressed(data) if os.fspath(path).endswith(".gz") else data)
 
 
-def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False) -> None:
-    """``data`` (1, 1, *s) or (1, *s) as float32, or as the smallest whole-number type that holds it."""
+def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False, like: Grid | None = None) -> None:
+    """``data`` (1, 1, *s) or (1, *s) as float32, or as the smallest whole-number type that holds it; stored as ``like``,
+    a grid of the same voxels in another order."""
+    if like is not None:
+        data, grid = grid.restored(data, like), like
     array = data.detach().cpu().reshape(grid.shape).numpy()
     array = np.rint(array).astype(np.int16 if np.abs(array).max(initial=0) < 2**15 else np.int32) if integer else array.astype(np.float32)
     write_nifti(path, nifti_bytes(array, embedded(grid)))

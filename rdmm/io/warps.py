@@ -43,11 +43,14 @@ def world_displacement(u: Tensor, grid: Grid) -> np.ndarray:
     return np.moveaxis(np.tensordot(grid.frame[:-1, :-1], vectors, axes=1), 0, -1)
 
 
-def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid) -> None:
-    """The displacement u (1, d, *s), domain units of ``grid``."""
+def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Grid | None = None) -> None:
+    """The displacement u (1, d, *s), domain units of ``grid``; stored as ``like``, the same voxels in another order."""
     require_itk_grid(grid, os.fspath(path))
     d = grid.ndim
     vectors = world_displacement(u, grid) @ lps(d)[:d, :d]
+    if like is not None:
+        turned = grid.restored(torch.from_numpy(np.moveaxis(vectors, -1, 0).copy()), like)
+        vectors, grid = np.moveaxis(turned.numpy(), 0, -1), like
     shape = (*grid.shape, *(1,) * (4 - d), d)
     write_nifti(path, nifti_bytes(vectors.reshape(shape).astype(np.float32), embedded(grid), intent=_VECTOR_INTENT))
 

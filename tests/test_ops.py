@@ -1,0 +1,101 @@
+import pytest
+import torch
+from conftest import oblique
+
+from rdmm import DivergenceError, Grid, ops
+
+
+def by_torch(monkeypatch, *arguments, **keywords):
+    with monkeypatch.context() as m:
+        m.setattr(ops, "compiled", lambda x: False)
+        return ops.sample(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (7, 8, 9)])
+@pytest.mark.parametrize("points", [(5,), None])
+def test_compiled_sampling_is_grid_sample(monkeypatch, shape, points):
+    grid = Grid.unit(shape)
+    values = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    target = (torch.rand(1, len(shape), *(points or (4,) * len(shape)), dtype=torch.float64) * 1.4 - 0.2).requires_grad_()
+    weight = torch.randn(2, 3, *target.shape[2:], dtype=torch.float64)
+    results = []
+    for f in (ops.sample, lambda *a: by_torch(monkeypatch, *a)):
+        out = f(values, target, grid)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), (values, target))))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_gradient_at_a_voxel_is_that_of_both_sides():
+    grid = Grid.unit((9, 8, 7))
+    values = torch.randn(1, 1, *grid.shape, dtype=torch.float64)
+    points = grid.identity(values)
+    points = (points * torch.tensor(grid.shape).sub(1).view(1, 3, 1, 1, 1)).round() / torch.tensor(grid.shape).sub(1).view(1, 3, 1, 1, 1)
+    points.requires_grad_()
+    (gradient,) = torch.autograd.grad(ops.sample(values, points, grid).sum(), points)
+    for axis in range(3):
+        inner = (0, slice(1, -1), slice(1, -1), slice(1, -1))
+        assert torch.allclose(gradient[:, axis][inner], ops.partial(values, axis, grid)[:, 0][inner])
+
+
+def test_sampling_does_not_depend_on_threads():
+    grid = Grid.unit((20, 21, 22))
+    values = torch.randn(1, 3, *grid.shape, requires_grad=True)
+    points = grid.identity(values) + 0.03 * torch.randn(1, 3, *grid.shape)
+    gradients = []
+    import numba
+
+    for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+        numba.set_num_threads(threads)
+        gradients.append(torch.autograd.grad(ops.sample(values, points, grid).square().sum(), values)[0])
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("use_compiled", [True, False])
+def test_nan_points_are_an_error_not_a_crash(monkeypatch, use_compiled):
+    grid = Grid.unit((6, 6))
+    points = grid.identity(torch.zeros(1))
+    points[0, 0, 2, 2] = float("nan")
+    f = ops.sample if use_compiled else lambda *a: by_torch(monkeypatch, *a)
+    with pytest.raises(DivergenceError, match="not finite"):
+        f(torch.zeros(1, 1, 6, 6), points, grid)
+
+
+def test_partial_of_a_linear_function_is_exact(grid):
+    x = grid.identity(torch.zeros(1, dtype=torch.float64))
+    for axis in range(grid.ndim):
+        assert torch.allclose(ops.partial(3 * x[:, axis], axis, grid), torch.full(grid.shape, 3.0, dtype=torch.float64))
+
+
+def test_partial_is_second_order():
+    errors = []
+    for n in (33, 65):
+        grid = Grid.unit((n, n))
+        x = grid.identity(torch.zeros(1, dtype=torch.float64))[:, 0]
+        errors.append(float((ops.partial(torch.sin(5 * x), 0, grid) - 5 * torch.cos(5 * x))[..., 1:-1, :].abs().max()))
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+def test_partial_gradient_is_its_transpose(grid):
+    f = torch.randn(1, 2, *grid.shape, dtype=torch.float64, requires_grad=True)
+    g = torch.randn_like(f)
+    (transpose,) = torch.autograd.grad((ops.partial(f, 1, grid) * g).sum(), f)
+    assert float((transpose * f).sum()) == pytest.approx(float((ops.partial(f, 1, grid) * g).sum()))
+
+
+def test_determinant_of_an_affine_map():
+    grid = oblique((9, 8, 7), (1, 1, 2.0))
+    matrix = torch.tensor([[1.1, 0.2, 0], [0, 0.9, 0.1], [0.1, 0, 1.3]], dtype=torch.float64)
+    x = grid.identity(matrix)
+    u = torch.einsum("ij,bj...->bi...", matrix, x) - x
+    assert torch.allclose(ops.jacobian_determinant(u, grid), torch.linalg.det(matrix))
+
+
+def test_inner_product_does_not_depend_on_resolution():
+    values = []
+    for n in (33, 129):
+        grid = Grid.unit((n, n))
+        x = grid.identity(torch.zeros(1, dtype=torch.float64))
+        f = torch.exp(-((x - 0.5) ** 2).sum(1, keepdim=True) / 0.02)
+        values.append(float(ops.inner(f, f, grid)))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)

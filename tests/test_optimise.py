@@ -1,0 +1,111 @@
+import math
+import threading
+
+import pytest
+import torch
+
+from rdmm import ConfigError, DivergenceError
+from rdmm.optimise import LBFGS, minimise, stop
+
+
+def rosenbrock(x: torch.Tensor) -> tuple[float, torch.Tensor]:
+    x = x.detach().requires_grad_()
+    f = (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+    return float(f.detach()), torch.autograd.grad(f, x)[0]
+
+
+def run(objective, x, **keywords):
+    settings = {"iterations": 200, "first_step": lambda d: 0.1 / float(d.norm()), "tolerance": 0.0}
+    return minimise(objective, x, **{**settings, **keywords})
+
+
+def test_rosenbrock():
+    x, f = run(rosenbrock, torch.full((10,), -1.2, dtype=torch.float64))
+    assert f < 1e-15
+    assert torch.allclose(x, torch.ones(10, dtype=torch.float64), atol=1e-6)
+
+
+def test_one_evaluation_a_trial():
+    """A quadratic takes hardly more evaluations than iterations."""
+    count, scale = 0, torch.logspace(0, 2, 20, dtype=torch.float64)
+
+    def quadratic(x):
+        nonlocal count
+        count += 1
+        return float((scale * x * x).sum() / 2), scale * x
+
+    iterations = []
+    run(quadratic, torch.ones(20, dtype=torch.float64), iterations=30, report=lambda i, f: iterations.append(i))
+    assert count <= 1.5 * len(iterations) + 2
+
+
+def test_values_never_rise_and_the_best_is_kept():
+    seen = []
+    _, f = run(rosenbrock, torch.full((6,), -1.2, dtype=torch.float64), iterations=30, report=lambda i, f: seen.append(f))
+    assert seen == sorted(seen, reverse=True)
+    assert f == seen[-1]
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "raises"])
+def test_backs_off_from_where_the_energy_diverges(kind):
+    """Beyond |x| = 2 the objective is not finite; the minimum at 1.5 is found all the same."""
+
+    def walled(x):
+        if float(x.abs().max()) > 2:
+            if kind == "raises":
+                raise DivergenceError("wall")
+            return (math.nan if kind == "nan" else math.inf), torch.full_like(x, math.nan)
+        return float(((x - 1.5) ** 2).sum()), 2 * (x - 1.5)
+
+    x, f = run(walled, torch.zeros(3, dtype=torch.float64), first_step=lambda d: 1e6)
+    assert f < 1e-10
+    assert torch.isfinite(x).all()
+
+
+def test_recovers_from_a_single_nan():
+    count = 0
+
+    def once(x):
+        nonlocal count
+        count += 1
+        f, g = rosenbrock(x)
+        return (math.nan, g) if count == 5 else (f, g)
+
+    assert run(once, torch.full((4,), -1.2, dtype=torch.float64))[1] < 1e-12
+
+
+def test_a_misleading_curvature_falls_back_to_a_gradient_step():
+    """|x| has a kink that defeats the quadratic model."""
+    x, f = run(lambda x: (float(x.abs().sum()), torch.sign(x)), torch.tensor([1.0, -0.37], dtype=torch.float64), iterations=100)
+    assert f < 0.2
+    assert torch.isfinite(x).all()
+
+
+def test_start_that_is_not_finite():
+    with pytest.raises(DivergenceError, match="start"):
+        run(lambda x: (math.nan, x), torch.zeros(2))
+
+
+def test_stops_where_it_is_when_told():
+    stop.set()
+    try:
+        x, f = run(rosenbrock, torch.full((4,), -1.2, dtype=torch.float64))
+    finally:
+        stop.clear()
+    assert torch.equal(x, torch.full((4,), -1.2, dtype=torch.float64))
+    assert isinstance(stop, threading.Event)
+
+
+def test_stops_by_relative_decrease():
+    seen = []
+    run(rosenbrock, torch.full((6,), -1.2, dtype=torch.float64), tolerance=0.9, report=lambda i, f: seen.append(f))
+    assert len(seen) <= 12
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"iterations": [0, 1, 1]}, {"scales": []}, {"scales": [1.0, 0.5, 0.25]}, {"scales": [0.5]}, {"shooting": 0.0}, {"shooting": [1.0]}, {"memory": 0}],
+)
+def test_wrong_settings(settings):
+    with pytest.raises(ConfigError):
+        LBFGS(**settings)
