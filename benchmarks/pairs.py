@@ -55,10 +55,14 @@ def halved(image: Image, labels: Image) -> tuple[Image, Image]:
 
 
 def brain(half: bool) -> Case:
-    read = [(io.read_image(DATA / f"brain_mri/brain_{s}_t1.nii.gz"), io.read_labels(DATA / f"brain_mri/brain_{s}_labels.nii.gz")) for s in "ab"]
+    read = [
+        (io.read_image(DATA / f"brain_mri/brain_{s}_t1.nii.gz"), io.read_labels(DATA / f"brain_mri/brain_{s}_labels.nii.gz")) for s in "ab"
+    ]
     (fixed, fixed_labels), (moving, moving_labels) = [halved(*x) for x in read] if half else read
     # Shooting at 2 mm serves the 1 mm image: its velocity has nothing finer.
-    settings = [] if half else ["optimizer.scales=[0.125,0.25,0.5,1]", "optimizer.iterations=[40,40,30,8]", "optimizer.shooting=[1,1,1,0.5]"]
+    settings = (
+        [] if half else ["optimizer.scales=[0.125,0.25,0.5,1]", "optimizer.iterations=[40,40,30,8]", "optimizer.shooting=[1,1,1,0.5]"]
+    )
     return Case(Pair(fixed, moving), fixed_labels, moving_labels, BRAIN, settings=settings)
 
 
@@ -104,7 +108,10 @@ def knee() -> Case:
 
 def slice_2d() -> Case:
     folder = DATA / "slices_2d/oasis_trt20_labelled"
-    images, labels = [io.read_image(folder / f"{k}_t1.nii.gz") for k in ("01", "02")], [io.read_labels(folder / f"{k}_labels.nii.gz") for k in ("01", "02")]
+    images, labels = (
+        [io.read_image(folder / f"{k}_t1.nii.gz") for k in ("01", "02")],
+        [io.read_labels(folder / f"{k}_labels.nii.gz") for k in ("01", "02")],
+    )
     return Case(Pair(*images), *labels)
 
 

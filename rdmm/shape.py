@@ -50,12 +50,13 @@ class Image:
     def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear") -> Image:
         """Pull-back I ∘ T: the image at T(x) for each voxel x of ``onto`` (default: its own grid).
 
-        ``transform`` is in domain units of ``onto``'s frame. Beyond the image: its edge value; beyond the mask: 0.
+        ``transform`` is in domain units of ``onto``'s frame. Beyond the image: its edge value, or 0 for labels
+        (``mode="nearest"``); beyond the mask: 0.
         """
         onto = onto or self.grid
         points = self.locate(transform(onto.identity(self.data)), onto)
-        mask = None if self.mask is None else sample(self.mask, points, self.grid, mode=mode, outside="zero")
-        return Image(sample(self.data, points, self.grid, mode=mode), onto, mask)
+        mask = None if self.mask is None else sample(self.mask, points.detach(), self.grid, mode=mode, outside="zero")
+        return Image(sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero"), onto, mask)
 
     def locate(self, points: Tensor, frame: Grid) -> Tensor:
         """Points (b, d, *t) in domain units of ``frame`` in this image's own domain units."""

@@ -71,7 +71,12 @@ def test_03_empty_file(tmp_path):
 
 def test_04_text_and_other_formats(tmp_path):
     path = tmp_path / "x.nii.gz"
-    for content, message in ((gzip.compress(b"hello"), "text"), (b"hello " * 100, "text"), (b"\x89PNG" + bytes(500), "PNG"), (bytes(128) + b"DICM" + bytes(400), "DICOM")):
+    for content, message in (
+        (gzip.compress(b"hello"), "text"),
+        (b"hello " * 100, "text"),
+        (b"\x89PNG" + bytes(500), "PNG"),
+        (bytes(128) + b"DICM" + bytes(400), "DICOM"),
+    ):
         path.write_bytes(content)
         refused(path, f"not a NIfTI file but.*{message}")
 

@@ -63,7 +63,9 @@ def test_an_affine_pulls_back_through_the_world():
     moved = image.moved_by(Affine.from_world(matrix, fixed), fixed)
     expected = fixed.to_world(fixed.identity(torch.zeros(1, dtype=torch.float64)))[:, :1] + 2.0
     inside = (expected > float(image.data.min())) & (expected < float(image.data.max()))
-    y = moving.from_world(fixed.to_world(fixed.identity(torch.zeros(1, dtype=torch.float64))) + torch.tensor([2.0, -1, 0.5]).view(1, 3, 1, 1, 1))
+    y = moving.from_world(
+        fixed.to_world(fixed.identity(torch.zeros(1, dtype=torch.float64))) + torch.tensor([2.0, -1, 0.5]).view(1, 3, 1, 1, 1)
+    )
     for i in range(3):
         inside &= ((y[:, i] > 0) & (y[:, i] < moving.extent[i])).unsqueeze(1)
     assert inside.any()
@@ -107,7 +109,12 @@ def test_split_takes_the_affine_out():
 
 def test_invert(grid):
     x = grid.identity(torch.zeros(1, dtype=torch.float64))
-    u = 0.04 * torch.sin(6 * x.flip(1)) * (x * (torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim) - x)).prod(1, keepdim=True).sqrt() * 4
+    u = (
+        0.04
+        * torch.sin(6 * x.flip(1))
+        * (x * (torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim) - x)).prod(1, keepdim=True).sqrt()
+        * 4
+    )
     w, residual = invert(u, grid)
     assert residual < 1e-4
     assert float((Dense(u, grid)(Dense(w, grid)(x)) - x).abs().max()) < 1e-4 * max(grid.spacing) * 2

@@ -132,7 +132,12 @@ def test_landmarks(tmp_path):
     assert fixed.tolist() == [[1, 2, 3]]
     assert moving.tolist() == [[4, 5, 6]]
     assert regions == ["liver"]
-    for text, message in ((f"{header}\n1,2,3,4,x,6,a", "row 2: moving_y"), (f"{header}\n1,2,3,4,nan,6,a", "row 2"), ("a,b\n1,2", "fixed_x"), (header, "no rows")):
+    for text, message in (
+        (f"{header}\n1,2,3,4,x,6,a", "row 2: moving_y"),
+        (f"{header}\n1,2,3,4,nan,6,a", "row 2"),
+        ("a,b\n1,2", "fixed_x"),
+        (header, "no rows"),
+    ):
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(InputError, match=message):
             io.read_landmarks(tmp_path / "l.csv")

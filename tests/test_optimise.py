@@ -104,7 +104,15 @@ def test_stops_by_relative_decrease():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"iterations": [0, 1, 1]}, {"scales": []}, {"scales": [1.0, 0.5, 0.25]}, {"scales": [0.5]}, {"shooting": 0.0}, {"shooting": [1.0]}, {"memory": 0}],
+    [
+        {"iterations": [0, 1, 1]},
+        {"scales": []},
+        {"scales": [1.0, 0.5, 0.25]},
+        {"scales": [0.5]},
+        {"shooting": 0.0},
+        {"shooting": [1.0]},
+        {"memory": 0},
+    ],
 )
 def test_wrong_settings(settings):
     with pytest.raises(ConfigError):

@@ -185,7 +185,12 @@ def test_same_seed_same_result_to_the_bit(tmp_path):
     sums = []
     for name in ("a", "b"):
         rdmm.register(fixed=pair.fixed, moving=pair.moving).save(f"{tmp_path}/{name}/")
-        sums.append([rdmm.registration.io.sha256(tmp_path / name / f) for f in ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "0GenericAffine.mat")])
+        sums.append(
+            [
+                rdmm.registration.io.sha256(tmp_path / name / f)
+                for f in ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "0GenericAffine.mat")
+            ]
+        )
     assert sums[0] == sums[1]
 
 
@@ -195,7 +200,9 @@ def test_save_writes_what_the_contract_says(tmp_path):
     for name, data in files.items():
         rdmm.registration.io.write_image(tmp_path / f"{name}.nii.gz", data, pair.fixed.grid, integer=len(name) == 2)
     p = {k: tmp_path / f"{k}.nii.gz" for k in files}
-    result = rdmm.register(fixed=p["f"], moving=p["m"], fixed_labels=p["fl"], moving_labels=p["ml"], dynamics="rdmm", similarity="ssd", similarity_weight=30)
+    result = rdmm.register(
+        fixed=p["f"], moving=p["m"], fixed_labels=p["fl"], moving_labels=p["ml"], dynamics="rdmm", similarity="ssd", similarity_weight=30
+    )
     written = {w.name for w in result.save(f"{tmp_path}/out/")}
     assert written == {
         "0GenericAffine.mat", "1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "InverseWarped.nii.gz", "WarpedLabels.nii.gz",
@@ -213,7 +220,9 @@ def test_save_writes_what_the_contract_says(tmp_path):
     names = [str(tmp_path / "out/1Warp.nii.gz"), str(tmp_path / "out/0GenericAffine.mat")]
     from rdmm.transform import framed
 
-    again = Image(pair.moving.data, pair.moving.grid).moved_by(framed(rdmm.registration.io.read_transforms(names), pair.fixed.grid), pair.fixed.grid)
+    again = Image(pair.moving.data, pair.moving.grid).moved_by(
+        framed(rdmm.registration.io.read_transforms(names), pair.fixed.grid), pair.fixed.grid
+    )
     assert float((again.data - warped).abs().max()) < 2e-3
 
 

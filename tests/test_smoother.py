@@ -120,7 +120,14 @@ def test_lowpass_leaves_axes_that_are_not_reduced():
 
 @pytest.mark.parametrize(
     ("sigmas", "weights", "boundary"),
-    [([0.1, 0.05], [0.5, 0.5], "zero"), ([0.1], [0.5, 0.5], "zero"), ([0.1], [-1.0], "zero"), ([0.1], [0.7], "zero"), ([0.1], [1.0], "zer"), ([], [], "zero")],
+    [
+        ([0.1, 0.05], [0.5, 0.5], "zero"),
+        ([0.1], [0.5, 0.5], "zero"),
+        ([0.1], [-1.0], "zero"),
+        ([0.1], [0.7], "zero"),
+        ([0.1], [1.0], "zer"),
+        ([], [], "zero"),
+    ],
 )
 def test_bad_smoothers(sigmas, weights, boundary):
     with pytest.raises(ConfigError):

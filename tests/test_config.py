@@ -1,0 +1,90 @@
+import time
+
+import pytest
+import yaml
+
+from rdmm import ConfigError, dynamics, similarity
+from rdmm.config import ALLOWED, build, compose, share
+
+CONF = share() / "conf"
+OPTIONS = sorted(f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_builds(option):
+    group, name = option.split("/")
+    config = compose([f"{group}={name}"])
+    assert build(config["stages"], "stages")
+    assert build(config["intensity"])
+    if group not in ("experiment",):
+        assert build(config[group]) is not None
+
+
+def targets(node):
+    if isinstance(node, dict):
+        yield from ([node["_target_"]] if "_target_" in node else [])
+        node = list(node.values())
+    for x in node if isinstance(node, list) else []:
+        yield from targets(x)
+
+
+def test_targets_are_our_own():
+    """Hydra's strings escape import-linter."""
+    for path in CONF.rglob("*.yaml"):
+        for target in targets(yaml.safe_load(path.read_text())):
+            assert target.startswith(("rdmm.", "networks.")), path
+
+
+def test_every_similarity_and_dynamics_has_an_option():
+    found = {t.rpartition(".")[2] for p in CONF.glob("*/*.yaml") for t in targets(yaml.safe_load(p.read_text()))}
+    assert set(similarity.__all__) <= found
+    assert {"SVF", "LDDMM", "RDMM"} <= found
+    assert dynamics.RDMM
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dynamic=rdmm", "'dynamics'"),
+        ("dynamics=rdm", "did you mean 'rdmm'"),
+        ("optimizer.scals=[1]", "'optimizer.scales'"),
+        ("lrr=2", "unknown key 'lrr'"),
+        ("+lrr=2", "unknown key 'lrr'"),
+        ("+optimizer.foo=2", "unknown key 'foo'"),
+        ("similarity_weight=abc", "not a number"),
+        ("similarity_weight=-1", "must be > 0"),
+        ("optimizer.iterations=[abc]", "not a list of"),
+        ("optimizer.iterations=[0,1,1]", "at least 1"),
+        ("optimizer.scales=[]", "0 scales"),
+        ("smoother.boundary=zer", "zero, periodic, reflect"),
+        ("smoother.weights=[.5,.5,.5,.5]", "sum to 1"),
+        ("smoother.weights=[-.5,.5,.5,.5]", ">= 0"),
+        ("integrator.steps=2.5", "whole number"),
+        ("similarity.window=4", "odd"),
+        ("affine.init=con", "header"),
+        ("optimizer.scales=[.1,", ""),
+        ("nonsense", "KEY=VALUE"),
+        ("similarity_weight=${oc.env:HOME}", "references"),
+        ("affine._target_=pathlib.Path.write_text", "not allowed"),
+    ],
+)
+def test_wrong_settings_are_one_line(override, message):
+    with pytest.raises(ConfigError) as caught:
+        config = compose([override])
+        build(config["stages"], "stages")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_only_allowed_targets_are_built():
+    begin = time.perf_counter()
+    for target in ("os.system", "pathlib.Path.write_text", "builtins.eval", "rdmmx.y"):
+        with pytest.raises(ConfigError, match="not allowed"):
+            build({"_target_": target, "x": 1})
+    assert time.perf_counter() - begin < 1
+    assert all(prefix.endswith(".") for prefix in ALLOWED)
+    with pytest.raises(ConfigError, match="there is no"):
+        build({"_target_": "rdmm.similarity.Missing"})
+    with pytest.raises(ConfigError, match="missing"):
+        build({"_target_": "rdmm.smoother.MultiGaussian", "sigmas": [0.1]})
