@@ -96,10 +96,16 @@ def liver(subject: str, moment: str) -> Case:
     return Case(Pair(fixed, moving), landmarks={"liver": (a[inside], b[inside]), "outside": (a[~inside], b[~inside])})
 
 
+def strided(labels: Image) -> Image:
+    """Every second, third and third voxel: about 1.1 to 1.4 mm from 0.7 x 0.365 x 0.365."""
+    data = labels.data[..., ::2, ::3, ::3]
+    return Image(data, Grid(tuple(data.shape[2:]), np.asarray(labels.grid.affine) @ np.diag([2.0, 3, 3, 1])))  # type: ignore[arg-type]
+
+
 def knee() -> Case:
     names = ("oai_9055361_00m", "oai_9275309_00m")
     fixed, moving = (io.read_labels(DATA / f"knee_mri/{n}_labels.nii.gz") for n in names)
-    fixed, moving = (Image(x.data[..., ::2, ::3, ::3], Grid(tuple(-(-n // s) for n, s in zip(x.grid.shape, (2, 3, 3), strict=True)), np.asarray(x.grid.affine) @ np.diag([2.0, 3, 3, 1]))) for x in (fixed, moving))  # type: ignore[arg-type]  # fmt: skip
+    fixed, moving = strided(fixed), strided(moving)
     table = torch.tensor([0.0, 0.5, 1.0, 0.4, 0.9, 0.3, 0.8, 0.5, 0.4, 0.3])
     images = [Image(table[x.data.long().clamp(0, 9)], x.grid) for x in (fixed, moving)]
     settings = ["similarity=ssd", "similarity_weight=10", "affine.init=com"]

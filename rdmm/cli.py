@@ -213,10 +213,9 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
     )
     if seen:
         return 128 + seen["signal"]
-    if max_folding is not None and result.metrics["folded_cells_percent"] > max_folding:
-        raise DivergenceError(
-            f"{result.metrics['folded_cells_percent']:.3g} % of the cells fold, more than --max-folding {max_folding:g}; written all the same"
-        )
+    folded = result.metrics["folded_cells_percent"]
+    if max_folding is not None and folded > max_folding:
+        raise DivergenceError(f"{folded:.3g} % of the cells fold, more than --max-folding {max_folding:g}; the result is written")
     return 0
 
 

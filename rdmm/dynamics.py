@@ -256,7 +256,7 @@ class _SemiLagrangian:
             q = self.metric.potentials(m, nu)
             source = torch.stack([(q * dh).sum(1) for dh in ops.jacobian(h, grid)], 1)
             added = coadjoint(psi, added + dt * source, grid, identity)
-        return u, big, v, added  # type: ignore[return-value]
+        return u, big, v, added
 
     def maps(self, y: State) -> State:
         return y[:2]

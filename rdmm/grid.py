@@ -113,8 +113,8 @@ class Grid:
         linear = np.asarray(self.affine)[:-1, :-1]
         rest, order = np.abs(linear / np.linalg.norm(linear, axis=0)), [0] * self.ndim
         for _ in range(self.ndim):
-            world, axis = np.unravel_index(int(np.argmax(rest)), rest.shape)
-            order[world] = int(axis)
+            world, axis = divmod(int(np.argmax(rest)), self.ndim)
+            order[world] = axis
             rest[world], rest[:, axis] = -1, -1
         change = np.zeros((self.ndim + 1, self.ndim + 1))
         change[-1, -1] = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 
@@ -47,44 +46,10 @@ def folds(u: Tensor, grid: Grid) -> dict[str, float]:
     return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(-det.clamp_max(0).sum())}
 
 
-def corner_determinants(u: Tensor, grid: Grid) -> Tensor:
-    """Determinants of phi = id + u on the simplices that every cell of the grid splits into, (k, b, *(n_i - 1)).
-
-    2D: the four triangles at the corners of a pixel square. 3D: the eight tetrahedra at the corners of a voxel cube and the
-    two in its middle: the ten determinants of Liu et al., "On finite difference Jacobian computation in deformable image
-    registration", IJCV 2024. A map whose ten determinants are all positive does not fold between voxels either, which
-    central differences miss. Each is normalised so that the identity has 1.
-    """
-    d = grid.ndim
-    phi = grid.identity(u) + u
-    h = torch.tensor(grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
-
-    def vertex(corner: tuple[int, ...]) -> Tensor:
-        index = tuple(slice(c, n - 1 + c) for c, n in zip(corner, grid.shape, strict=True))
-        return phi[(slice(None), slice(None), *index)] / h
-
-    points = {c: vertex(c) for c in itertools.product((0, 1), repeat=d)}
-    out = []
-    for corner in points:
-        columns = []
-        for axis in range(d):
-            other = list(corner)
-            other[axis] = 1 - other[axis]
-            columns.append((points[tuple(other)] - points[corner]) * (1 - 2 * corner[axis]))
-        out.append(ops.determinant(columns))
-    if d == 3:
-        for parity in (0, 1):
-            # the tetrahedron of the four vertices of one parity; half its signed volume ratio to a corner's is 2
-            a, b, c, e = (points[p] for p in sorted(points) if sum(p) % 2 == parity)
-            det = ops.determinant([b - a, c - a, e - a]) / 2
-            out.append(-det if parity else det)
-    return torch.stack(out)
-
-
 def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
     """``folded_cells_percent``: cells where any of the (10 or 4) determinants is <= 0; ``ndv_percent``: negative volume
     over the volume of the domain (Liu et al.)."""
-    det = corner_determinants(u.double(), grid)
+    det = ops.corner_determinants(u.double(), grid)
     folded = (det <= 0).any(0)
     if grid.ndim == 2:
         volume = -det.clamp_max(0).sum(0) / 4  # each square is split in two ways into two triangles of 1/2

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rdmm import ops
 from rdmm.dynamics import RDMM, Dynamics, InitialConditions
 from rdmm.penalty import NoPenalty, Penalty
 from rdmm.shape import Image, Pair
 from rdmm.transform import Transform
 from rdmm.types import ConfigError, Tensor
+
+FLOOR = 0.1
+"""Part of its volume that a cell may be squeezed to before the barrier sets in."""
 
 Similarity = Callable[[Image, Image], Tensor]
 
@@ -32,20 +36,27 @@ class Energy:
 
 @dataclass(frozen=True)
 class Problem:
-    """1/2 <m0, v0> + similarity_weight * Sim(I0 ∘ phi(1), I1) + Reg(h(0)).
+    """1/2 <m0, v0> + similarity_weight * Sim(I0 ∘ phi(1), I1) + Reg(h(0)) + barrier * B(phi(1)).
+
+    A geodesic never folds, but its map on a grid can, where it is squeezed to less than a voxel. B, the mean over cells of
+    (FLOOR - det)_+^2 (ops.barrier), is zero until a cell is squeezed to less than FLOOR of its volume.
 
     Args:
         similarity_weight: large values trust the images, small ones the regularizer.
+        barrier: weight of B; 0 leaves it out.
     """
 
     dynamics: Dynamics
     similarity: Similarity
     penalty: Penalty = field(default_factory=NoPenalty)
     similarity_weight: float = 1.0
+    barrier: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.similarity_weight > 0:
             raise ConfigError(f"similarity_weight must be > 0, not {self.similarity_weight}")
+        if not self.barrier >= 0:
+            raise ConfigError(f"barrier must be >= 0, not {self.barrier}")
 
     def energy(self, ic: InitialConditions, pair: Pair, step: int = 0) -> tuple[Energy, Transform]:
         """The objective at ``ic``, and the map phi(1), fixed -> pre-aligned moving.
@@ -65,4 +76,7 @@ class Problem:
         if ic.weights is not None and isinstance(self.dynamics, RDMM):
             grid = ic.grid(source)
             weights = self.penalty(ic.weights, self.dynamics.weight_scale(grid), self.dynamics.smoother, grid, step)
-        return Energy(similarity + velocity + weights, similarity, velocity, weights), transform
+        total = similarity + velocity + weights
+        if self.barrier:
+            total = total + self.barrier * ops.barrier(transform.displacement, transform.grid, FLOOR)
+        return Energy(total, similarity, velocity, weights), transform

@@ -70,8 +70,7 @@ def test_every_similarity_and_dynamics_has_an_option():
 )
 def test_wrong_settings_are_one_line(override, message):
     with pytest.raises(ConfigError) as caught:
-        config = compose([override])
-        build(config["stages"], "stages")
+        build(compose([override])["stages"], "stages")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2

@@ -112,7 +112,8 @@ def test_other_vector_files_are_refused(tmp_path):
 
 
 def test_itk_text_affines_are_read(tmp_path):
-    text = "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\nParameters: 1 0 0 0 1 0 0 0 1 5 6 7\nFixedParameters: 1 2 3\n"
+    text = "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+    text += "Parameters: 1 0 0 0 1 0 0 0 1 5 6 7\nFixedParameters: 1 2 3\n"
     (tmp_path / "a.txt").write_text(text)
     matrix = io.read_transform(str(tmp_path / "a.txt")).matrix.numpy()
     assert np.allclose(matrix[:3, 3], [-5, -6, 7])  # LPS to RAS

@@ -83,6 +83,21 @@ def test_partial_gradient_is_its_transpose(grid):
     assert float((transpose * f).sum()) == pytest.approx(float((ops.partial(f, 1, grid) * g).sum()))
 
 
+def test_barrier_is_zero_for_gentle_maps_and_its_gradient_right(monkeypatch, grid):
+    gentle = 0.04 * min(grid.spacing) * torch.randn(1, grid.ndim, *grid.shape, dtype=torch.float64)
+    assert float(ops.barrier(gentle, grid, 0.1)) == 0
+    rough = (20 * gentle).requires_grad_()
+    results = []
+    for compiled in (True, False):
+        with monkeypatch.context() as m:
+            m.setattr(ops, "compiled", lambda x, compiled=compiled: compiled)
+            value = ops.barrier(rough, grid, 0.1)
+            results.append((value, torch.autograd.grad(value.sum(), rough)[0]))
+    assert float(results[0][0]) > 1e-4
+    assert torch.allclose(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-12)
+
+
 def test_determinant_of_an_affine_map():
     grid = oblique((9, 8, 7), (1, 1, 2.0))
     matrix = torch.tensor([[1.1, 0.2, 0], [0, 0.9, 0.1], [0.1, 0, 1.3]], dtype=torch.float64)

@@ -89,7 +89,7 @@ def test_start_that_is_not_finite():
 def test_stops_where_it_is_when_told():
     stop.set()
     try:
-        x, f = run(rosenbrock, torch.full((4,), -1.2, dtype=torch.float64))
+        x, _ = run(rosenbrock, torch.full((4,), -1.2, dtype=torch.float64))
     finally:
         stop.clear()
     assert torch.equal(x, torch.full((4,), -1.2, dtype=torch.float64))
