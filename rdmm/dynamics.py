@@ -96,6 +96,15 @@ def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
     return sum(flux, turned)
 
 
+def eulerian_rates(m: Tensor, u: Tensor, v: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """(-ad*_v m, -(D phi) v) for phi = id + u."""
+    if ops.compiled(m):
+        from rdmm.epdiff import rates
+
+        return rates(m, u, v, grid.spacing)
+    return -coadjoint_rate(m, v, grid), -(v + ops.advect(u, v, grid))
+
+
 def backtrace(v: Tensor, dt: float, grid: Grid, identity: Tensor) -> Tensor:
     """Displacement of psi(x) = x - dt v(x - dt/2 v(x)): where the point that arrives at x was dt before."""
     return -dt * ops.sample(v, identity - 0.5 * dt * v, grid)
@@ -203,11 +212,11 @@ class _Eulerian:
         ops.require_finite(m, "the momentum")
         h = self.carried_weights(u)
         v, nu = self.metric.velocity(m, h)
-        rate = -coadjoint_rate(m, v, grid)
+        rate, motion = eulerian_rates(m, u, v, grid)
         if h is not None:
             q = self.metric.potentials(m, nu)
             rate = rate + torch.stack([(q * dh).sum(1) for dh in ops.jacobian(h, grid)], 1)
-        rates = (rate, -(v + ops.advect(u, v, grid)))
+        rates = (rate, motion)
         return rates if len(y) == 2 else (*rates, ops.sample(v, self.identity + y[2], grid))
 
     def maps(self, y: State) -> State:
@@ -286,7 +295,8 @@ class _Geodesic(ABC):
 
     def _trajectory(self, ic: InitialConditions, source: Image, times: Sequence[float], inverse: bool):  # type: ignore[no-untyped-def]
         system = self._system(ic, source)
-        params = [ic.momentum] if system.h0 is None else [ic.momentum, system.h0]
+        # What a right-hand side closes over: Eulerian ones have the momentum in their state, semi-Lagrangian steps not.
+        params = [x for x in (system.h0, None if self.integrator.eulerian else ic.momentum) if x is not None]
         return system, self.integrator.trajectory(system, system.start(inverse), params, times)
 
     @final

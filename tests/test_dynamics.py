@@ -190,6 +190,21 @@ def test_gradients_adjoint_backprop_and_finite_differences(name, method, shape):
         assert float((g * d).sum()) == pytest.approx(float(fd), rel=2e-2 if method in ("dopri5", "semi_lagrangian") else 1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(9, 8), (7, 6, 5)])
+def test_compiled_rates_are_the_torch_ones(monkeypatch, shape):
+    grid = Grid.unit(shape)
+    fields = [torch.randn(2, grid.ndim, *shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = [torch.randn(2, grid.ndim, *shape, dtype=torch.float64) for _ in range(2)]
+    results = []
+    for compiled in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "compiled", lambda x, compiled=compiled: compiled)
+            out = module.eulerian_rates(*fields, grid)
+        results.append((*out, *torch.autograd.grad(sum((o * w).sum() for o, w in zip(out, weights, strict=True)), fields)))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
 def test_divergence_is_an_error_never_nan(grid):
     for name in ("SVF", "LDDMM", "RDMM"):
         for method in ("rk4", "dopri5", "semi_lagrangian"):
