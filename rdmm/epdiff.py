@@ -139,7 +139,7 @@ class _Rates(torch.autograd.Function):
         fields = [_volumes(x) for x in (*ctx.saved_tensors, g, e)]
         out = [np.empty_like(fields[0]) for _ in range(3)]
         for b in range(len(out[0])):
-            _pullback(*(f[b] for f in fields), *ctx.rows, *(o[b] for o in out))
+            _pullback(*[f[b] for f in fields], *ctx.rows, *[o[b] for o in out])  # type: ignore[call-arg]
         return (*(_fields(o, g.ndim - 2) for o in out), None)  # type: ignore[return-value]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -74,42 +74,59 @@ def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
 
 
-def spectral_filter(
-    x: Tensor,
-    grid: Grid,
-    symbol: Callable[[Tensor], Tensor],
-    *,
-    narrow: float,
-    wide: float,
-    boundary: Boundary,
-) -> Tensor:
-    """B diag(symbol(|k|^2)) B^T x for x (b, c, *s); self-adjoint by construction.
+Gain = Literal["filter", "root", "inverse root"]
 
-    Args:
-        symbol: of |k|^2, cycles per domain unit.
-        narrow, wide: sigmas (domain units) that fix the band that is kept and the padding; ``narrow=0`` keeps all.
+
+@lru_cache(maxsize=24)
+def _gains(
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    sigmas: tuple[float, ...],
+    weights: tuple[float, ...],
+    boundary: Boundary,
+    gain: Gain,
+    delta: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[list[Tensor], Tensor]:
+    """Waves (n, M) of each axis, and the gain of each product of waves, (M_1..M_d).
+
+    With the symbol s = sum_i weights_i exp(-2 pi^2 sigma_i^2 |k|^2): ``filter`` s, ``root`` s^{1/2} / (s + delta), ``inverse
+    root`` (s + delta) / s^{1/2}.
     """
+    waves = [_waves(n, h, sigmas[0], sigmas[-1], boundary, dtype, device) for n, h in zip(shape, spacing, strict=True)]
+    squares = [k.square().view(-1, *(1,) * (len(shape) - 1 - i)) for i, (_, k) in enumerate(waves)]
+    k2 = sum(squares[1:], squares[0])
+    s = torch.zeros_like(k2)
+    for sigma, weight in zip(sigmas, weights, strict=True):
+        s = s + weight * gaussian_symbol(sigma, k2)
+    if gain != "filter":
+        s = s.sqrt() / (s + delta) if gain == "root" else (s + delta) / s.sqrt()
+    return [basis for basis, _ in waves], s
+
+
+def spectral_filter(
+    x: Tensor, grid: Grid, sigmas: Sequence[float], weights: Sequence[float], boundary: Boundary, gain: Gain = "filter", delta: float = 0.0
+) -> Tensor:
+    """B diag(gain) B^T x for x (b, c, *s), sigmas increasing, in domain units; self-adjoint by construction."""
+    bases, gains = _gains(grid.shape, grid.spacing, tuple(sigmas), tuple(weights), boundary, gain, delta, x.dtype, x.device)
     axes = range(x.ndim - grid.ndim, x.ndim)
-    waves = [_waves(n, h, narrow, wide, boundary, x.dtype, x.device) for n, h in zip(grid.shape, grid.spacing, strict=True)]
-    for axis, (basis, _) in zip(reversed(axes), reversed(waves), strict=True):
+    for axis, basis in zip(reversed(axes), reversed(bases), strict=True):
         x = _along(basis.T, x, axis)
-    squares = [k.square().view(-1, *(1,) * (grid.ndim - 1 - i)) for i, (_, k) in enumerate(waves)]
-    x = x * symbol(sum(squares[1:], squares[0]))
-    for axis, (basis, _) in zip(axes, waves, strict=True):
+    x = x * gains
+    for axis, basis in zip(axes, bases, strict=True):
         x = _along(basis, x, axis)
     return x
 
 
-def gaussian_symbol(sigma: float) -> Callable[[Tensor], Tensor]:
-    """|k|^2 -> exp(-2 pi^2 sigma^2 |k|^2)."""
-    return lambda k2: torch.exp(-2 * math.pi**2 * sigma**2 * k2)
+def gaussian_symbol(sigma: float, k2: Tensor) -> Tensor:
+    """exp(-2 pi^2 sigma^2 |k|^2)."""
+    return torch.exp(-2 * math.pi**2 * sigma**2 * k2)
 
 
 def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect") -> Tensor:
     """G_sigma * x for x (b, c, *s), sigma in domain units; constants stay constant at the default boundary."""
-    if sigma == 0:
-        return x
-    return spectral_filter(x, grid, gaussian_symbol(sigma), narrow=sigma, wide=sigma, boundary=boundary)
+    return x if sigma == 0 else spectral_filter(x, grid, (sigma,), (1.0,), boundary)
 
 
 def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
@@ -121,7 +138,7 @@ def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
         if k > h * (1 + 1e-6):
             sigma = 0.5 * math.sqrt(k**2 - h**2)
             basis, frequency = _waves(n, h, sigma, sigma, "reflect", x.dtype, x.device)
-            x = _along(basis, _along((basis * gaussian_symbol(sigma)(frequency**2)).T, x, axis), axis)
+            x = _along(basis, _along((basis * gaussian_symbol(sigma, frequency**2)).T, x, axis), axis)
     return x
 
 
@@ -162,19 +179,14 @@ class MultiGaussian:
         """The sigmas in domain units of ``grid``."""
         return tuple(s / grid.length for s in self.sigmas) if self.unit == "mm" else tuple(self.sigmas)
 
-    def symbol(self, grid: Grid) -> Callable[[Tensor], Tensor]:
-        """|k|^2 -> sum_i w_i^2 exp(-2 pi^2 sigma_i^2 |k|^2)."""
-        terms = [(w, gaussian_symbol(s)) for w, s in zip(self.weights, self.scales(grid), strict=True) if w > 0]
-        return lambda k2: sum((w * g(k2) for w, g in terms[1:]), terms[0][0] * terms[0][1](k2))
-
-    def _band(self, grid: Grid) -> tuple[float, float]:
-        used = [s for w, s in zip(self.weights, self.scales(grid), strict=True) if w > 0]
-        return used[0], used[-1]
+    def _filter(self, x: Tensor, grid: Grid, boundary: Boundary, gain: Gain = "filter", delta: float = 0.0) -> Tensor:
+        used = [(s, w) for s, w in zip(self.scales(grid), self.weights, strict=True) if w > 0]
+        sigmas, weights = zip(*used, strict=True)
+        return spectral_filter(x, grid, sigmas, weights, boundary, gain, delta)
 
     def __call__(self, m: Tensor, grid: Grid) -> Tensor:
         """Velocity v = K * m of constant weights, one filter for all Gaussians; m, v (b, d, *s)."""
-        narrow, wide = self._band(grid)
-        return spectral_filter(m, grid, self.symbol(grid), narrow=narrow, wide=wide, boundary=self.boundary)
+        return self._filter(m, grid, self.boundary)
 
     def parts(self, m: Tensor, w: Tensor, grid: Grid) -> list[Tensor]:
         """nu_i = K_{sigma_i} * (w_i m), a list of (b, d, *s); m (b, d, *s), weights w (b, n, *s)."""
@@ -187,11 +199,4 @@ class MultiGaussian:
         metric (MODEL.md section 7). What K extinguishes is left out of m: it would not move anything, but it would make the
         transport of m noisy.
         """
-        narrow, wide = self._band(grid)
-        symbol = self.symbol(grid)
-
-        def gain(k2: Tensor) -> Tensor:
-            s = symbol(k2)
-            return (s + delta) / s.sqrt() if inverse else s.sqrt() / (s + delta)
-
-        return spectral_filter(z, grid, gain, narrow=narrow, wide=wide, boundary="reflect")
+        return self._filter(z, grid, "reflect", "inverse root" if inverse else "root", delta)
