@@ -173,7 +173,6 @@ def one(name: str, settings: list[str], threads: int, pictures: str | None) -> d
     registration = run(Inputs(case.pair), compose([*case.settings, *settings]))
     out = judged(case, registration)
     out |= {f"s_{k}": v for k, v in registration.result.seconds.items()}
-    out["evaluations"] = registration.result.seconds.get("evaluations", 0)
     out["peak_GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if pictures:
         from rdmm.report import render

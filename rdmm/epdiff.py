@@ -129,7 +129,7 @@ class _Rates(torch.autograd.Function):
         rows = [_rows(n, h, fields[0].dtype) for n, h in zip(fields[0].shape[2:], full, strict=True)]
         dm, du = np.empty_like(fields[0]), np.empty_like(fields[0])
         for b in range(len(dm)):
-            _rates(*(f[b] for f in fields), *rows, dm[b], du[b])
+            _rates(*[f[b] for f in fields], *rows, dm[b], du[b])  # type: ignore[call-arg]
         ctx.save_for_backward(m, u, v)
         ctx.rows = rows
         return _fields(dm, len(spacing)), _fields(du, len(spacing))
@@ -139,7 +139,7 @@ class _Rates(torch.autograd.Function):
         fields = [_volumes(x) for x in (*ctx.saved_tensors, g, e)]
         out = [np.empty_like(fields[0]) for _ in range(3)]
         for b in range(len(out[0])):
-            _pullback(*[f[b] for f in fields], *ctx.rows, *[o[b] for o in out])  # type: ignore[call-arg]
+            _pullback(*[f[b] for f in fields], *ctx.rows, *[o[b] for o in out])
         return (*(_fields(o, g.ndim - 2) for o in out), None)  # type: ignore[return-value]
 
 

@@ -13,6 +13,8 @@ from rdmm.grid import Grid
 from rdmm.transform import Transform
 from rdmm.types import Tensor
 
+LAYERS = 16
+
 
 def dice(a: Tensor, b: Tensor, labels: Iterable[int] | None = None) -> dict[int, float]:
     """Dice of each label (default: all but 0 in either map); NaN where a label is missing from one of the two."""
@@ -42,25 +44,27 @@ def tre(fixed: np.ndarray, moving: np.ndarray, transform: Transform | None = Non
 def folds(u: Tensor, grid: Grid) -> dict[str, float]:
     """By central differences of phi = id + u (domain units): percent of voxels with det <= 0, and the papers' "folds",
     the sum of |det| where it is negative."""
-    det = ops.jacobian_determinant(u.double(), grid)
+    det = ops.jacobian_determinant(u, grid)
     return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(-det.clamp_max(0).sum())}
 
 
 def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
     """``folded_cells_percent``: cells where any of the (10 or 4) determinants is <= 0; ``ndv_percent``: negative volume
     over the volume of the domain (Liu et al.)."""
-    det = ops.corner_determinants(u.double(), grid)
-    folded = (det <= 0).any(0)
-    if grid.ndim == 2:
-        volume = -det.clamp_max(0).sum(0) / 4  # each square is split in two ways into two triangles of 1/2
-    else:
-        volume = -(det[:8].clamp_max(0).sum(0) / 6 + det[8:].clamp_max(0).sum(0) / 3) / 2  # two ways: 4 x 1/6 + 1/3
-    return {"folded_cells_percent": 100 * float(folded.double().mean()), "ndv_percent": 100 * float(volume.mean())}
+    folded, volume, cells = 0, 0.0, math.prod(n - 1 for n in grid.shape)
+    for first in range(0, grid.shape[0] - 1, LAYERS):  # ten volumes at once would be the peak of a registration's memory
+        layers = u[:, :, first : first + LAYERS + 1].double()
+        det = ops.corner_determinants(layers, Grid((layers.shape[2], *grid.shape[1:]), grid.affine), grid.spacing)
+        folded += int((det <= 0).any(0).sum())
+        negative = -det.clamp_max(0).flatten(1).sum(1)
+        # 2D: each square splits in two ways into two triangles of 1/2; 3D: each cube in two ways into 4 x 1/6 + 1/3
+        volume += float(negative.sum() / 4 if grid.ndim == 2 else (negative[:8].sum() / 6 + negative[8:].sum() / 3) / 2)
+    return {"folded_cells_percent": 100 * folded / cells, "ndv_percent": 100 * volume / cells}
 
 
 def sd_log_jacobian(u: Tensor, grid: Grid, mask: Tensor | None = None) -> float:
     """Standard deviation of log det D phi (central differences, det clamped at 1e-3), over the mask (b, 1, *s)."""
-    log = ops.jacobian_determinant(u.double(), grid).clamp_min(1e-3).log()
+    log = ops.jacobian_determinant(u, grid).clamp_min(1e-3).log()
     return float((log if mask is None else log[mask[:, 0] > 0.5]).std())
 
 

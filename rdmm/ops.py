@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -142,7 +143,7 @@ def jacobian_determinant(u: Tensor, grid: Grid) -> Tensor:
     return determinant(map_jacobian(u, grid))
 
 
-def corner_determinants(u: Tensor, grid: Grid) -> Tensor:
+def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None = None) -> Tensor:
     """Determinants of phi = id + u on the simplices that every cell of the grid splits into, (k, b, *(n_i - 1)).
 
     2D: the four triangles at the corners of a pixel square. 3D: the eight tetrahedra at the corners of a voxel cube and the
@@ -151,12 +152,11 @@ def corner_determinants(u: Tensor, grid: Grid) -> Tensor:
     central differences miss. Each is normalised so that the identity has 1.
     """
     d = grid.ndim
-    phi = grid.identity(u) + u
-    h = torch.tensor(grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
+    h = torch.tensor(spacing or grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
 
     def vertex(corner: tuple[int, ...]) -> Tensor:
         index = tuple(slice(c, n - 1 + c) for c, n in zip(corner, grid.shape, strict=True))
-        return phi[(slice(None), slice(None), *index)] / h
+        return u[(slice(None), slice(None), *index)] / h + h.new_tensor(corner).view(1, -1, *(1,) * d)
 
     points = {c: vertex(c) for c in itertools.product((0, 1), repeat=d)}
     out = []
