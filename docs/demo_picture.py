@@ -27,6 +27,7 @@ def main(folder: Path, out: Path) -> None:
     axes[3].imshow(read["fixed"], cmap="gray", origin="lower", alpha=0.6)
     for lines in (y[:, ::6], np.swapaxes(y[:, :, ::6], 1, 2)):
         axes[3].plot(lines[0].T, lines[1].T, color="tab:orange", linewidth=0.6)
+    axes[3].set(xlim=(0, grid.shape[0] - 1), ylim=(0, grid.shape[1] - 1))
     axes[3].set_title("deformed grid")
     for a, name, t in zip(axes[4:], ("Sigma0", "Sigma1"), (0, 1), strict=True):
         shown = a.imshow(read[name], cmap="viridis", origin="lower")

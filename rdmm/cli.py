@@ -360,7 +360,7 @@ def info(file: str, **o: Any) -> None:
 @main.command()
 @click.argument("name", required=False, default="shapes")
 @click.option("-o", "--out", default="rdmm_demo/", show_default=True)
-@click.option("--seed", type=int, default=0, help="Of the pair of shapes.")
+@click.option("--seed", type=int, default=2, show_default=True, help="Of the pair of shapes.")
 @common
 def demo(name: str, out: str, seed: int, **o: Any) -> int:
     """Make the paper's synthetic shapes, register them with RDMM, write a report.

@@ -22,6 +22,8 @@ from rdmm.weights import normalise, parameters
 
 log = logging.getLogger(__name__)
 
+MOST_VOXELS = 1_000_000
+
 History = list[dict[str, float]]
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 
@@ -246,7 +248,8 @@ class LBFGS:
     Args:
         scales: of the image pyramid, increasing, in (0, 1].
         iterations: on each scale.
-        shooting: resolution of the shooting grid over that of the image, one number or one per scale.
+        shooting: resolution of the shooting grid over that of the image, one number or one per scale; None: the image's
+            own, but no more than about MOST_VOXELS, since the smoother passes nothing that a finer grid would hold.
         tolerance: stop a scale when the energy falls by less than this part of itself, three times running.
         memory: pairs kept by L-BFGS.
         weights: whether pre-weights are optimised with the momentum; False: they stay as they start.
@@ -254,7 +257,7 @@ class LBFGS:
 
     scales: Sequence[float] = (0.25, 0.5, 1.0)
     iterations: Sequence[int] = (60, 60, 60)
-    shooting: float | Sequence[float] = 1.0
+    shooting: float | Sequence[float] | None = None
     tolerance: float = 1e-4
     memory: int = 8
     weights: bool = True
@@ -266,20 +269,27 @@ class LBFGS:
             raise ConfigError(f"optimizer.scales must increase within (0, 1], not {list(self.scales)}")
         if any(n < 1 for n in self.iterations):
             raise ConfigError(f"optimizer.iterations must be at least 1 each, not {list(self.iterations)}; to run none use optimizer=none")
-        shooting = [self.shooting] * len(self.scales) if isinstance(self.shooting, int | float) else list(self.shooting)
-        if len(shooting) != len(self.scales) or any(not 0 < s <= 1 for s in shooting):
+        shooting = self._shooting()
+        if len(shooting) != len(self.scales) or any(s is not None and not 0 < s <= 1 for s in shooting):
             raise ConfigError(f"optimizer.shooting must be in (0, 1], one number or one per scale, not {self.shooting}")
         if self.tolerance < 0 or self.memory < 1:
             raise ConfigError(f"optimizer: tolerance must be >= 0 and memory >= 1, not {self.tolerance}, {self.memory}")
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
         history: History = []
-        shooting = [self.shooting] * len(self.scales) if isinstance(self.shooting, int | float) else self.shooting
-        for level, (scale, iterations, share) in enumerate(zip(self.scales, self.iterations, shooting, strict=True)):
+        for level, (scale, iterations, share) in enumerate(zip(self.scales, self.iterations, self._shooting(), strict=True)):
             level_pair = pair.scaled(scale)
+            if share is None:
+                voxels = math.prod(level_pair.fixed.grid.shape)
+                share = min(1.0, (MOST_VOXELS / voxels) ** (1 / pair.fixed.grid.ndim))
             ic = ic.resized(pair.fixed.grid.scaled(scale * share).shape)
             ic = self._level(problem, level_pair, ic, iterations, level, history)
         return ic, history
+
+    def _shooting(self) -> list[float | None]:
+        if self.shooting is None or isinstance(self.shooting, int | float):
+            return [self.shooting] * len(self.scales)
+        return list(self.shooting)
 
     def _level(
         self, problem: Problem, pair: Pair, ic: InitialConditions, iterations: int, level: int, history: History

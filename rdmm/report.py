@@ -147,6 +147,8 @@ def _deformation(registration: Registration) -> str:
         step = max(1, max(x.shape) // 40)
         for lines_x, lines_y in ((x[::step], y[::step]), (x.T[::step], y.T[::step])):
             row[0].plot(lines_x.T, lines_y.T, color="tab:orange", linewidth=0.5)
+        row[0].set_xlim(-0.5, x.shape[1] - 0.5)
+        row[0].set_ylim(-0.5, x.shape[0] - 0.5)
         row[0].set_title("deformed grid")
         row[0].set_ylabel(name)
         shown = row[1].imshow(_slice(log, axis, grid), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect=_aspect(axis, grid))

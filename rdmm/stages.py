@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -204,7 +204,7 @@ def _covered(pair: Pair) -> Pair:
     moving = pair.moving
     if moving.mask is None:
         moving = Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]))
-    return Pair(pair.fixed, moving, pair.initial)
+    return replace(pair, moving=moving)
 
 
 def overlap_fraction(pair: Pair) -> float:

@@ -180,6 +180,19 @@ def test_regions_go_through_the_initial_map():
         Regions({1: [1.0, 0.0]}, [0.0, 1.0])(Pair(pair.fixed, pair.moving))
 
 
+def test_regions_reach_the_search_where_the_fields_of_view_differ():
+    pair, _, _ = shapes_pair(1, (48, 48))
+    assert pair.regions is not None
+    shifted = np.eye(3)
+    shifted[0, 2] = 4.0
+    moving = Grid((48, 48), shifted)
+    problem = Problem(RDMM(MultiGaussian([0.06, 0.2], [0.5, 0.5]), Integrator(steps=4)), SSD())
+    stage = Deform(problem, LBFGS((1.0,), (2,), weights=False), Regions({1: [1.0, 0.0]}, [0.0, 1.0]))
+    result = stage(Pair(pair.fixed, Image(pair.moving.data, moving), regions=Image(pair.regions.data, moving)))
+    assert result.ic is not None
+    assert float(result.ic.weights[:, 0].max()) > 0.9
+
+
 def test_same_seed_same_result_to_the_bit(tmp_path):
     pair, _, _ = shapes_pair(2, (48, 48))
     sums = []
