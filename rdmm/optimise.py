@@ -22,7 +22,7 @@ from rdmm.weights import normalise, parameters
 
 log = logging.getLogger(__name__)
 
-MOST_VOXELS = 1_000_000
+VOXEL_OF_SIGMA = 0.6
 
 History = list[dict[str, float]]
 Objective = Callable[[Tensor], tuple[float, Tensor]]
@@ -249,7 +249,7 @@ class LBFGS:
         scales: of the image pyramid, increasing, in (0, 1].
         iterations: on each scale.
         shooting: resolution of the shooting grid over that of the image, one number or one per scale; None: the image's
-            own, but no more than about MOST_VOXELS, since the smoother passes nothing that a finer grid would hold.
+            own, but no finer than VOXEL_OF_SIGMA times the narrowest Gaussian, which passes nothing that a finer grid would hold.
         tolerance: stop a scale when the energy falls by less than this part of itself, three times running.
         memory: pairs kept by L-BFGS.
         weights: whether pre-weights are optimised with the momentum; False: they stay as they start.
@@ -280,8 +280,8 @@ class LBFGS:
         for level, (scale, iterations, share) in enumerate(zip(self.scales, self.iterations, self._shooting(), strict=True)):
             level_pair = pair.scaled(scale)
             if share is None:
-                voxels = math.prod(level_pair.fixed.grid.shape)
-                share = min(1.0, (MOST_VOXELS / voxels) ** (1 / pair.fixed.grid.ndim))
+                grid = level_pair.fixed.grid
+                share = min(1.0, min(grid.spacing) / (VOXEL_OF_SIGMA * problem.dynamics.smoother.narrowest(grid)))
             ic = ic.resized(pair.fixed.grid.scaled(scale * share).shape)
             ic = self._level(problem, level_pair, ic, iterations, level, history)
         return ic, history

@@ -179,6 +179,10 @@ class MultiGaussian:
         """The sigmas in domain units of ``grid``."""
         return tuple(s / grid.length for s in self.sigmas) if self.unit == "mm" else tuple(self.sigmas)
 
+    def narrowest(self, grid: Grid) -> float:
+        """The smallest sigma in use, in domain units."""
+        return next(s for s, w in zip(self.scales(grid), self.weights, strict=True) if w > 0)
+
     def _filter(self, x: Tensor, grid: Grid, boundary: Boundary, gain: Gain = "filter", delta: float = 0.0) -> Tensor:
         used = [(s, w) for s, w in zip(self.scales(grid), self.weights, strict=True) if w > 0]
         sigmas, weights = zip(*used, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,11 @@ DATA = Path(os.environ.get("RDMM_DATA", Path(__file__).parents[1] / "../shared/d
 def _one_thread():
     set_threads(1)
     torch.manual_seed(0)
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:  # a command's log goes to the standard error of its own test
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

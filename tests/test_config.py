@@ -20,6 +20,16 @@ def test_every_option_builds(option):
         assert build(config[group]) is not None
 
 
+def test_groups_bring_what_goes_with_them():
+    assert compose()["free_weights"] is True
+    regions = compose(["dynamics=rdmm", "initializer=regions"])
+    assert regions["free_weights"] is False
+    assert regions["optimizer"]["weights"] is False
+    assert compose(["dynamics=lddmm"])["smoother"]["sigmas"] == [0.03, 0.06, 0.12]
+    assert compose(["dynamics=lddmm", "smoother=paper"])["smoother"]["sigmas"][0] == 0.05
+    assert compose(["dynamics=rdmm", "smoother.sigmas=[.1]", "smoother.weights=[1]"])["smoother"]["sigmas"] == [0.1]
+
+
 def targets(node):
     if isinstance(node, dict):
         yield from ([node["_target_"]] if "_target_" in node else [])
