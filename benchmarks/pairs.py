@@ -24,7 +24,8 @@ import torch
 
 from rdmm import Grid, Image, InputError, io, metrics
 from rdmm.config import compose
-from rdmm.registration import Inputs, Registration, run, set_threads
+from rdmm.registration import Inputs, Registration, run
+from rdmm.resources import set_threads
 from rdmm.shape import Pair
 from rdmm.transform import Affine, composed, displacement
 

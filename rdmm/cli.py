@@ -185,7 +185,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
 
 def _register(fixed: str, moving: str, out: str, overrides: list[str], max_folding: float | None, **o: Any) -> int:
     set_log(o["quiet"], o["debug"])
-    from rdmm import registration
+    from rdmm import registration, resources
     from rdmm.config import build, compose
     from rdmm.io.files import Outputs
 
@@ -194,13 +194,13 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
     config = compose(overrides)
     build(config["stages"], "stages")
     build(config["intensity"], "intensity")
-    registration.chosen_device(o["device"])
-    registration.set_threads(o["threads"])
+    resources.chosen_device(o["device"])
+    resources.set_threads(o["threads"])
     Outputs.prepare(out, [*registration.RESULTS, *registration.OPTIONAL], overwrite=o["overwrite"])
     names = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "initial", "nan", "volume", "strict")
     inputs = registration.read_inputs(fixed, moving, **{n: o[n] for n in names}, require_overlap=o["init"] != "com")
     if o["dry_run"]:
-        need = registration.check_memory([fixed, moving]) / 2**30
+        need = resources.check_memory([fixed, moving]) / 2**30
         _print({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": config}, o["as_json"])
         return 0
     with interruptible() as seen, progress(o["quiet"]):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from rdmm import io, metrics
@@ -23,18 +22,18 @@ from rdmm.config import build, compose
 from rdmm.dynamics import RDMM
 from rdmm.grid import Grid
 from rdmm.io.files import Outputs
-from rdmm.io.nifti import NanPolicy, Source, peek_shape
+from rdmm.io.nifti import NanPolicy, Source
 from rdmm.io.warps import require_itk_grid
 from rdmm.optimise import stop
+from rdmm.resources import check_memory, chosen_device, set_threads
 from rdmm.shape import Image, Pair, bounds
 from rdmm.stages import Chain, Deform, Result, overlap_fraction
 from rdmm.transform import Affine, Identity, Placed, Transform, composed, displacement, framed, invert, split
-from rdmm.types import ConfigError, InputError, ResourceError, Tensor
+from rdmm.types import InputError, ResourceError, Tensor
 from rdmm.version import __version__
 
 log = logging.getLogger(__name__)
 
-BYTES_PER_VOXEL = 500  # peak of a registration, measured at 1 mm and 2 mm with the default preset (benchmarks/README.md)
 RESULTS = ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "InverseWarped.nii.gz", "run.json", "report.html")
 OPTIONAL = ("0GenericAffine.mat", "WarpedLabels.nii.gz", "Sigma0.nii.gz", "Sigma1.nii.gz", "initial_conditions.safetensors")
 
@@ -246,7 +245,7 @@ def read_inputs(
 ) -> Inputs:
     """Read and check; INTERFACE.md tells what each is. Raises InputError, ResourceError."""
     check_memory([fixed, moving])
-    images = [x if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
+    images = [x.single() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
     target, source = images
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
@@ -286,27 +285,6 @@ def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image
         )
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take."""
-    free = psutil.virtual_memory().available
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return free if limit == resource.RLIM_INFINITY else min(free, limit - psutil.Process().memory_info().vms)
-
-
-def check_memory(sources: Sequence[Source | Image]) -> int:
-    """Estimated peak in bytes; raises ResourceError before anything is read if it does not fit."""
-    shapes = [s.grid.shape if isinstance(s, Image) else peek_shape(s)[:3] for s in sources]
-    voxels = [int(np.prod(s, dtype=object)) for s in shapes]
-    need, have = BYTES_PER_VOXEL * voxels[0] + 16 * sum(voxels), available_memory()
-    if need > 0.9 * have:
-        shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
-        raise ResourceError(
-            f"an image of {shape} voxels needs about {need / 2**30:.1f} GiB and {have / 2**30:.1f} GiB are free; "
-            "shrink the images, or crop them to the region of interest"
-        )
-    return need
-
-
 def overrides_of(keys: Mapping[str, Any]) -> list[str]:
     """KEY=VALUE texts of keyword arguments; ``__`` in a name stands for a dot."""
 
@@ -314,35 +292,6 @@ def overrides_of(keys: Mapping[str, Any]) -> list[str]:
         return json.dumps(value) if not isinstance(value, str) else value
 
     return [f"{k.replace('__', '.')}={text(v)}" for k, v in keys.items()]
-
-
-def set_threads(threads: int | None) -> None:
-    """Threads of torch and of the fused kernels."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise ConfigError(f"threads must be at least 1, not {threads}")
-    torch.set_num_threads(threads)
-    try:
-        import numba
-
-        most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-        numba.set_num_threads(min(threads, most))
-    except ImportError:
-        pass
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device, or ConfigError if it is not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: cpu or cuda is wanted")
-    return device
 
 
 def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0) -> Registration:

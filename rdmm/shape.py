@@ -12,7 +12,7 @@ from rdmm.grid import Grid, apply_matrix
 from rdmm.ops import Mode, resize, sample
 from rdmm.smoother import lowpass
 from rdmm.transform import Identity, Transform, composed
-from rdmm.types import InputError, Tensor
+from rdmm.types import ConfigError, InputError, Tensor
 
 
 class Shape(Protocol):
@@ -87,6 +87,10 @@ class Image:
         """The transform of moving by ``first`` and then by ``then``: images pull back, first ∘ then."""
         return composed(then, first)
 
+    def single(self) -> Image:
+        """In float32 on CPU, as a file would be read."""
+        return Image(self.data.cpu().float(), self.grid, None if self.mask is None else self.mask.cpu().float())
+
     def to(self, device: torch.device) -> Image:
         return Image(self.data.to(device), self.grid, None if self.mask is None else self.mask.to(device))
 
@@ -105,6 +109,13 @@ class Pair:
     moving: Image
     initial: Transform = field(default_factory=Identity)
     regions: Image | None = None
+
+    def __post_init__(self) -> None:
+        kinds = [(x.data.dtype, x.data.device.type) for x in (self.fixed, self.moving)]
+        if kinds[0] != kinds[1]:
+            raise ConfigError(
+                f"fixed is {kinds[0][0]} on {kinds[0][1]} but moving is {kinds[1][0]} on {kinds[1][1]}; bring them together first"
+            )
 
     def scaled(self, factor: float) -> Pair:
         """Both shapes at the resolution that ``factor`` gives the fixed one."""

@@ -293,3 +293,14 @@ def test_initial_conditions_start_a_search():
     again = Deform(deform("LDDMM").problem, LBFGS((1.0,), (1,)), Given())(pair)
     assert again.energy["total"] <= result.energy["total"] * 1.02
     assert isinstance(again.transform, Dense)
+
+
+def test_mixed_types_are_moved_or_named():
+    grid = Grid((24, 24), np.eye(3))
+    image = blobs(grid)
+    result = rdmm.register(fixed=Image(image, grid), moving=Image(image.float(), grid))
+    assert result.warped.data.dtype == torch.float32
+    with pytest.raises(rdmm.ConfigError, match=r"float64 on cpu but moving is torch.float32 on cpu"):
+        Pair(Image(image, grid), Image(image.float(), grid))
+    with pytest.raises(rdmm.ConfigError, match="meta"):
+        Pair(Image(image, grid), Image(image.to("meta"), grid))
