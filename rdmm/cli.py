@@ -196,13 +196,13 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
     build(config["intensity"], "intensity")
     resources.chosen_device(o["device"])
     resources.set_threads(o["threads"])
-    Outputs.prepare(out, [*registration.RESULTS, *registration.OPTIONAL], overwrite=o["overwrite"])
     names = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "initial", "nan", "volume", "strict")
     inputs = registration.read_inputs(fixed, moving, **{n: o[n] for n in names}, require_overlap=o["init"] != "com")
     if o["dry_run"]:
         need = resources.check_memory([fixed, moving]) / 2**30
         _print({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": config}, o["as_json"])
         return 0
+    Outputs.prepare(out, [*registration.RESULTS, *registration.OPTIONAL], overwrite=o["overwrite"])
     with interruptible() as seen, progress(o["quiet"]):
         result = registration.run(inputs, config, device=o["device"], seed=o["seed"])
         written = result.save(out, overwrite=True)
