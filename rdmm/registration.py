@@ -28,7 +28,7 @@ from rdmm.optimise import stop
 from rdmm.resources import check_memory, chosen_device, set_threads
 from rdmm.shape import Image, Pair, bounds
 from rdmm.stages import Chain, Deform, Result, overlap_fraction
-from rdmm.transform import Affine, Identity, Placed, Transform, composed, displacement, framed, invert, split
+from rdmm.transform import Affine, Dense, Identity, Placed, Transform, composed, displacement, framed, invert, split
 from rdmm.types import InputError, ResourceError, Tensor
 from rdmm.version import __version__
 
@@ -77,8 +77,9 @@ class Registration:
         grid, like = self.pair.fixed.grid, self.pair.fixed.data
         deformation, affine = split(composed(self.result.transform, self.pair.initial))
         u = displacement(deformation, grid, like)
-        back = composed(_inverse_of(self.pair.initial), self.result.inverse)
-        if isinstance(self.pair.initial, Identity | Affine):
+        initial = self.pair.initial
+        if isinstance(initial, Identity | Affine):
+            back = self.result.inverse if isinstance(initial, Identity) else composed(initial.inverse(), self.result.inverse)
             inverse = displacement(back if affine is None else composed(affine, back), grid, like)
         else:
             inverse, residual = invert(u, grid)
@@ -91,7 +92,9 @@ class Registration:
 
     @property
     def inverse(self) -> Transform:
-        return Placed(composed(_inverse_of(self.pair.initial), self.result.inverse), self.pair.fixed.grid)
+        _, w, affine = self._maps
+        grid = self.pair.fixed.grid
+        return Placed(composed(Identity() if affine is None else affine.inverse(), Dense(w, grid)), grid)
 
     @property
     def energy(self) -> dict[str, float]:
@@ -215,10 +218,6 @@ def _write_conditions(path: Path, ic: Any) -> None:
 
     tensors = {"momentum": ic.momentum} | ({} if ic.weights is None else {"weights": ic.weights})
     io.write_atomically(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
-
-
-def _inverse_of(transform: Transform) -> Transform:
-    return transform.inverse() if isinstance(transform, Affine) else Identity()
 
 
 def _deforms(stage: Any) -> list[Deform]:

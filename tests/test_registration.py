@@ -9,7 +9,23 @@ import torch
 from conftest import blobs, oblique
 
 import rdmm
-from rdmm import LDDMM, RDMM, SVF, AffineOpt, Chain, Deform, Grid, Image, InitialConditions, Integrator, MultiGaussian, Pair, Problem, ops
+from rdmm import (
+    LDDMM,
+    RDMM,
+    SVF,
+    AffineOpt,
+    Chain,
+    Deform,
+    Grid,
+    Image,
+    InitialConditions,
+    Integrator,
+    MultiGaussian,
+    Pair,
+    Problem,
+    io,
+    ops,
+)
 from rdmm.data.synthetic import shapes_pair
 from rdmm.initial import Regions, Zero
 from rdmm.optimise import LBFGS
@@ -199,10 +215,7 @@ def test_same_seed_same_result_to_the_bit(tmp_path):
     for name in ("a", "b"):
         rdmm.register(fixed=pair.fixed, moving=pair.moving).save(f"{tmp_path}/{name}/")
         sums.append(
-            [
-                rdmm.registration.io.sha256(tmp_path / name / f)
-                for f in ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "0GenericAffine.mat")
-            ]
+            [io.sha256(tmp_path / name / f) for f in ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "0GenericAffine.mat")]
         )
     assert sums[0] == sums[1]
 
@@ -211,7 +224,7 @@ def test_save_writes_what_the_contract_says(tmp_path):
     pair, fixed_labels, moving_labels = shapes_pair(2, (48, 48))
     files = {"f": pair.fixed.data, "m": pair.moving.data, "fl": fixed_labels, "ml": moving_labels}
     for name, data in files.items():
-        rdmm.registration.io.write_image(tmp_path / f"{name}.nii.gz", data, pair.fixed.grid, integer=len(name) == 2)
+        io.write_image(tmp_path / f"{name}.nii.gz", data, pair.fixed.grid, integer=len(name) == 2)
     p = {k: tmp_path / f"{k}.nii.gz" for k in files}
     result = rdmm.register(
         fixed=p["f"], moving=p["m"], fixed_labels=p["fl"], moving_labels=p["ml"], dynamics="rdmm", similarity="ssd", similarity_weight=30
@@ -229,13 +242,11 @@ def test_save_writes_what_the_contract_says(tmp_path):
     assert run["history"]
     sigma = nib.load(tmp_path / "out/Sigma0.nii.gz").get_fdata()
     assert 0.03 * pair.fixed.grid.length < sigma.min() <= sigma.max() < 0.12 * pair.fixed.grid.length
-    warped = rdmm.registration.io.read_image(tmp_path / "out/Warped.nii.gz").data
+    warped = io.read_image(tmp_path / "out/Warped.nii.gz").data
     names = [str(tmp_path / "out/1Warp.nii.gz"), str(tmp_path / "out/0GenericAffine.mat")]
     from rdmm.transform import framed
 
-    again = Image(pair.moving.data, pair.moving.grid).moved_by(
-        framed(rdmm.registration.io.read_transforms(names), pair.fixed.grid), pair.fixed.grid
-    )
+    again = Image(pair.moving.data, pair.moving.grid).moved_by(framed(io.read_transforms(names), pair.fixed.grid), pair.fixed.grid)
     assert float((again.data - warped).abs().max()) < 2e-3
 
 
@@ -245,12 +256,27 @@ def test_initial_transform_is_taken_in(tmp_path):
     matrix = np.eye(3)
     matrix[0, 2] = 9.0
     moving = Image(image.data, Grid((40, 40), matrix @ np.asarray(grid.affine)))
-    rdmm.registration.io.write_affine(tmp_path / "a.mat", matrix)
+    io.write_affine(tmp_path / "a.mat", matrix)
     result = rdmm.register(fixed=image, moving=moving, initial=str(tmp_path / "a.mat"), affine="none", optimizer="none")
     assert torch.allclose(result.warped.data, image.data, atol=1e-4)
     result.save(tmp_path / "out_")
-    written = rdmm.registration.io.read_transform(str(tmp_path / "out_0GenericAffine.mat"))
+    written = io.read_transform(str(tmp_path / "out_0GenericAffine.mat"))
     assert np.allclose(written.matrix.numpy(), matrix, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["warp", "affine"])
+def test_inverse_goes_back_through_the_initial_transform(tmp_path, kind):
+    grid = Grid((40, 40), np.diag([2.0, 2, 1]))
+    pair, u = warped_pair(grid)
+    path = tmp_path / ("w.nii.gz" if kind == "warp" else "a.mat")
+    if kind == "warp":
+        io.write_warp(path, u, grid)
+    else:
+        io.write_affine(path, np.array([[1.0, 0.02, 3], [0, 1, -2], [0, 0, 1]]))
+    result = rdmm.register(fixed=pair.fixed, moving=pair.moving, initial=str(path), affine="none", optimizer__iterations=[5, 5, 5])
+    x = grid.to_world(grid.identity(torch.zeros(1, dtype=torch.float64)))[..., 8:-8, 8:-8]
+    assert float((result.transform(x) - x).abs().max()) > 1
+    assert float((result.inverse(result.transform(x)) - x).abs().max()) < 1.0  # mm, half a voxel
 
 
 def test_multi_channel_images():
