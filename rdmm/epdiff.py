@@ -1,8 +1,10 @@
-"""The Eulerian rates of LDDMM and RDMM on CPU, compiled by numba: one pass forward, one back.
+"""The rates of EPDiff and of the map on CPU, compiled by numba: one pass forward, one back.
 
-    dm = -[sum_j d_j (v_j m) + (Dv)^T m],    du = -[v + (Du) v]
+    dm = -[sum_j D*_j (v_j m) + (Dv)^T m],    du = -[v + (Du) v]
 
-with the central differences of ``ops.partial``: along each axis a tridiagonal matrix of rows (below, at, above).
+D_j: the central differences of ``ops.partial``, along each axis a tridiagonal matrix of rows (below, at, above);
+D*_j = -D_j^T, the same inside the grid, and at its walls the flux form for a momentum that is 0 beyond them: so that
+<dm, v> = 0, and the energy is conserved, walls and all.
 """
 
 from __future__ import annotations
@@ -28,77 +30,93 @@ def _rows(n: int, h: float, dtype: np.dtype) -> np.ndarray:
 
 
 @njit(cache=True, fastmath=True, inline="always")
-def _rates_at(m, u, v, cx, cy, cz, x, y, z, xm, xp, ym, yp, zm, zp, dm, du):  # type: ignore[no-untyped-def]
-    vx, vy, vz = v[0, x, y, z], v[1, x, y, z], v[2, x, y, z]
-    for i in range(3):
-        flux = cx[0] * v[0, xm, y, z] * m[i, xm, y, z] + cx[1] * vx * m[i, x, y, z] + cx[2] * v[0, xp, y, z] * m[i, xp, y, z]
-        flux += cy[0] * v[1, x, ym, z] * m[i, x, ym, z] + cy[1] * vy * m[i, x, y, z] + cy[2] * v[1, x, yp, z] * m[i, x, yp, z]
-        flux += cz[0] * v[2, x, y, zm] * m[i, x, y, zm] + cz[1] * vz * m[i, x, y, z] + cz[2] * v[2, x, y, zp] * m[i, x, y, zp]
-        dm[i, x, y, z] = -flux
-        along = (cx[0] * u[i, xm, y, z] + cx[1] * u[i, x, y, z] + cx[2] * u[i, xp, y, z]) * vx
-        along += (cy[0] * u[i, x, ym, z] + cy[1] * u[i, x, y, z] + cy[2] * u[i, x, yp, z]) * vy
-        along += (cz[0] * u[i, x, y, zm] + cz[1] * u[i, x, y, z] + cz[2] * u[i, x, y, zp]) * vz
-        du[i, x, y, z] = -v[i, x, y, z] - along
-    sx, sy, sz = 0.0 * vx, 0.0 * vx, 0.0 * vx
-    for j in range(3):
-        mj = m[j, x, y, z]
-        sx += (cx[0] * v[j, xm, y, z] + cx[1] * v[j, x, y, z] + cx[2] * v[j, xp, y, z]) * mj
-        sy += (cy[0] * v[j, x, ym, z] + cy[1] * v[j, x, y, z] + cy[2] * v[j, x, yp, z]) * mj
-        sz += (cz[0] * v[j, x, y, zm] + cz[1] * v[j, x, y, z] + cz[2] * v[j, x, y, zp]) * mj
-    dm[0, x, y, z] -= sx
-    dm[1, x, y, z] -= sy
-    dm[2, x, y, z] -= sz
-
-
-@njit(cache=True, fastmath=True, parallel=True)
-def _rates(m, u, v, rx, ry, rz, dm, du):  # type: ignore[no-untyped-def]
-    _, nx, ny, nz = m.shape
-    for x in prange(nx):
-        xm, xp, cx = max(x - 1, 0), min(x + 1, nx - 1), (rx[0, 0, x], rx[0, 1, x], rx[0, 2, x])
-        for y in range(ny):
-            ym, yp, cy = max(y - 1, 0), min(y + 1, ny - 1), (ry[0, 0, y], ry[0, 1, y], ry[0, 2, y])
-            inner = (rz[0, 0, 1], rz[0, 1, 1], rz[0, 2, 1])
-            for z in range(1, nz - 1):
-                _rates_at(m, u, v, cx, cy, inner, x, y, z, xm, xp, ym, yp, z - 1, z + 1, dm, du)
-            for z in (0, nz - 1):
-                cz = (rz[0, 0, z], rz[0, 1, z], rz[0, 2, z])
-                _rates_at(m, u, v, cx, cy, cz, x, y, z, xm, xp, ym, yp, max(z - 1, 0), min(z + 1, nz - 1), dm, du)
+def _dx(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
+    """Row c of a tridiagonal matrix along x, applied to component i."""
+    return c[0] * f[i, below, y, z] + c[1] * f[i, x, y, z] + c[2] * f[i, above, y, z]
 
 
 @njit(cache=True, fastmath=True, inline="always")
-def _pullback_at(m, u, v, g, e, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp, bm, bu, bv):  # type: ignore[no-untyped-def]
-    """Gradients by m, u, v of sum(g dm + e du)."""
-    vx, vy, vz = v[0, x, y, z], v[1, x, y, z], v[2, x, y, z]
+def _dy(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
+    return c[0] * f[i, x, below, z] + c[1] * f[i, x, y, z] + c[2] * f[i, x, above, z]
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _dz(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
+    return c[0] * f[i, x, y, below] + c[1] * f[i, x, y, z] + c[2] * f[i, x, y, above]
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _flux(v, f, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+    """sum_j D_j^T (v_j f_i)."""
+    middle = (tx[1] * v[0, x, y, z] + ty[1] * v[1, x, y, z] + tz[1] * v[2, x, y, z]) * f[i, x, y, z]
+    along_x = tx[0] * v[0, xm, y, z] * f[i, xm, y, z] + tx[2] * v[0, xp, y, z] * f[i, xp, y, z]
+    along_y = ty[0] * v[1, x, ym, z] * f[i, x, ym, z] + ty[2] * v[1, x, yp, z] * f[i, x, yp, z]
+    along_z = tz[0] * v[2, x, y, zm] * f[i, x, y, zm] + tz[2] * v[2, x, y, zp] * f[i, x, y, zp]
+    return middle + along_x + along_y + along_z
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _momentum(m, v, dm, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+    """dm = sum_j D_j^T (v_j m) - (Dv)^T m."""
+    sx = sy = sz = m[0, x, y, z] * 0.0
+    for j in range(3):
+        mj = m[j, x, y, z]
+        sx += _dx(v, j, cx, x, y, z, xm, xp) * mj
+        sy += _dy(v, j, cy, x, y, z, ym, yp) * mj
+        sz += _dz(v, j, cz, x, y, z, zm, zp) * mj
+    dm[0, x, y, z] = _flux(v, m, 0, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp) - sx
+    dm[1, x, y, z] = _flux(v, m, 1, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp) - sy
+    dm[2, x, y, z] = _flux(v, m, 2, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp) - sz
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _momentum_back(m, v, g, bm, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+    """Gradients by m and v of sum(g dm)."""
+    ax = ay = az = m[0, x, y, z] * 0.0
+    for i in range(3):
+        gx, gy, gz = _dx(g, i, cx, x, y, z, xm, xp), _dy(g, i, cy, x, y, z, ym, yp), _dz(g, i, cz, x, y, z, zm, zp)
+        turned = g[0, x, y, z] * _dx(v, i, cx, x, y, z, xm, xp) + g[1, x, y, z] * _dy(v, i, cy, x, y, z, ym, yp)
+        turned += g[2, x, y, z] * _dz(v, i, cz, x, y, z, zm, zp)
+        bm[i, x, y, z] = v[0, x, y, z] * gx + v[1, x, y, z] * gy + v[2, x, y, z] * gz - turned
+        mi = m[i, x, y, z]
+        ax += mi * gx
+        ay += mi * gy
+        az += mi * gz
+    bv[0, x, y, z] = ax - _flux(g, m, 0, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+    bv[1, x, y, z] = ay - _flux(g, m, 1, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+    bv[2, x, y, z] = az - _flux(g, m, 2, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _map(u, v, du, cx, cy, cz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+    """du = -v - (Du) v."""
+    for i in range(3):
+        du[i, x, y, z] = -v[i, x, y, z] - v[0, x, y, z] * _dx(u, i, cx, x, y, z, xm, xp)
+        du[i, x, y, z] -= v[1, x, y, z] * _dy(u, i, cy, x, y, z, ym, yp) + v[2, x, y, z] * _dz(u, i, cz, x, y, z, zm, zp)
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _map_back(u, v, e, bu, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+    """Gradients by u and v of sum(e du)."""
     ax, ay, az = -e[0, x, y, z], -e[1, x, y, z], -e[2, x, y, z]
     for i in range(3):
-        gx = tx[0] * g[i, xm, y, z] + tx[1] * g[i, x, y, z] + tx[2] * g[i, xp, y, z]
-        gy = ty[0] * g[i, x, ym, z] + ty[1] * g[i, x, y, z] + ty[2] * g[i, x, yp, z]
-        gz = tz[0] * g[i, x, y, zm] + tz[1] * g[i, x, y, z] + tz[2] * g[i, x, y, zp]
-        turned = g[0, x, y, z] * (cx[0] * v[i, xm, y, z] + cx[1] * v[i, x, y, z] + cx[2] * v[i, xp, y, z])
-        turned += g[1, x, y, z] * (cy[0] * v[i, x, ym, z] + cy[1] * v[i, x, y, z] + cy[2] * v[i, x, yp, z])
-        turned += g[2, x, y, z] * (cz[0] * v[i, x, y, zm] + cz[1] * v[i, x, y, z] + cz[2] * v[i, x, y, zp])
-        bm[i, x, y, z] = -(vx * gx + vy * gy + vz * gz) - turned
-        mi, ei = m[i, x, y, z], e[i, x, y, z]
-        ax -= mi * gx + ei * (cx[0] * u[i, xm, y, z] + cx[1] * u[i, x, y, z] + cx[2] * u[i, xp, y, z])
-        ay -= mi * gy + ei * (cy[0] * u[i, x, ym, z] + cy[1] * u[i, x, y, z] + cy[2] * u[i, x, yp, z])
-        az -= mi * gz + ei * (cz[0] * u[i, x, y, zm] + cz[1] * u[i, x, y, z] + cz[2] * u[i, x, y, zp])
-        back = tx[0] * e[i, xm, y, z] * v[0, xm, y, z] + tx[1] * ei * vx + tx[2] * e[i, xp, y, z] * v[0, xp, y, z]
-        back += ty[0] * e[i, x, ym, z] * v[1, x, ym, z] + ty[1] * ei * vy + ty[2] * e[i, x, yp, z] * v[1, x, yp, z]
-        back += tz[0] * e[i, x, y, zm] * v[2, x, y, zm] + tz[1] * ei * vz + tz[2] * e[i, x, y, zp] * v[2, x, y, zp]
-        bu[i, x, y, z] = -back
-    for j in range(3):
-        s = tx[0] * g[0, xm, y, z] * m[j, xm, y, z] + tx[1] * g[0, x, y, z] * m[j, x, y, z] + tx[2] * g[0, xp, y, z] * m[j, xp, y, z]
-        s += ty[0] * g[1, x, ym, z] * m[j, x, ym, z] + ty[1] * g[1, x, y, z] * m[j, x, y, z] + ty[2] * g[1, x, yp, z] * m[j, x, yp, z]
-        s += tz[0] * g[2, x, y, zm] * m[j, x, y, zm] + tz[1] * g[2, x, y, z] * m[j, x, y, z] + tz[2] * g[2, x, y, zp] * m[j, x, y, zp]
-        bv[j, x, y, z] = -s
-    bv[0, x, y, z] += ax
-    bv[1, x, y, z] += ay
-    bv[2, x, y, z] += az
+        ei = e[i, x, y, z]
+        ax -= ei * _dx(u, i, cx, x, y, z, xm, xp)
+        ay -= ei * _dy(u, i, cy, x, y, z, ym, yp)
+        az -= ei * _dz(u, i, cz, x, y, z, zm, zp)
+        bu[i, x, y, z] = -_flux(v, e, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+    bv[0, x, y, z] = ax
+    bv[1, x, y, z] = ay
+    bv[2, x, y, z] = az
+
+
+MOMENTUM, MOMENTUM_BACK, MAP, MAP_BACK = range(4)
 
 
 @njit(cache=True, fastmath=True, parallel=True)
-def _pullback(m, u, v, g, e, rx, ry, rz, bm, bu, bv):  # type: ignore[no-untyped-def]
-    _, nx, ny, nz = m.shape
+def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped-def]
+    """One of the four at every voxel; ``a`` is m or u, ``g`` the gradient that comes in, ``first`` and ``second`` come out."""
+    _, nx, ny, nz = a.shape
     for x in prange(nx):
         xm, xp = max(x - 1, 0), min(x + 1, nx - 1)
         cx, tx = (rx[0, 0, x], rx[0, 1, x], rx[0, 2, x]), (rx[1, 0, x], rx[1, 1, x], rx[1, 2, x])
@@ -108,7 +126,14 @@ def _pullback(m, u, v, g, e, rx, ry, rz, bm, bu, bv):  # type: ignore[no-untyped
             for z in range(nz):
                 cz, tz = (rz[0, 0, z], rz[0, 1, z], rz[0, 2, z]), (rz[1, 0, z], rz[1, 1, z], rz[1, 2, z])
                 zm, zp = max(z - 1, 0), min(z + 1, nz - 1)
-                _pullback_at(m, u, v, g, e, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp, bm, bu, bv)
+                if kind == MOMENTUM:
+                    _momentum(a, v, first, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+                elif kind == MOMENTUM_BACK:
+                    _momentum_back(a, v, g, first, second, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+                elif kind == MAP:
+                    _map(a, v, first, cx, cy, cz, x, y, z, xm, xp, ym, yp, zm, zp)
+                else:
+                    _map_back(a, v, g, first, second, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
 
 
 def _volumes(x: Tensor) -> np.ndarray:
@@ -121,28 +146,34 @@ def _fields(a: np.ndarray, d: int) -> Tensor:
     return torch.from_numpy(a if d == 3 else np.ascontiguousarray(a[:, ::2, :, 0]))
 
 
-class _Rates(torch.autograd.Function):
+class _Rate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, m: Tensor, u: Tensor, v: Tensor, spacing: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        fields = [_volumes(x) for x in (m, u, v)]
-        full = spacing if len(spacing) == 3 else (spacing[0], 1.0, spacing[1])
-        rows = [_rows(n, h, fields[0].dtype) for n, h in zip(fields[0].shape[2:], full, strict=True)]
-        dm, du = np.empty_like(fields[0]), np.empty_like(fields[0])
-        for b in range(len(dm)):
-            _rates(*[f[b] for f in fields], *rows, dm[b], du[b])  # type: ignore[call-arg]
-        ctx.save_for_backward(m, u, v)
-        ctx.rows = rows
-        return _fields(dm, len(spacing)), _fields(du, len(spacing))
+    def forward(ctx: Any, a: Tensor, v: Tensor, spacing: tuple[float, ...], kinds: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(a, v)
+        ctx.spacing, ctx.kind = spacing, kinds[1]
+        return _run(kinds[0], a, v, a, spacing)[0]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        fields = [_volumes(x) for x in (*ctx.saved_tensors, g, e)]
-        out = [np.empty_like(fields[0]) for _ in range(3)]
-        for b in range(len(out[0])):
-            _pullback(*[f[b] for f in fields], *ctx.rows, *[o[b] for o in out])
-        return (*(_fields(o, g.ndim - 2) for o in out), None)  # type: ignore[return-value]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        a, v = ctx.saved_tensors
+        return *_run(ctx.kind, a, v, g, ctx.spacing), None, None
 
 
-def rates(m: Tensor, u: Tensor, v: Tensor, spacing: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """(d_t m without source, d_t u) for momentum m, displacement u, velocity v, (b, d, *s) each."""
-    return _Rates.apply(m, u, v, spacing)
+def _run(kind: int, a: Tensor, v: Tensor, g: Tensor, spacing: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    fields = [_volumes(x) for x in (a, v, g)]
+    full = spacing if len(spacing) == 3 else (spacing[0], 1.0, spacing[1])
+    rows = [_rows(n, h, fields[0].dtype) for n, h in zip(fields[0].shape[2:], full, strict=True)]
+    first, second = np.empty_like(fields[0]), np.empty_like(fields[0])
+    for b in range(len(first)):
+        _sweep(kind, *[f[b] for f in fields], *rows, first[b], second[b])  # type: ignore[call-arg]
+    return _fields(first, len(spacing)), _fields(second, len(spacing))
+
+
+def momentum_rate(m: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    """d_t m without source, for momentum m and velocity v, (b, d, *s) each."""
+    return _Rate.apply(m, v, spacing, (MOMENTUM, MOMENTUM_BACK))
+
+
+def map_rate(u: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    """d_t u for displacement u and velocity v, (b, d, *s) each."""
+    return _Rate.apply(u, v, spacing, (MAP, MAP_BACK))

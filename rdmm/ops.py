@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -78,37 +78,50 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return F.interpolate(values, size=tuple(shape), mode="trilinear" if len(shape) == 3 else "bilinear", align_corners=True)
 
 
-class _Partial(torch.autograd.Function):
-    """Central difference along one axis, one-sided at the two ends, and its transpose."""
+def _central(f: Tensor, axis: int, h: float) -> Tensor:
+    """Central difference along one axis, one-sided at the two ends."""
+    n = f.shape[axis]
+    out = torch.empty_like(f)
+    torch.sub(f.narrow(axis, 2, n - 2), f.narrow(axis, 0, n - 2), out=out.narrow(axis, 1, n - 2)).mul_(0.5 / h)
+    torch.sub(f.narrow(axis, 1, 1), f.narrow(axis, 0, 1), out=out.narrow(axis, 0, 1)).mul_(1 / h)
+    torch.sub(f.narrow(axis, n - 1, 1), f.narrow(axis, n - 2, 1), out=out.narrow(axis, n - 1, 1)).mul_(1 / h)
+    return out
+
+
+def _central_transpose(g: Tensor, axis: int, h: float) -> Tensor:
+    n = g.shape[axis]
+    out = torch.zeros_like(g)
+    inner, first, last = g.narrow(axis, 1, n - 2) * (0.5 / h), g.narrow(axis, 0, 1) / h, g.narrow(axis, n - 1, 1) / h
+    out.narrow(axis, 2, n - 2).add_(inner)
+    out.narrow(axis, 0, n - 2).sub_(inner)
+    out.narrow(axis, 1, 1).add_(first)
+    out.narrow(axis, 0, 1).sub_(first)
+    out.narrow(axis, n - 1, 1).add_(last)
+    out.narrow(axis, n - 2, 1).sub_(last)
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map along one axis, and its transpose as gradient."""
 
     @staticmethod
-    def forward(ctx: Any, f: Tensor, axis: int, h: float) -> Tensor:
-        ctx.axis, ctx.h = axis, h
-        n = f.shape[axis]
-        out = torch.empty_like(f)
-        torch.sub(f.narrow(axis, 2, n - 2), f.narrow(axis, 0, n - 2), out=out.narrow(axis, 1, n - 2)).mul_(0.5 / h)
-        torch.sub(f.narrow(axis, 1, 1), f.narrow(axis, 0, 1), out=out.narrow(axis, 0, 1)).mul_(1 / h)
-        torch.sub(f.narrow(axis, n - 1, 1), f.narrow(axis, n - 2, 1), out=out.narrow(axis, n - 1, 1)).mul_(1 / h)
-        return out
+    def forward(ctx: Any, f: Tensor, axis: int, h: float, there: Callable[..., Tensor], back: Callable[..., Tensor]) -> Tensor:
+        ctx.arguments, ctx.back = (axis, h), back
+        return there(f, axis, h)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        axis, h = ctx.axis, ctx.h
-        n = g.shape[axis]
-        out = torch.zeros_like(g)
-        inner, first, last = g.narrow(axis, 1, n - 2) * (0.5 / h), g.narrow(axis, 0, 1) / h, g.narrow(axis, n - 1, 1) / h
-        out.narrow(axis, 2, n - 2).add_(inner)
-        out.narrow(axis, 0, n - 2).sub_(inner)
-        out.narrow(axis, 1, 1).add_(first)
-        out.narrow(axis, 0, 1).sub_(first)
-        out.narrow(axis, n - 1, 1).add_(last)
-        out.narrow(axis, n - 2, 1).sub_(last)
-        return out, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.back(g, *ctx.arguments), None, None, None, None
 
 
 def partial(f: Tensor, axis: int, grid: Grid) -> Tensor:
     """d f / d x_axis by central differences (one-sided at the edges); ``f`` is (..., *s)."""
-    return _Partial.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis])
+    return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central, _central_transpose)
+
+
+def partial_transpose(f: Tensor, axis: int, grid: Grid) -> Tensor:
+    """The transpose of ``partial``: -d f / d x_axis inside the grid, for an f that is 0 beyond the walls."""
+    return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central_transpose, _central)
 
 
 def jacobian(f: Tensor, grid: Grid) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -14,6 +15,16 @@ from rdmm.types import ConfigError, DivergenceError, Tensor
 Method = Literal["semi_lagrangian", "dopri5", "rk4", "midpoint", "euler"]
 State = tuple[Tensor, ...]
 
+SMALL = 2**16
+"""Numbers in a momentum whose whole trajectory is kept for the gradient, rather than each step computed again: it is a few
+hundred megabytes at most."""
+
+COURANT = 1.5
+"""Voxels that a step may cross: within the stability of Runge-Kutta's method (2.8), where it still conserves energy."""
+
+LONGEST = 8
+"""Times as many steps as asked for that a fast flow may take; a faster one has diverged."""
+
 
 class Eulerian(Protocol):
     """A right-hand side d_t y = f(t, y)."""
@@ -22,7 +33,9 @@ class Eulerian(Protocol):
 
 
 class SemiLagrangian(Protocol):
-    """One step of length dt from y."""
+    """One step of length dt from y, and the voxels that y would cross in a unit of time."""
+
+    def speed(self, y: State, /) -> float: ...
 
     def step(self, y: State, dt: float, /) -> State: ...
 
@@ -32,10 +45,10 @@ class Integrator:
     """y(0) -> y(1).
 
     Args:
-        method: ``semi_lagrangian`` (coadjoint steps, never folds for dt |Dv| < 1), or of torchdiffeq ``dopri5`` (adaptive),
-            ``rk4``, ``midpoint``, ``euler``.
+        method: ``semi_lagrangian`` (maps by composition), or of torchdiffeq ``dopri5`` (adaptive), ``rk4``, ``midpoint``, ``euler``.
         rtol, atol: of the adaptive method.
-        steps: of the others.
+        steps: of the others; of ``semi_lagrangian`` at least: it takes more where a step would cross more than COURANT
+            voxels, up to LONGEST times as many.
         adjoint: gradients at constant memory, by the reverse-time adjoint (torchdiffeq) or by recomputing each step
             (semi_lagrangian); False: plain backpropagation through all steps.
     """
@@ -79,11 +92,12 @@ class Integrator:
         return states
 
     def _advance(self, f, y: State, params: Sequence[Tensor], start: float, end: float) -> State:  # type: ignore[no-untyped-def]
-        steps = max(1, round(self.steps * (end - start)))
+        steps = max(1, math.ceil(self.steps * (end - start) - 1e-6))
         if not self.eulerian:
+            steps = self._enough(f, y, steps, end - start)
             dt = (end - start) / steps
             for _ in range(steps):
-                if self.adjoint and torch.is_grad_enabled():
+                if self.adjoint and torch.is_grad_enabled() and y[0].numel() > SMALL:
                     y = checkpoint(f.step, y, dt, use_reentrant=False)
                 else:
                     y = f.step(y, dt)
@@ -102,3 +116,12 @@ class Integrator:
         except AssertionError as error:  # torchdiffeq's "underflow in dt" and "max_num_steps exceeded"
             raise DivergenceError(f"{self.method} could not reach t={end:g}: {error}") from error
         return tuple(x[-1] for x in out)
+
+    @staticmethod
+    @torch.no_grad()
+    def _enough(f: SemiLagrangian, y: State, steps: int, duration: float) -> int:
+        """``steps``, or as many as keep to COURANT."""
+        voxels = f.speed(y) * duration
+        if not voxels < COURANT * LONGEST * steps:
+            raise DivergenceError(f"the flow crosses {voxels:.3g} voxels: too many for {LONGEST} times {steps} steps")
+        return max(steps, math.ceil(voxels / COURANT))

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -64,20 +64,19 @@ def _waves(
 
 def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     """``matrix`` (m, n) applied along one axis of ``x``."""
-    n, shape = x.shape[axis], x.shape
+    shape = x.shape
     trailing = math.prod(shape[axis + 1 :])
-    with torch.autocast(x.device.type, enabled=False):
-        if trailing == 1:
-            out = x.reshape(-1, n) @ matrix.T
-        else:
-            out = torch.matmul(matrix, x.reshape(-1, n, trailing))
+    if trailing == 1:
+        out = x.reshape(-1, shape[axis]) @ matrix.T
+    else:
+        out = torch.matmul(matrix, x.reshape(-1, shape[axis], trailing))
     return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
 
 
 Gain = Literal["filter", "root", "inverse root"]
 
 
-@lru_cache(maxsize=24)
+@lru_cache(maxsize=48)
 def _gains(
     shape: tuple[int, ...],
     spacing: tuple[float, ...],
@@ -105,18 +104,43 @@ def _gains(
     return [basis for basis, _ in waves], s
 
 
-def spectral_filter(
-    x: Tensor, grid: Grid, sigmas: Sequence[float], weights: Sequence[float], boundary: Boundary, gain: Gain = "filter", delta: float = 0.0
-) -> Tensor:
-    """B diag(gain) B^T x for x (b, c, *s), sigmas increasing, in domain units; self-adjoint by construction."""
-    bases, gains = _gains(grid.shape, grid.spacing, tuple(sigmas), tuple(weights), boundary, gain, delta, x.dtype, x.device)
-    axes = range(x.ndim - grid.ndim, x.ndim)
+def _applied(x: Tensor, bases: list[Tensor], gains: Tensor) -> Tensor:
+    """B diag(gains) B^T x along the last axes."""
+    axes = range(x.ndim - len(bases), x.ndim)
     for axis, basis in zip(reversed(axes), reversed(bases), strict=True):
         x = _along(basis.T, x, axis)
     x = x * gains
     for axis, basis in zip(axes, bases, strict=True):
         x = _along(basis, x, axis)
     return x
+
+
+class _SelfAdjoint(torch.autograd.Function):
+    """One filter for each x[:, i] of x (b, n, c, *s); each is its own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filters: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
+        ctx.filters = filters
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.stack([_applied(x[:, i], *f) for i, f in enumerate(filters)], 1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _SelfAdjoint.apply(g, ctx.filters), None
+
+
+def spectral_filter(
+    x: Tensor, grid: Grid, sigmas: Sequence[float], weights: Sequence[float], boundary: Boundary, gain: Gain = "filter", delta: float = 0.0
+) -> Tensor:
+    """B diag(gain) B^T x for x (b, c, *s), sigmas increasing, in domain units; self-adjoint by construction."""
+    f = _gains(grid.shape, grid.spacing, tuple(sigmas), tuple(weights), boundary, gain, delta, x.dtype, x.device)
+    return _SelfAdjoint.apply(x.unsqueeze(1), [f]).squeeze(1)
+
+
+def filter_bank(x: Tensor, grid: Grid, sigmas: Sequence[float], boundary: Boundary) -> Tensor:
+    """K_{sigma_i} x_i for x (b, n, c, *s), one Gaussian for each of the n; each keeps to the waves that it passes."""
+    filters = [_gains(grid.shape, grid.spacing, (s,), (1.0,), boundary, "filter", 0.0, x.dtype, x.device) for s in sigmas]
+    return _SelfAdjoint.apply(x, filters)
 
 
 def gaussian_symbol(sigma: float, k2: Tensor) -> Tensor:
@@ -138,7 +162,8 @@ def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
         if k > h * (1 + 1e-6):
             sigma = 0.5 * math.sqrt(k**2 - h**2)
             basis, frequency = _waves(n, h, sigma, sigma, "reflect", x.dtype, x.device)
-            x = _along(basis, _along((basis * gaussian_symbol(sigma, frequency**2)).T, x, axis), axis)
+            with torch.autocast(x.device.type, enabled=False):
+                x = _along(basis, _along((basis * gaussian_symbol(sigma, frequency**2)).T, x, axis), axis)
     return x
 
 
@@ -192,9 +217,9 @@ class MultiGaussian:
         """Velocity v = K * m of constant weights, one filter for all Gaussians; m, v (b, d, *s)."""
         return self._filter(m, grid, self.boundary)
 
-    def parts(self, m: Tensor, w: Tensor, grid: Grid) -> list[Tensor]:
-        """nu_i = K_{sigma_i} * (w_i m), a list of (b, d, *s); m (b, d, *s), weights w (b, n, *s)."""
-        return [gaussian(w[:, i : i + 1] * m, s, grid, self.boundary) for i, s in enumerate(self.scales(grid))]
+    def parts(self, m: Tensor, w: Tensor, grid: Grid) -> Tensor:
+        """nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s); m (b, d, *s), weights w (b, n, *s)."""
+        return filter_bank(w.unsqueeze(2) * m.unsqueeze(1), grid, self.scales(grid), self.boundary)
 
     def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = 1e-3) -> Tensor:
         """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol; ``inverse``: back, on the band that K passes.

@@ -59,7 +59,7 @@ def test_constant_regional_weights_are_the_multi_gaussian(grid):
     smoother = WELL_SAMPLED
     m = torch.randn(1, grid.ndim, *grid.shape, dtype=torch.float64)
     w = torch.tensor(smoother.weights, dtype=torch.float64).sqrt().view(1, 3, *(1,) * grid.ndim).expand(1, 3, *grid.shape)
-    v = sum(w[:, i : i + 1] * nu for i, nu in enumerate(smoother.parts(m, w, grid)))
+    v = sum(w[:, i : i + 1] * nu for i, nu in enumerate(smoother.parts(m, w, grid).unbind(1)))
     assert torch.allclose(v, smoother(m, grid), atol=1e-6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,8 +43,12 @@ class Solid:
         triangle = (y[1] >= -0.7) & (y[1] + 1.7 * np.abs(y[0]) <= 1.0)
         return triangle & (np.abs(y[2:]) <= 0.85).all(0)
 
-    def moved(self, shift: np.ndarray, scale: np.ndarray, angle: float) -> Solid:
-        return Solid(self.kind, self.centre + shift, self.radii * scale, self.angle + angle, self.label)
+    def moved(self, shift: np.ndarray, scale: np.ndarray, angle: float, about: np.ndarray | None = None) -> Solid:
+        """Shifted, scaled along its own axes and turned; ``about`` another point than its centre, that goes along."""
+        arm = np.zeros_like(shift) if about is None else self.centre - about
+        c, s = math.cos(angle), math.sin(angle)
+        turned = np.array([c * arm[0] - s * arm[1], s * arm[0] + c * arm[1], *arm[2:]]) * scale
+        return Solid(self.kind, self.centre - arm + turned + shift, self.radii * scale, self.angle + angle, self.label)
 
 
 def _scene(rng: np.random.Generator, d: int) -> list[Solid]:
@@ -68,14 +73,26 @@ def _scene(rng: np.random.Generator, d: int) -> list[Solid]:
     return scene
 
 
-def _varied(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
-    """Random shift, scale and rotation of every object; those inside go along with the foreground."""
+def _each_its_own(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
+    """Random shift, scale and rotation of every object; those inside go along with the foreground's shift."""
     d = len(scene[0].centre)
     shift, out = rng.uniform(-0.03, 0.03, d), []
     for solid in scene:
         own = rng.uniform(-0.015, 0.015, d) + (shift if solid.label < OUTSIDE else 0)
         scale = rng.uniform(0.85, 1.15, d) if solid.label == FOREGROUND else rng.uniform(0.8, 1.2, d)
         out.append(solid.moved(own, scale, rng.uniform(-0.2, 0.2)))
+    return out
+
+
+def _together(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
+    """One similarity transform of all; the two objects inside vary on top of it, more than the others do."""
+    d, middle = len(scene[0].centre), scene[0].centre
+    shift, scale, angle = rng.uniform(-0.03, 0.03, d), np.full(d, rng.uniform(0.92, 1.08)), rng.uniform(-0.15, 0.15)
+    out = []
+    for solid in scene:
+        if solid.label in (INSIDE, INSIDE + 1):
+            solid = solid.moved(rng.uniform(-0.02, 0.02, d), rng.uniform(0.75, 1.25, d), rng.uniform(-0.4, 0.4))
+        out.append(solid.moved(shift, scale, angle, middle))
     return out
 
 
@@ -89,8 +106,17 @@ def _drawn(scene: list[Solid], grid: Grid) -> tuple[Tensor, Tensor]:
     return smooth, torch.from_numpy(labels)[None, None]
 
 
-def shapes_pair(seed: int = 0, shape: Sequence[int] = (200, 200)) -> tuple[Pair, Tensor, Tensor]:
+VARIATIONS = {"own": _each_its_own, "together": _together}
+
+
+def shapes_pair(
+    seed: int = 0, shape: Sequence[int] = (200, 200), variation: Literal["own", "together"] = "own"
+) -> tuple[Pair, Tensor, Tensor]:
     """Two random variations of one random scene, in 2D or 3D, voxels of 1 mm.
+
+    Args:
+        variation: ``own``: each object has its own shift, scale and rotation. ``together``: all share one, and only the two
+            objects inside the foreground vary besides, so that the background need not deform but smoothly.
 
     Returns:
         the pair (with the moving labels as regions), labels of the fixed and of the moving image, (1, 1, *s): 0 background,
@@ -99,6 +125,6 @@ def shapes_pair(seed: int = 0, shape: Sequence[int] = (200, 200)) -> tuple[Pair,
     rng = np.random.default_rng(seed)
     grid = Grid(tuple(shape), np.eye(len(shape) + 1))  # type: ignore[arg-type]
     scene = _scene(rng, len(shape))
-    (fixed, fixed_labels), (moving, moving_labels) = (_drawn(_varied(scene, rng), grid) for _ in range(2))
+    (fixed, fixed_labels), (moving, moving_labels) = (_drawn(VARIATIONS[variation](scene, rng), grid) for _ in range(2))
     regions = Image((moving_labels > 0).float() * (moving_labels < OUTSIDE), grid)
     return Pair(Image(fixed, grid), Image(moving, grid), regions=regions), fixed_labels, moving_labels
