@@ -194,6 +194,7 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
     config = compose(overrides)
     build(config["stages"], "stages")
     build(config["intensity"], "intensity")
+    output = build(config["output"], "output")
     resources.chosen_device(o["device"])
     resources.set_threads(o["threads"])
     names = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "initial", "nan", "volume", "strict")
@@ -202,7 +203,7 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
         need = resources.check_memory([fixed, moving]) / 2**30
         _print({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": config}, o["as_json"])
         return 0
-    Outputs.prepare(out, [*registration.RESULTS, *registration.OPTIONAL], overwrite=o["overwrite"])
+    Outputs.prepare(out, registration.file_names(output), overwrite=o["overwrite"])
     with interruptible() as seen, progress(o["quiet"]):
         result = registration.run(inputs, config, device=o["device"], seed=o["seed"])
         written = result.save(out, overwrite=True)
@@ -382,6 +383,6 @@ def demo(name: str, out: str, seed: int, **o: Any) -> int:
     options = {"fixed_labels": files["fixed_labels"], "moving_labels": files["moving_labels"], "regions": files["regions"]}
     rest = dict.fromkeys(("fixed_mask", "moving_mask", "landmarks", "initial", "volume", "init", "threads"))
     given = {**o, **options, **rest, "nan": "error", "strict": False, "device": "cpu", "seed": 0, "dry_run": False, "overwrite": True}
-    code = _register(files["fixed"], files["moving"], out, ["experiment=demo"], None, **given)
+    code = _register(files["fixed"], files["moving"], out, ["experiment=synthetic_predefined"], None, **given)
     click.echo(f"report: {os.path.join(out, 'report.html')}")
     return code

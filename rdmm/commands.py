@@ -181,7 +181,7 @@ def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
     from rdmm.io.files import Outputs
     from rdmm.registration import OPTIONAL, RESULTS
 
-    pair, fixed_labels, moving_labels = shapes_pair(seed)
+    pair, fixed_labels, moving_labels = shapes_pair(seed, variation="together")
     assert pair.regions is not None
     images = {
         "fixed": pair.fixed,

@@ -41,9 +41,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = _known_keys(name) if overrides else []
-    for text in overrides:
-        _check_override(text, known)
+    check(overrides, name)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
@@ -52,7 +50,16 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explained(str(error), overrides)) from error
     assert isinstance(plain, dict)
+    if name == "register":  # what eval.py compares; an experiment's settings are the rest of it
+        plain.pop("study", None)
     return {str(k): v for k, v in plain.items()}
+
+
+def check(overrides: Sequence[str], name: str = "register") -> None:
+    """Raises ConfigError for an override that is no KEY=VALUE, or whose first key is unknown."""
+    known = _known_keys(name) if overrides else []
+    for text in overrides:
+        _check_override(text, known)
 
 
 def _known_keys(name: str) -> list[str]:

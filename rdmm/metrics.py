@@ -65,7 +65,7 @@ def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
 def sd_log_jacobian(u: Tensor, grid: Grid, mask: Tensor | None = None) -> float:
     """Standard deviation of log det D phi (central differences, det clamped at 1e-3), over the mask (b, 1, *s)."""
     log = ops.jacobian_determinant(u, grid).clamp_min(1e-3).log()
-    return float((log if mask is None else log[mask[:, 0] > 0.5]).std())
+    return float((log if mask is None else log[(mask[:, 0] > 0.5).expand_as(log)]).std())
 
 
 def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) -> float:

@@ -17,12 +17,16 @@ from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.grid import Grid
 from rdmm.problem import Problem
 from rdmm.shape import Pair
+from rdmm.smoother import gaussian
 from rdmm.types import ConfigError, DivergenceError, Tensor
 from rdmm.weights import normalise, parameters
 
 log = logging.getLogger(__name__)
 
 VOXEL_OF_SIGMA = 0.6
+
+STRIDE = 30.0
+"""Of the pre-weights against the momentum: one step moves them this much further. At 1 they hardly leave their start."""
 
 History = list[dict[str, float]]
 Objective = Callable[[Tensor], tuple[float, Tensor]]
@@ -114,6 +118,7 @@ def minimise(
     tolerance: float = 1e-4,
     patience: int = 3,
     report: Callable[[int, float], None] = lambda iteration, f: None,
+    change: Objective | None = None,
 ) -> tuple[Tensor, float]:
     """L-BFGS from ``x`` (n,).
 
@@ -122,6 +127,7 @@ def minimise(
         first_step: length of the first trial along a steepest-descent direction.
         tolerance, patience: stop when f has fallen by less than ``tolerance`` of itself in each of ``patience`` iterations.
         report: called after each accepted iteration.
+        change: of an objective with a schedule: x -> what (f, gradient) change by from one iteration to the next.
 
     Returns:
         The best x and its f.
@@ -130,7 +136,7 @@ def minimise(
         DivergenceError: the objective is not finite at the start.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return _lbfgs(objective, x, iterations, first_step, memory, tolerance, patience, report)
+        return _lbfgs(objective, x, iterations, first_step, memory, tolerance, patience, report, change)
 
 
 def _lbfgs(
@@ -142,6 +148,7 @@ def _lbfgs(
     tolerance: float,
     patience: int,
     report: Callable[[int, float], None],
+    change: Objective | None,
 ) -> tuple[Tensor, float]:
     f, g = objective(x)
     if not (math.isfinite(f) and torch.isfinite(g).all()):
@@ -171,6 +178,9 @@ def _lbfgs(
         report(iteration, f)
         if slow >= patience:
             break
+        if change is not None:
+            more, gradient = change(x)
+            f, g = f + more, g + gradient
     return x, f
 
 
@@ -191,13 +201,16 @@ def _direction(g: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tens
 
 @dataclass(frozen=True, eq=False)
 class _Parameters:
-    """(z, p) in one vector: m0 = K^{1/2} (K + delta)^{-1} z and h = normalise(p), both scaled to L2 over the domain, so that
-    1/2 |z|^2 is the velocity's energy and gradients do not depend on the resolution."""
+    """(z, y) in one vector: m0 = K^{1/2} (K + delta)^{-1} z, and h = normalise(p + STRIDE G * y) with the start's p, both
+    scaled to L2 over the domain, so that 1/2 |z|^2 is the velocity's energy and gradients do not depend on the resolution.
+
+    G is the weights' own Gaussian: what it would take out of h moves no velocity, but makes the source term rough.
+    """
 
     problem: Problem
     grid: Grid
     shape: torch.Size
-    weight_shape: torch.Size | None
+    start: Tensor | None
 
     @property
     def scale(self) -> float:
@@ -207,17 +220,21 @@ class _Parameters:
         return self.problem.dynamics.smoother.precondition(z, self.grid, inverse=inverse)
 
     def pack(self, ic: InitialConditions) -> Tensor:
+        """The vector of ``ic``, whose weights are the start's."""
         parts = [self.momentum(ic.momentum, inverse=True)]
-        if self.weight_shape is not None:
-            assert ic.weights is not None
-            parts.append(parameters(ic.weights))
+        if self.start is not None:
+            parts.append(torch.zeros_like(self.start))
         return torch.cat([x.flatten() for x in parts]) / self.scale
 
     def unpack(self, x: Tensor) -> InitialConditions:
         size = self.shape.numel()
         momentum = self.momentum((x[:size] * self.scale).view(self.shape))
-        h = None if self.weight_shape is None else normalise((x[size:] * self.scale).view(self.weight_shape))
-        return InitialConditions(momentum, h)
+        if self.start is None:
+            return InitialConditions(momentum)
+        assert isinstance(self.problem.dynamics, RDMM)
+        y = (x[size:] * self.scale).view(self.start.shape)
+        p = parameters(self.start) + STRIDE * gaussian(y, self.problem.dynamics.weight_scale(self.grid), self.grid)
+        return InitialConditions(momentum, normalise(p))
 
     def first_step(self, direction: Tensor) -> float:
         """The step whose velocity moves the fastest point by one voxel."""
@@ -297,8 +314,7 @@ class LBFGS:
         optimise_weights = self.weights and isinstance(problem.dynamics, RDMM) and ic.weights is not None
         fixed_weights = None if optimise_weights else ic.weights
         grid = ic.grid(pair.source)
-        weight_shape = ic.weights.shape if optimise_weights and ic.weights is not None else None
-        space = _Parameters(problem, grid, ic.momentum.shape, weight_shape)
+        space = _Parameters(problem, grid, ic.momentum.shape, ic.weights if optimise_weights else None)
         terms: dict[str, float] = {}
         offset = len(history)
 
@@ -316,6 +332,13 @@ class LBFGS:
             (gradient,) = torch.autograd.grad(total, x)
             return float(total.detach()), gradient
 
+        def change(x: Tensor) -> tuple[float, Tensor]:
+            """The penalty's schedule goes on by one iteration; it asks for no shooting."""
+            x = x.detach().requires_grad_()
+            before, after = (problem.weight_penalty(initial(x), pair.source, len(history) + i).sum() for i in (-1, 0))
+            (gradient,) = torch.autograd.grad(after - before, x)
+            return float((after - before).detach()), gradient
+
         def report(iteration: int, f: float) -> None:
             history.append({"level": level, "iteration": iteration, **terms, "total": f})
             log.debug("level %d iteration %d: energy %.6g", level, iteration, f, extra={"progress": (level, iteration, iterations, f)})
@@ -329,6 +352,7 @@ class LBFGS:
             memory=self.memory,
             tolerance=self.tolerance,
             report=report,
+            change=change if optimise_weights else None,
         )
         log.info("level %d %s: energy %.5f after %d iterations", level, "x".join(map(str, pair.fixed.grid.shape)), f, len(history) - offset)
         with torch.no_grad():

@@ -67,15 +67,19 @@ class Problem:
         with torch.autocast(ic.momentum.device.type, enabled=False):
             return self._energy(ic, pair, step)
 
+    def weight_penalty(self, ic: InitialConditions, source: Image, step: int) -> Tensor:
+        """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""
+        if ic.weights is None or not isinstance(self.dynamics, RDMM):
+            return ic.momentum.new_zeros(ic.momentum.shape[0])
+        grid = ic.grid(source)
+        return self.penalty(ic.weights, self.dynamics.weight_scale(grid), self.dynamics.smoother, grid, step)
+
     def _energy(self, ic: InitialConditions, pair: Pair, step: int) -> tuple[Energy, Transform]:
         source = pair.source
         transform = self.dynamics.shoot(ic, source)
         similarity = self.similarity_weight * self.similarity(pair.moved_by(transform), pair.fixed)
         velocity = 0.5 * self.dynamics.energy(ic, source)
-        weights = torch.zeros_like(velocity)
-        if ic.weights is not None and isinstance(self.dynamics, RDMM):
-            grid = ic.grid(source)
-            weights = self.penalty(ic.weights, self.dynamics.weight_scale(grid), self.dynamics.smoother, grid, step)
+        weights = self.weight_penalty(ic, source, step)
         total = similarity + velocity + weights
         if self.barrier:
             total = total + self.barrier * ops.barrier(transform.displacement, transform.grid, FLOOR)

@@ -9,7 +9,7 @@ import platform
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,37 +17,43 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdmm import io, metrics
+from rdmm import io, metrics, ops, trajectory
 from rdmm.config import build, compose
-from rdmm.dynamics import RDMM
+from rdmm.dynamics import RDMM, SVF, Dynamics
+from rdmm.geodesic import Moment
 from rdmm.grid import Grid
+from rdmm.inputs import Inputs, read_inputs
 from rdmm.io.files import Outputs
 from rdmm.io.nifti import NanPolicy, Source
 from rdmm.io.warps import require_itk_grid
 from rdmm.optimise import stop
-from rdmm.resources import check_memory, chosen_device, set_threads
-from rdmm.shape import Image, Pair, bounds
-from rdmm.stages import Chain, Deform, Result, overlap_fraction
-from rdmm.transform import Affine, Dense, Identity, Placed, Transform, composed, displacement, framed, invert, split
-from rdmm.types import InputError, ResourceError, Tensor
+from rdmm.resources import chosen_device, set_threads
+from rdmm.shape import Image, Pair
+from rdmm.stages import Chain, Deform, Result
+from rdmm.trajectory import Output
+from rdmm.transform import Affine, Dense, Framed, Identity, Placed, Transform, composed, displacement, framed, invert, split
+from rdmm.types import ResourceError, Tensor
 from rdmm.version import __version__
+from rdmm.weights import local_sigma
 
 log = logging.getLogger(__name__)
 
 RESULTS = ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "InverseWarped.nii.gz", "run.json", "report.html")
-OPTIONAL = ("0GenericAffine.mat", "WarpedLabels.nii.gz", "Sigma0.nii.gz", "Sigma1.nii.gz", "initial_conditions.safetensors")
+TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
+OPTIONAL = (
+    "0GenericAffine.mat",
+    "WarpedLabels.nii.gz",
+    "Sigma0.nii.gz",
+    "Sigma1.nii.gz",
+    "initial_conditions.safetensors",
+    "CompositeWarp.nii.gz",
+    "InverseCompositeWarp.nii.gz",
+)
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Everything a registration is given, read and checked."""
-
-    pair: Pair
-    fixed_labels: Image | None = None
-    moving_labels: Image | None = None
-    landmarks: tuple[np.ndarray, np.ndarray] | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-    stored: tuple[Grid, Grid] | None = None  # how the fixed and moving files order their voxels
+def file_names(output: Output) -> list[str]:
+    """Everything that a registration may write."""
+    return [*RESULTS, *OPTIONAL, *trajectory.names(output.times)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,18 +125,38 @@ class Registration:
 
         return Image(sample(fixed.data, points, fixed.grid), moving.grid)
 
+    @property
+    def dynamics(self) -> Dynamics | None:
+        """Of the last deformable stage, whose initial conditions ``result.ic`` are."""
+        deforms = _deforms(self.settings["stages"])
+        return deforms[-1].problem.dynamics if deforms and self.result.ic is not None else None
+
+    def geodesic(self, times: Sequence[float]) -> list[Moment]:
+        """The last deformable stage at ``times``, on its shooting grid; [] where there is none."""
+        ic, dynamics = self.result.ic, self.dynamics
+        if ic is None or dynamics is None:
+            return []
+        with torch.no_grad():
+            return dynamics.geodesic(ic, self.pair.fixed, times)
+
+    @cached_property
+    def energy_drift(self) -> float:
+        """Largest relative change of <m, v> over t in [0, 1]: 0 on a geodesic; NaN without one (SVF, affine)."""
+        moments = self.geodesic(TIMES)
+        if not moments or isinstance(self.dynamics, SVF):
+            return float("nan")
+        grid = self.result.ic.grid(self.pair.fixed)  # type: ignore[union-attr]
+        energies = [float(ops.inner(m.momentum, m.velocity, grid)) for m in moments]
+        return max(abs(e / energies[0] - 1) for e in energies) if energies[0] > 0 else 0.0
+
     def sigmas(self) -> tuple[Tensor, Tensor] | None:
         """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm, of an RDMM."""
-        dynamics = next((s.problem.dynamics for s in _deforms(self.settings["stages"])), None)
-        ic = self.result.ic
-        if not isinstance(dynamics, RDMM) or ic is None or ic.weights is None:
+        dynamics, ic = self.dynamics, self.result.ic
+        if not isinstance(dynamics, RDMM) or ic is None:
             return None
-        from rdmm.ops import resize, sample
-
-        grid = ic.grid(self.pair.source)
-        u = displacement(split(self.result.transform)[0], grid, ic.momentum)
-        carried = sample(ic.weights, grid.identity(u) + u, grid)
-        return tuple(resize(dynamics.local_sigma(h, grid), self.pair.fixed.grid.shape) for h in (ic.weights, carried))
+        grid, scales = self.pair.fixed.grid, dynamics.smoother.scales(self.pair.fixed.grid)
+        start, end = (local_sigma(m.weights, scales) * grid.length for m in self.geodesic((0.0, 1.0)) if m.weights is not None)
+        return ops.resize(start, grid.shape), ops.resize(end, grid.shape)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -139,23 +165,39 @@ class Registration:
         out: dict[str, Any] = metrics.regularity(u, grid)
         out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, grid)
         fixed_labels, moving_labels = self.inputs.fixed_labels, self.inputs.moving_labels
+        out["energy_drift"] = self.energy_drift
         if fixed_labels is not None and moving_labels is not None:
-            before = moving_labels.moved_by(self.pair.initial, grid, mode="nearest")
-            assert self.warped_labels is not None
-            for name, labels in (("dice_before", before), ("dice", self.warped_labels)):
-                values = metrics.dice(labels.data, fixed_labels.data)
+            onto = fixed_labels.grid
+            for name, transform in (("dice_before", Placed(self.pair.initial, grid)), ("dice", self.transform)):
+                moved = moving_labels.moved_by(framed(transform, onto), onto, mode="nearest")
+                values = metrics.dice(moved.data, fixed_labels.data, self.inputs.labels)
                 out[name], out["dice_n_valid"] = metrics.mean_dice(values)
             out["dice_per_label"] = values
-        if self.inputs.landmarks is not None:
-            fixed, moving = self.inputs.landmarks
-            out["tre_before_mm"] = float(metrics.tre(fixed, moving).mean())
-            out["tre_mm"] = float(metrics.tre(fixed, moving, self.transform).mean())
-        return out
+        landmarks = self.inputs.landmarks
+        if landmarks is not None:
+            for region, (fixed, moving) in {"": (landmarks.fixed, landmarks.moving), **landmarks.by_region()}.items():
+                name = f"tre_{region}".rstrip("_")
+                out[f"{name}_before_mm"] = float(metrics.tre(fixed, moving).mean())
+                out[f"{name}_mm"] = float(metrics.tre(fixed, moving, self.transform).mean())
+        return out | self._by_region(u)
+
+    def _by_region(self, u: Tensor) -> dict[str, float]:
+        """Dice of the moved region with the fixed one, and SDlogJ inside and outside of that, where both are known."""
+        fixed, moving, grid = self.inputs.fixed_regions, self.pair.regions, self.pair.fixed.grid
+        if fixed is None or moving is None:
+            return {}
+        transform = composed(self.result.transform, self.pair.initial)
+        a, b = (x.moved_by(t, grid, mode="nearest").data.gt(0).float() for x, t in ((moving, transform), (fixed, Identity())))
+        return {
+            "region_dice": metrics.dice(a, b, [1])[1],
+            "sd_log_jacobian_inside": metrics.sd_log_jacobian(u, grid, b),
+            "sd_log_jacobian_outside": metrics.sd_log_jacobian(u, grid, 1 - b),
+        }
 
     def summary(self) -> dict[str, Any]:
         """What run.json holds."""
         files = {k: {"path": v, "sha256": io.sha256(v)} for k, v in self.inputs.files.items()}
-        settings = {k: v for k, v in self.settings.items() if k != "stages"}
+        settings = {k: v for k, v in self.settings.items() if k not in ("stages", "output")}
         return {
             "status": self.status,
             "inputs": files,
@@ -171,9 +213,9 @@ class Registration:
 
     def save(self, out: str | os.PathLike[str], *, overwrite: bool = False, report: bool = True) -> list[Path]:
         """Write the files of INTERFACE.md under the prefix or folder ``out``; the paths, run.json last."""
-        outputs = Outputs.prepare(out, [*RESULTS, *OPTIONAL], overwrite=overwrite)
+        outputs = Outputs.prepare(out, file_names(self.output), overwrite=overwrite)
         grid, (u, inverse, affine) = self.pair.fixed.grid, self._maps
-        for name in OPTIONAL:  # of an earlier run with other settings
+        for name in set(file_names(self.output)) - set(RESULTS):  # of an earlier run with other settings
             outputs.path(name).unlink(missing_ok=True)
         written = []
         fixed_like, moving_like = self.inputs.stored or (grid, self.pair.moving.grid)
@@ -190,8 +232,13 @@ class Registration:
         write("InverseWarped.nii.gz", io.write_image, self.inverse_warped().data, self.pair.moving.grid, like=moving_like)
         if self.warped_labels is not None:
             write("WarpedLabels.nii.gz", io.write_image, self.warped_labels.data, grid, integer=True, like=fixed_like)
+        if self.output.composite:
+            whole, back = (displacement(Framed(t, grid), grid, u) for t in (self.transform, self.inverse))
+            write("CompositeWarp.nii.gz", io.write_warp, whole, grid, like=fixed_like)
+            write("InverseCompositeWarp.nii.gz", io.write_warp, back, grid, like=fixed_like)
         for name, sigma in zip(("Sigma0.nii.gz", "Sigma1.nii.gz"), self.sigmas() or (), strict=False):
             write(name, io.write_image, sigma, grid, like=fixed_like)
+        written += self._write_trajectory(outputs, fixed_like)
         if self.result.ic is not None:
             write("initial_conditions.safetensors", _write_conditions, self.result.ic)
         summary = self.summary()
@@ -202,6 +249,22 @@ class Registration:
         text = json.dumps(_jsonable(summary), indent=1, allow_nan=False)
         write("run.json", io.write_atomically, text.encode())
         return written
+
+    @property
+    def output(self) -> Output:
+        return self.settings.get("output", Output())
+
+    def _write_trajectory(self, outputs: Outputs, like: Grid) -> list[Path]:
+        ic, dynamics = self.result.ic, self.dynamics
+        if ic is None or dynamics is None or not self.output.times:
+            return []
+        grid, shot, before = self.pair.fixed.grid, ic.grid(self.pair.fixed), self.result.before
+
+        def warped(moment: Moment) -> Image:
+            return self.pair.moving.moved_by(composed(Dense(moment.displacement, shot), before), grid)
+
+        moments = self.geodesic(self.output.times)
+        return list(trajectory.written(moments, dynamics, shot, grid, like, warped, outputs.path))
 
 
 def _jsonable(x: Any) -> Any:
@@ -226,64 +289,6 @@ def _deforms(stage: Any) -> list[Deform]:
     return [stage] if isinstance(stage, Deform) else []
 
 
-def read_inputs(
-    fixed: Source | Image,
-    moving: Source | Image,
-    *,
-    fixed_labels: Source | None = None,
-    moving_labels: Source | None = None,
-    fixed_mask: Source | None = None,
-    moving_mask: Source | None = None,
-    landmarks: str | os.PathLike[str] | None = None,
-    regions: Source | None = None,
-    initial: str | None = None,
-    nan: NanPolicy = "error",
-    volume: int | None = None,
-    strict: bool = False,
-    require_overlap: bool = True,
-) -> Inputs:
-    """Read and check; INTERFACE.md tells what each is. Raises InputError, ResourceError."""
-    check_memory([fixed, moving])
-    images = [x.single() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
-    target, source = images
-    if target.grid.ndim != source.grid.ndim:
-        raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
-    labels = [None if p is None else io.read_labels(p, like) for p, like in ((fixed_labels, target), (moving_labels, source))]
-    region_map = None if regions is None else io.read_labels(regions, source)
-    target = target if fixed_mask is None else io.read_mask(fixed_mask, target)
-    source = source if moving_mask is None else io.read_mask(moving_mask, source)
-    stored = (target.grid, source.grid)
-    target, source, region_map = target.canonical(), source.canonical(), None if region_map is None else region_map.canonical()
-    start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
-    pair = Pair(target, source, start, region_map)
-    if require_overlap and overlap_fraction(pair) == 0:
-        raise InputError(
-            f"the images do not overlap in the world: {bounds([target.grid, source.grid])}; "
-            "if their geometry is wrong, start from their centres of mass with --init com"
-        )
-    points = None
-    if landmarks is not None:
-        points = io.read_landmarks(landmarks, target.grid.ndim)[:2]
-        _check_inside(landmarks, points[0], target, "fixed")
-    given = {"fixed": fixed, "moving": moving, "fixed_labels": fixed_labels, "moving_labels": moving_labels, "fixed_mask": fixed_mask}
-    given |= {"moving_mask": moving_mask, "landmarks": landmarks, "regions": regions, "initial": initial}
-    files = {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike) and Path(v).is_file()}
-    labels = [None if x is None else x.canonical() for x in labels]
-    return Inputs(pair, labels[0], labels[1], points, files, stored)
-
-
-def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image, kind: str) -> None:
-    low, high = image.grid.corners()
-    margin = 0.1 * image.grid.length
-    outside = ((points < low - margin) | (points > high + margin)).any(1)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise InputError(
-            f"{path}: row {row + 2}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} image "
-            f"{bounds([image.grid])}; are the landmarks in world millimetres (RAS+)?"
-        )
-
-
 def overrides_of(keys: Mapping[str, Any]) -> list[str]:
     """KEY=VALUE texts of keyword arguments; ``__`` in a name stands for a dot."""
 
@@ -297,7 +302,7 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
     """Register what was read, as the (composed) config says."""
     torch.manual_seed(seed)
     target = chosen_device(device)
-    stages, intensity = build(config["stages"], "stages"), build(config["intensity"], "intensity")
+    stages, intensity, output = (build(config[k], k) for k in ("stages", "intensity", "output"))
     names = [inputs.files.get(k, k) for k in ("fixed", "moving")]
     pair = inputs.pair
     require_itk_grid(pair.fixed.grid, names[0])
@@ -311,9 +316,10 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"out of memory on {device}: {error}; use smaller optimizer.scales or optimizer.shooting") from error
     cpu = torch.device("cpu")
-    result = replace(result, transform=_to(result.transform, cpu), inverse=_to(result.inverse, cpu), ic=_to(result.ic, cpu))
+    moved = {k: _to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")}
+    result = replace(result, **moved)
     result.seconds["total"] = time.perf_counter() - begin
-    settings = {"seed": seed, "device": device, "threads": torch.get_num_threads(), "stages": stages}
+    settings = {"seed": seed, "device": device, "threads": torch.get_num_threads(), "stages": stages, "output": output}
     return Registration(inputs, result, config, settings, "interrupted" if stop.is_set() else "done")
 
 

@@ -141,3 +141,12 @@ class Pair:
 def bounds(grids: Sequence[Grid]) -> str:
     """The world boxes of grids, for messages."""
     return " and ".join(f"[{', '.join(f'{a:.0f}..{b:.0f}' for a, b in g.corners().T)}] mm" for g in grids)
+
+
+def overlap_fraction(pair: Pair) -> float:
+    """Part of the fixed image's voxels that the initial map takes into the moving image's field of view."""
+    x = pair.fixed.grid.identity(pair.fixed.data.double())
+    y = pair.moving.locate(pair.initial(x), pair.fixed.grid)
+    far = torch.tensor(pair.moving.grid.extent, dtype=y.dtype, device=y.device).view(1, -1, *(1,) * (y.ndim - 2))
+    margin = 1e-6
+    return float(((y >= -margin) & (y <= far + margin)).all(1).double().mean())

@@ -15,7 +15,7 @@ from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.initial import Initializer, Zero
 from rdmm.optimise import LBFGS, History, Optimiser, minimise
 from rdmm.problem import Problem, Similarity
-from rdmm.shape import Image, Pair
+from rdmm.shape import Image, Pair, overlap_fraction
 from rdmm.similarity import NCC
 from rdmm.transform import Identity, Transform, composed
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
@@ -34,6 +34,7 @@ class Result:
         ic: initial conditions of a deformable stage.
         history: one row per iteration.
         seconds: per stage, by name.
+        before: the map, fixed frame -> moving, that the last deformable stage went on from.
     """
 
     transform: Transform
@@ -42,6 +43,7 @@ class Result:
     ic: InitialConditions | None = None
     history: History = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    before: Transform = field(default_factory=Identity)
 
 
 class Stage(Protocol):
@@ -77,7 +79,8 @@ class Chain:
             for name, value in result.seconds.items():
                 seconds[name] = seconds.get(name, 0.0) + value
             history = total.history + result.history
-            total = Result(transform, inverse, result.energy or total.energy, result.ic or total.ic, history, seconds)
+            last = result if result.ic is not None else total
+            total = Result(transform, inverse, result.energy or total.energy, last.ic, history, seconds, last.before)
         return total
 
 
@@ -101,7 +104,7 @@ class Deform:
         with torch.no_grad():
             transform, inverse = self.problem.dynamics.flow(ic, pair.source)
             energy = self.problem.energy(ic, pair, len(history))[0].as_dict()
-        return Result(transform, inverse, energy, ic, history, {"deform": time.perf_counter() - begin})
+        return Result(transform, inverse, energy, ic, history, {"deform": time.perf_counter() - begin}, pair.initial)
 
 
 Init = Literal["auto", "header", "com", "axes"]
@@ -205,12 +208,3 @@ def _covered(pair: Pair) -> Pair:
     if moving.mask is None:
         moving = Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]))
     return replace(pair, moving=moving)
-
-
-def overlap_fraction(pair: Pair) -> float:
-    """Part of the fixed image's voxels that the initial map takes into the moving image's field of view."""
-    x = pair.fixed.grid.identity(pair.fixed.data.double())
-    y = pair.moving.locate(pair.initial(x), pair.fixed.grid)
-    far = torch.tensor(pair.moving.grid.extent, dtype=y.dtype, device=y.device).view(1, -1, *(1,) * (y.ndim - 2))
-    margin = 1e-6
-    return float(((y >= -margin) & (y <= far + margin)).all(1).double().mean())

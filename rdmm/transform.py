@@ -110,6 +110,8 @@ def framed(transform: Transform, grid: Grid) -> Transform:
         return transform
     if isinstance(transform, Affine):
         return Affine.from_world(transform.matrix.detach().cpu().double().numpy(), grid)
+    if isinstance(transform, Placed) and transform.grid.same_frame(grid):
+        return transform.transform
     return Framed(transform, grid)
 
 

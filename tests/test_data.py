@@ -46,5 +46,5 @@ def test_brain_at_2_mm():
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "RDMM_DATA": str(DATA)})
     row = json.loads(done.stdout.splitlines()[-1])
     assert row["dice"] > 0.76
-    assert row["sdlogJ"] < 0.40
-    assert row["folds_%"] == 0
+    assert row["sd_log_jacobian"] < 0.40
+    assert row["folds_percent"] == 0

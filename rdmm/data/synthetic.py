@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 
 from rdmm.grid import Grid
+from rdmm.inputs import Inputs
 from rdmm.shape import Image, Pair
 from rdmm.smoother import gaussian
-from rdmm.types import Tensor
+from rdmm.types import ConfigError, Tensor
 
 KINDS = ("ellipse", "rectangle", "triangle")
 FOREGROUND, INSIDE, OUTSIDE = 1, 2, 4  # labels: 1; 2 and 3; 4 and above
@@ -128,3 +130,26 @@ def shapes_pair(
     (fixed, fixed_labels), (moving, moving_labels) = (_drawn(VARIATIONS[variation](scene, rng), grid) for _ in range(2))
     regions = Image((moving_labels > 0).float() * (moving_labels < OUTSIDE), grid)
     return Pair(Image(fixed, grid), Image(moving, grid), regions=regions), fixed_labels, moving_labels
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Synthetic pairs, one for each seed from ``first`` on; the foreground with what is inside it is their region."""
+
+    count: int = 40
+    shape: Sequence[int] = (200, 200)
+    variation: Literal["own", "together"] = "own"
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or min(self.shape) < 16 or len(self.shape) not in (2, 3):
+            raise ConfigError(f"shapes: a count and 2 or 3 sizes of 16 and more are wanted, not {self.count}, {list(self.shape)}")
+
+    def cases(self) -> dict[str, Callable[[], Inputs]]:
+        return {f"shapes{seed:02d}": partial(self._case, seed) for seed in range(self.first, self.first + self.count)}
+
+    def _case(self, seed: int) -> Inputs:
+        pair, fixed, moving = shapes_pair(seed, self.shape, self.variation)
+        grid = pair.fixed.grid
+        foreground = Image((fixed > 0).float() * (fixed < OUTSIDE), grid)
+        return Inputs(pair, Image(fixed, grid), Image(moving, grid), fixed_regions=foreground)

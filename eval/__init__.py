@@ -1,0 +1,1 @@
+"""Studies: data sets times methods, tables and figures."""

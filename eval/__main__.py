@@ -1,0 +1,3 @@
+from eval.main import main
+
+main()

@@ -1,0 +1,120 @@
+"""What a registration is given: a pair, and what it is judged by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rdmm import io
+from rdmm.grid import Grid
+from rdmm.io.nifti import NanPolicy, Source
+from rdmm.resources import check_memory
+from rdmm.shape import Image, Pair, bounds, overlap_fraction
+from rdmm.transform import Identity, framed
+from rdmm.types import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """Corresponding points (n, d), world millimetres (RAS+), and the region of each ('' where none is named)."""
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    regions: Sequence[str]
+
+    def by_region(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Fixed and moving points of each named region."""
+        names = np.asarray(self.regions)
+        return {str(n): (self.fixed[names == n], self.moving[names == n]) for n in np.unique(names) if n}
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything a registration is given, read and checked.
+
+    Args:
+        pair: with the moving image's regions, where the regularizer is pre-defined.
+        fixed_labels, moving_labels: for Dice.
+        landmarks: for the registration error.
+        fixed_regions: the same region (label > 0) in the fixed image, to judge the map inside and outside of it.
+        labels: those that Dice is taken of; None: all.
+        files: what was read, by name.
+        stored: how the fixed and moving files order their voxels.
+    """
+
+    pair: Pair
+    fixed_labels: Image | None = None
+    moving_labels: Image | None = None
+    landmarks: Landmarks | None = None
+    fixed_regions: Image | None = None
+    labels: Sequence[int] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    stored: tuple[Grid, Grid] | None = None
+
+
+def read_inputs(
+    fixed: Source | Image,
+    moving: Source | Image,
+    *,
+    fixed_labels: Source | Image | None = None,
+    moving_labels: Source | Image | None = None,
+    fixed_mask: Source | None = None,
+    moving_mask: Source | None = None,
+    landmarks: str | os.PathLike[str] | None = None,
+    regions: Source | Image | None = None,
+    fixed_regions: Source | Image | None = None,
+    labels: Sequence[int] | None = None,
+    initial: str | None = None,
+    nan: NanPolicy = "error",
+    volume: int | None = None,
+    strict: bool = False,
+    require_overlap: bool = True,
+) -> Inputs:
+    """Read and check; INTERFACE.md tells what each is. Raises InputError, ResourceError."""
+    check_memory([fixed, moving])
+    images = [x.single() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
+    target, source = images
+    if target.grid.ndim != source.grid.ndim:
+        raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
+    maps = [_label_map(p, like) for p, like in zip((fixed_labels, moving_labels, fixed_regions, regions), images + images, strict=True)]
+    target = target if fixed_mask is None else io.read_mask(fixed_mask, target)
+    source = source if moving_mask is None else io.read_mask(moving_mask, source)
+    stored = (target.grid, source.grid)
+    target, source = target.canonical(), source.canonical()
+    start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
+    pair = Pair(target, source, start, maps[3])
+    if require_overlap and overlap_fraction(pair) == 0:
+        raise InputError(
+            f"the images do not overlap in the world: {bounds([target.grid, source.grid])}; "
+            "if their geometry is wrong, start from their centres of mass with --init com"
+        )
+    points = None
+    if landmarks is not None:
+        points = Landmarks(*io.read_landmarks(landmarks, target.grid.ndim))
+        _check_inside(landmarks, points.fixed, target, "fixed")
+    given = {"fixed": fixed, "moving": moving, "fixed_labels": fixed_labels, "moving_labels": moving_labels, "fixed_mask": fixed_mask}
+    given |= {"moving_mask": moving_mask, "landmarks": landmarks, "regions": regions, "initial": initial, "fixed_regions": fixed_regions}
+    files = {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike) and Path(v).is_file()}
+    return Inputs(pair, maps[0], maps[1], points, maps[2], labels, files, stored)
+
+
+def _label_map(source: Source | Image | None, like: Image) -> Image | None:
+    if source is None:
+        return None
+    return (source.single() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
+
+
+def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image, kind: str) -> None:
+    low, high = image.grid.corners()
+    margin = 0.1 * image.grid.length
+    outside = ((points < low - margin) | (points > high + margin)).any(1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise InputError(
+            f"{path}: row {row + 2}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} image "
+            f"{bounds([image.grid])}; are the landmarks in world millimetres (RAS+)?"
+        )

@@ -1,0 +1,84 @@
+"""Studies: ``python eval.py``, its table and figures."""
+
+import csv
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from eval import figures, tables
+from eval.main import Study
+from rdmm import ConfigError
+from rdmm.config import share
+
+SMALL = ["study.data.shapes.shape=[48,48]", "study.limit=3", "optimizer.iterations=[4,3,2]", "study.pictures=1"]
+
+
+def run(tmp_path, *keys):
+    command = [sys.executable, "eval.py", *keys, f"hydra.run.dir={tmp_path}"]
+    return subprocess.run(command, cwd=share(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_an_experiment_writes_table_and_figures(tmp_path):
+    done = run(tmp_path, "experiment=synthetic_predefined", *SMALL)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [(r["case"], r["method"]) for r in rows] == [(f"shapes{i:02d}", m) for i in range(3) for m in ("lddmm", "rdmm")]
+    assert all(r["status"] == "done" and float(r["region_dice"]) > 0.8 and float(r["folds_percent"]) == 0 for r in rows)
+    text = (tmp_path / "table.md").read_text()
+    assert "| shapes | rdmm | 3 | 0 |" in text
+    assert "energy drift, worst" in text
+    for name in ("boxes_shapes.png", "shapes00.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "shapes01.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "code", "message"),
+    [
+        (["experiment=synthetic_predefinde"], 1, "synthetic_predefined"),
+        (["experimnt=x"], 2, "did you mean 'experiment'"),
+        ([], 2, "experiment=synthetic_optimized"),
+        (["experiment=lung_predefined", "study.data.ct.root=/nowhere", "study.data.masks.root=/nowhere"], 3, "RDMM_DATA"),
+        (["experiment=synthetic_predefined", "similarity_weight=-1"], 2, "must be > 0"),
+    ],
+)
+def test_wrong_studies_say_so(tmp_path, keys, code, message):
+    done = run(tmp_path, *keys)
+    assert done.returncode == code
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def row(method, status="done", **measures):
+    return {"data": "d", "case": "c", "method": method, "status": status, **measures}
+
+
+def test_a_failure_is_a_row_and_never_a_zero():
+    rows = [row("a", dice=0.8, folds_percent=0.0), row("a", dice=0.9, folds_percent=0.5), row("a", "DivergenceError: it blew up")]
+    text = tables.markdown(rows)
+    assert "| d | a | 3 | 1 | 0.85 ± 0.071 | 0.5 |" in text  # the mean of what there is, the worst of the folds
+    assert "it blew up" in text
+    assert tables.values(rows, "dice") == [0.8, 0.9]
+
+
+def test_what_was_not_measured_is_left_out():
+    rows = [row("svf", dice=0.8, energy_drift=math.nan), row("rdmm", dice=0.9, energy_drift=0.01)]
+    assert tables.values(rows[:1], "energy_drift") == []
+    assert tables.markdown(rows).splitlines()[2].endswith("0.8 |  |")
+
+
+def test_a_study_names_what_it_lacks():
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        Study({}, {}, {})
+    with pytest.raises(ConfigError, match="no data set 'b'"):
+        Study({"a": None}, {"m": []}, {"b": []})
+
+
+def test_boxes_need_three_cases(tmp_path):
+    figures.boxes([row("a", dice=x) for x in (0.8, 0.9)], tmp_path)
+    assert not list(tmp_path.iterdir())
+    figures.boxes([row("a", dice=x) for x in np.linspace(0.7, 0.9, 5)], tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["boxes_d.png"]

@@ -1,0 +1,103 @@
+"""The synthetic shapes and the data sets."""
+
+import numpy as np
+import pytest
+import torch
+
+from rdmm import ConfigError, InputError
+from rdmm.data.brains import Brains, Slices
+from rdmm.data.knees import Knees, pictured, strided
+from rdmm.data.livers import Livers, hull
+from rdmm.data.lungs import LungMasks, RightLung
+from rdmm.data.synthetic import OUTSIDE, Shapes, shapes_pair
+
+
+@pytest.mark.parametrize("variation", ["own", "together"])
+@pytest.mark.parametrize("shape", [(64, 64), (32, 30, 24)])
+def test_shapes_are_the_same_for_the_same_seed(shape, variation):
+    a, b, c = (shapes_pair(seed, shape, variation) for seed in (3, 3, 4))
+    assert torch.equal(a[0].fixed.data, b[0].fixed.data) and torch.equal(a[2], b[2])
+    assert not torch.equal(a[1], c[1])
+    assert a[0].fixed.grid.shape == shape
+
+
+def test_scenes_hold_what_the_paper_says():
+    """One foreground with two objects inside, two to five outside; regions are the foreground with what is inside."""
+    for seed in range(8):
+        pair, fixed, moving = shapes_pair(seed, (100, 100))
+        for labels in (fixed, moving):
+            values = set(labels.unique().int().tolist())
+            assert {0, 1, 2, 3, 4, 5} <= values <= set(range(9))
+        assert torch.equal(pair.regions.data, ((moving > 0) & (moving < OUTSIDE)).float())
+
+
+def areas(labels):
+    return {k: int((labels == k).sum()) for k in labels.unique().int().tolist() if k}
+
+
+def test_together_the_outer_objects_scale_with_the_foreground():
+    """One similarity transform: every outer object's area changes by the foreground's ratio; on their own they do not."""
+    spread = {}
+    for variation in ("own", "together"):
+        ratios = []
+        for seed in range(6):
+            _, fixed, moving = shapes_pair(seed, (300, 300), variation)
+            a, b = areas(fixed), areas(moving)
+            whole = [sum(x[k] for k in (1, 2, 3)) for x in (a, b)]
+            ratios += [a[k] / b[k] / (whole[0] / whole[1]) for k in a if k >= OUTSIDE and k in b]
+        spread[variation] = float(np.std(ratios))
+    assert spread["together"] < 0.02
+    assert spread["own"] > 0.1
+
+
+def test_a_data_set_of_shapes():
+    cases = Shapes(count=3, shape=[40, 40], first=5).cases()
+    assert list(cases) == ["shapes05", "shapes06", "shapes07"]
+    inputs = cases["shapes06"]()
+    assert inputs.fixed_regions.data.max() == 1
+    assert inputs.pair.regions is not None
+    for wrong in ({"count": 0}, {"shape": [8, 40]}, {"shape": [40]}):
+        with pytest.raises(ConfigError, match="shapes"):
+            Shapes(**wrong)
+
+
+@pytest.mark.parametrize("data", [RightLung, LungMasks, Livers, Knees, Brains, Slices])
+def test_missing_data_are_named(data, tmp_path):
+    cases = data(str(tmp_path)).cases()
+    assert cases
+    with pytest.raises(InputError, match="RDMM_DATA"):
+        next(iter(cases.values()))()
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("make", "labels"), [(RightLung, True), (LungMasks, True), (Livers, False), (Knees, True), (Brains, True), (Slices, True)]
+)
+def test_real_data_are_read(data, make, labels):
+    inputs = next(iter(make(str(data)).cases().values()))()
+    assert (inputs.fixed_labels is not None) == labels
+    assert torch.isfinite(inputs.pair.fixed.data).all()
+    if make in (LungMasks, Livers):
+        assert len(inputs.landmarks.fixed) >= 50
+    if make is Livers:
+        assert set(inputs.landmarks.by_region()) == {"liver", "outside"}
+
+
+def test_pictures_of_labels():
+    pair, fixed, _ = shapes_pair(0, (32, 30, 24))
+    from rdmm import Image
+
+    thin = strided(Image(fixed, pair.fixed.grid), (2, 3, 1))
+    assert thin.grid.shape == (16, 10, 24)
+    assert np.allclose(thin.grid.voxel, (2, 3, 1))
+    picture = pictured(Image(fixed, pair.fixed.grid)).data
+    assert 0.9 < float(picture.max()) <= 1.01
+
+
+def test_the_hull_holds_its_points_and_a_margin():
+    pair, _, _ = shapes_pair(0, (32, 30, 24))
+    grid, points = pair.fixed.grid, np.array([[8.0, 8, 8], [20, 8, 8], [8, 20, 8], [8, 8, 18]])
+    small, large = (hull(points, grid, m).data[0, 0] for m in (0.0, 3.0))
+    assert small[9, 9, 9] == 1 and small[25, 25, 20] == 0
+    assert small[6, 9, 9] == 0 and large[6, 9, 9] == 1
+    assert (large >= small).all()
