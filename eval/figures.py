@@ -48,30 +48,30 @@ def boxes(rows: Sequence[Row], out: Path) -> None:
 
 
 def case(done: Mapping[str, Registration], path: Path) -> None:
-    """A row for each method: fixed, warped with the deformed grid, difference, log det J, sigma(x) at t = 0 and t = 1."""
-    titles = ("fixed", "moving, warped, with the grid", "warped - fixed", "log det J", "sigma(x) mm, t = 0", "sigma(x) mm, t = 1")
+    """Before: moving, its difference to fixed, fixed. A row for each method: warped with the deformed grid, difference,
+    log det J, and of RDMM sigma(x) at t = 0 and t = 1."""
     sigmas = {name: r.sigmas() for name, r in done.items()}
-    columns = len(titles) if any(sigmas.values()) else 4
-    figure, axes = plt.subplots(len(done) + 1, columns, figsize=(3 * columns, 3 * (len(done) + 1)), squeeze=False)
-    first = next(iter(done.values()))
-    fixed, before = (
-        _plane(x, first.pair.fixed.grid)
-        for x in (first.pair.fixed.data, first.pair.moving.moved_by(first.pair.initial, first.pair.fixed.grid).data)
-    )
+    columns = 5 if any(sigmas.values()) else 3
+    figure, axes = plt.subplots(len(done) + 1, columns, figsize=(3.2 * columns, 3 * (len(done) + 1)), squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
-    for panel, picture, title in zip(axes[0], (fixed, before, before - fixed), ("fixed", "moving", "moving - fixed"), strict=False):
-        _show(panel, picture, first.pair.fixed.grid, "RdBu_r" if "-" in title else "gray", title)
+    pair = next(iter(done.values())).pair
+    grid = pair.fixed.grid
+    fixed, before = (_plane(x, grid) for x in (pair.fixed.data, pair.moving.moved_by(pair.initial, grid).data))
+    _show(axes[0, 0], before, grid, "gray", "moving")
+    _show(axes[0, 1], before - fixed, grid, "RdBu_r", "moving - fixed")
+    _show(axes[0, 2], fixed, grid, "gray", "fixed")
     for row, (name, registration) in zip(axes[1:], done.items(), strict=True):
-        grid, u = registration.pair.fixed.grid, registration._maps[0]
+        u = registration._maps[0]
         warped = _plane(registration.warped.data, grid)
-        _show(row[0], fixed, grid, "gray", f"{name}: fixed")
-        _show(row[1], warped, grid, "gray", titles[1])
-        _lines(row[1], u, grid)
-        _show(row[2], warped - fixed, grid, "RdBu_r", titles[2])
-        _show(row[3], _plane(ops.jacobian_determinant(u, grid)[None].clamp_min(1e-3).log(), grid), grid, "RdBu_r", titles[3], 1.0)
-        for panel, sigma, title in zip(row[4:], sigmas[name] or (), titles[4:], strict=False):
-            shown = _show(panel, _plane(sigma, grid), grid, "viridis", title)
+        _show(row[0], warped, grid, "gray", f"{name}: warped, with the grid")
+        _lines(row[0], u, grid)
+        _show(row[1], warped - fixed, grid, "RdBu_r", f"{name}: warped - fixed")
+        log = _plane(ops.jacobian_determinant(u, grid)[None].clamp_min(1e-3).log(), grid)
+        shown = _show(row[2], log, grid, "RdBu_r", "log det J (red: moving is larger)", 1.0)
+        figure.colorbar(shown, ax=row[2], fraction=0.046)
+        for panel, sigma, t in zip(row[3:], sigmas[name] or (), (0, 1), strict=False):
+            shown = _show(panel, _plane(sigma, grid), grid, "viridis", f"{name}: sigma(x) in mm, t = {t}")
             figure.colorbar(shown, ax=panel, fraction=0.046)
     figure.tight_layout()
     _save(figure, path)

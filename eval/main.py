@@ -86,7 +86,7 @@ def evaluate(config: Any, typed: list[str], out: Path) -> Path:
     """Run the study of a composed configuration; the path of the table."""
     study = build({"_target_": "eval.main.Study", **config["study"]}, "study")
     set_threads(config["threads"])
-    base = [o for o in typed if not o.startswith(OWN)]
+    base = [o for o in typed if not o.lstrip("+~").startswith(OWN)]
     table = []
     for row in rows(study, base, config["device"], config["seed"], out):
         table.append(row)

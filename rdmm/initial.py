@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 
 from rdmm.dynamics import InitialConditions
-from rdmm.grid import Grid
 from rdmm.ops import sample
 from rdmm.shape import Pair
 from rdmm.smoother import gaussian
@@ -38,25 +37,6 @@ class Zero:
         return InitialConditions(no_momentum(pair))
 
 
-def drawn_in(labels: Tensor, margin: float, grid: Grid) -> Tensor:
-    """Labels (b, 1, *s) with those within ``margin`` domain units of label 0 set to it; margin < 0: grown by the nearest."""
-    if margin == 0:
-        return labels
-    from scipy.ndimage import distance_transform_edt
-
-    out = labels.clone()
-    for b in range(len(labels)):
-        x = labels[b, 0].cpu().numpy()
-        inside = x != 0
-        if margin > 0:
-            x = x * (distance_transform_edt(inside, sampling=grid.spacing) > margin)
-        elif inside.any():
-            distance, nearest = distance_transform_edt(~inside, sampling=grid.spacing, return_indices=True)
-            x = x[tuple(nearest)] * (distance <= -margin)
-        out[b, 0] = torch.from_numpy(x).to(labels)
-    return out
-
-
 @dataclass(frozen=True)
 class Regions:
     """No momentum; pre-weights from a label map of the moving image (``--regions``), brought to the pre-aligned space.
@@ -66,14 +46,11 @@ class Regions:
         background: squared pre-weights of all other labels.
         smoothing: sigma of the transitions between regions, in domain units. A metric that jumps from voxel to voxel makes a
             rough momentum, which no solver carries well.
-        margin: the regions are drawn in by this, in domain units, so that the transition to the background lies inside them;
-            negative: grown.
     """
 
     weights: Mapping[int | str, Sequence[float]]
     background: Sequence[float]
     smoothing: float = 0.03
-    margin: float = 0.0
 
     def __post_init__(self) -> None:
         try:
@@ -90,8 +67,7 @@ class Regions:
         if pair.regions is None:
             raise ConfigError("initializer=regions needs a label map of the moving image: pass --regions LABELS.nii.gz")
         regions, grid = pair.regions, pair.fixed.grid
-        labels = drawn_in(regions.data, self.margin, regions.grid)
-        squares = by_region(labels, self.weights, self.background).to(pair.fixed.data)  # type: ignore[arg-type]
+        squares = by_region(regions.data, self.weights, self.background).to(pair.fixed.data)  # type: ignore[arg-type]
         transform: Transform = pair.initial
         points = regions.locate(transform(grid.identity(pair.fixed.data)), grid)
         squares = gaussian(sample(squares, points, regions.grid), self.smoothing, grid).clamp_min(0)

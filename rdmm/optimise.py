@@ -336,6 +336,8 @@ class LBFGS:
             """The penalty's schedule goes on by one iteration; it asks for no shooting."""
             x = x.detach().requires_grad_()
             before, after = (problem.weight_penalty(initial(x), pair.source, len(history) + i).sum() for i in (-1, 0))
+            if not after.requires_grad:  # no penalty
+                return 0.0, torch.zeros_like(x)
             (gradient,) = torch.autograd.grad(after - before, x)
             return float((after - before).detach()), gradient
 

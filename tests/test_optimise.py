@@ -117,3 +117,26 @@ def test_stops_by_relative_decrease():
 def test_wrong_settings(settings):
     with pytest.raises(ConfigError):
         LBFGS(**settings)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_objective_with_a_schedule(told):
+    """A price that rises from iteration to iteration: told of the change, the search goes on; untold, it takes the rise for
+    a lack of progress and stops short."""
+    iterations = []
+
+    def price(x, step):
+        return 0.5 * step * (x - 1).square().sum(), step * (x - 1)
+
+    def objective(x):
+        f, g = rosenbrock(x)
+        more, gradient = price(x, len(iterations))
+        return f + float(more), g + gradient
+
+    def change(x):
+        (f1, g1), (f0, g0) = price(x, len(iterations)), price(x, len(iterations) - 1)
+        return float(f1 - f0), g1 - g0
+
+    start = torch.full((6,), -1.2, dtype=torch.float64)
+    x, _ = run(objective, start, report=lambda i, f: iterations.append(i), iterations=60, change=change if told else None)
+    assert (float((x - 1).abs().max()) < 1e-3) == told

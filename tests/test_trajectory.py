@@ -26,7 +26,7 @@ def rdmm_run():
 
 
 def test_times_write_the_geodesic(rdmm_run, tmp_path):
-    written = {p.name for p in rdmm_run.save(tmp_path / "out/")}
+    written = {p.name for p in rdmm_run.save(f"{tmp_path}/out/")}
     kinds = {"1Warp", "Warped", "LogJacobian", "Velocity", "Momentum", "Sigma", "Weight1", "Weight2", "Weight3"}
     assert {f"t{t}_{k}.nii.gz" for t in ("0", "0.5", "1") for k in kinds} == {n for n in written if n.startswith("t")}
     read = {n: io.read_image(tmp_path / "out" / n).data for n in written if "arped" in n or "Sigma" in n or "Weight" in n or "Log" in n}
@@ -64,8 +64,9 @@ def test_a_momentum_is_that_of_its_velocity(rdmm_run):
 
 
 def test_two_steps_pass_the_map_on():
-    one, two = registered(), registered("stages=two_step")
-    assert two.metrics["dice"] > one.metrics["dice"]
+    short = "optimizer.iterations=[4,3]"
+    one, two = registered(short), registered(short, "stages=two_step")
+    assert two.energy["similarity"] < one.energy["similarity"]
     grid = two.pair.fixed.grid
     last = two.geodesic((1.0,))[0].displacement
     whole = displacement(two.result.transform, grid, two.pair.fixed.data)
@@ -78,7 +79,7 @@ def test_two_steps_pass_the_map_on():
 
 def test_affine_and_deformation_as_one_warp(tmp_path):
     result = registered("affine=opt", "dynamics=rdmm", "output.composite=true")
-    names = {p.name for p in result.save(tmp_path / "out/")}
+    names = {p.name for p in result.save(f"{tmp_path}/out/")}
     assert {"0GenericAffine.mat", "CompositeWarp.nii.gz", "InverseCompositeWarp.nii.gz"} <= names
     out = str(tmp_path / "out") + "/"
     both = io.read_transforms([f"{out}1Warp.nii.gz", f"{out}0GenericAffine.mat"])
