@@ -165,7 +165,8 @@ class Registration:
         out: dict[str, Any] = metrics.regularity(u, grid)
         out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, grid)
         fixed_labels, moving_labels = self.inputs.fixed_labels, self.inputs.moving_labels
-        out["energy_drift"] = self.energy_drift
+        if np.isfinite(self.energy_drift):
+            out["energy_drift"] = self.energy_drift
         if fixed_labels is not None and moving_labels is not None:
             onto = fixed_labels.grid
             for name, transform in (("dice_before", Placed(self.pair.initial, grid)), ("dice", self.transform)):

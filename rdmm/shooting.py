@@ -50,7 +50,7 @@ class Integrator:
         steps: of the others; of ``semi_lagrangian`` at least: it takes more where a step would cross more than COURANT
             voxels, up to LONGEST times as many.
         adjoint: gradients at constant memory, by the reverse-time adjoint (torchdiffeq) or by recomputing each step
-            (semi_lagrangian); False: plain backpropagation through all steps.
+            (semi_lagrangian, where the momentum is larger than SMALL); False: plain backpropagation through all steps.
     """
 
     method: Method = "semi_lagrangian"

@@ -34,11 +34,11 @@ class Output:
 
 
 MOST = 16
-"""Gaussians whose weights are written, at most."""
+"""Gaussians whose files are looked for before a run, to be replaced; more are written all the same."""
 
 
 def names(times: Sequence[float]) -> list[str]:
-    """Every file name that ``written`` may use."""
+    """The files of ``written``, of up to MOST Gaussians."""
     kinds = ["1Warp", "Warped", "LogJacobian", "Velocity", "Momentum", "Sigma", *(f"Weight{i + 1}" for i in range(MOST))]
     return [f"{prefix(t)}{kind}.nii.gz" for t in times for kind in kinds]
 
@@ -83,6 +83,6 @@ def written(
         if moment.weights is not None and isinstance(dynamics, RDMM):
             w = ops.resize(moment.weights, grid.shape)
             fields["Sigma"] = (io.write_image, local_sigma(w, dynamics.smoother.scales(shot)) * shot.length)
-            fields |= {f"Weight{i + 1}": (io.write_image, w[:, i : i + 1]) for i in range(min(w.shape[1], MOST))}
+            fields |= {f"Weight{i + 1}": (io.write_image, w[:, i : i + 1]) for i in range(w.shape[1])}
         for kind, (writer, data) in fields.items():
             yield file(moment.t, kind, writer, data)
