@@ -42,10 +42,11 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     from omegaconf.errors import OmegaConfBaseException
 
     check(overrides, name)
+    expanded = [text for override in overrides for text in _sum(override)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
-            config = hydra_compose(name, overrides=list(overrides))
+            config = hydra_compose(name, overrides=expanded)
             plain = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explained(str(error), overrides)) from error
@@ -53,6 +54,18 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     if name == "register":  # what eval.py compares; an experiment's settings are the rest of it
         plain.pop("study", None)
     return {str(k): v for k, v in plain.items()}
+
+
+def _sum(override: str) -> list[str]:
+    """``similarity=[a,b]`` as a sum of the options a and b, each with the weight 1; any other override as it is."""
+    match = re.fullmatch(r"similarity=\[(.*)\]", override)
+    if match is None:
+        return [override]
+    terms = [t.strip(" \"'") for t in match.group(1).split(",")]
+    if len(set(terms)) < len(terms) or not all(terms):
+        raise ConfigError(f"{override}: a list of different similarities is wanted, e.g. similarity=[lncc,sinkhorn]")
+    parts = [(f"+similarity@similarity.terms.{t}={t}", f"+similarity.weights.{t}=1.0") for t in terms]
+    return ["similarity=sum", *(text for part in parts for text in part)]
 
 
 def check(overrides: Sequence[str], name: str = "register") -> None:

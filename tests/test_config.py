@@ -7,7 +7,7 @@ from rdmm import ConfigError, dynamics, similarity
 from rdmm.config import ALLOWED, build, compose, share
 
 CONF = share() / "conf"
-OPTIONS = sorted(f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml"))
+OPTIONS = sorted({f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml")} - {"similarity/sum"})  # a list of terms makes it
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -43,6 +43,20 @@ def test_targets_are_our_own():
     for path in CONF.rglob("*.yaml"):
         for target in targets(yaml.safe_load(path.read_text())):
             assert target.startswith(("rdmm.", "networks.")), path
+
+
+def test_a_list_of_similarities_is_their_weighted_sum():
+    for text in ("similarity=[lncc,sinkhorn]", 'similarity=["lncc", "sinkhorn"]'):
+        node = compose([text, "similarity.weights.sinkhorn=100", "similarity.terms.sinkhorn.blur=.05"])["similarity"]
+        terms = {"lncc": similarity.LNCC(3), "sinkhorn": similarity.GridSinkhorn(0.05)}
+        assert build(node, "similarity") == similarity.Sum(terms, {"lncc": 1.0, "sinkhorn": 100})
+    for text, message in (("[lncc,lncc]", "different"), ("[]", "different"), ("[lncc,sinkhor]", "did you mean 'sinkhorn'")):
+        with pytest.raises(ConfigError, match=message):
+            compose([f"similarity={text}"])
+    with pytest.raises(ConfigError, match=r"no term 'lnc' \(did you mean 'lncc'\?\)"):
+        similarity.Sum({"lncc": similarity.LNCC(3)}, {"lnc": 1.0})
+    with pytest.raises(ConfigError, match="at least one term"):
+        build(compose(["similarity=sum"])["similarity"], "similarity")
 
 
 def test_every_similarity_and_dynamics_has_an_option():

@@ -3,6 +3,8 @@
 from rdmm.similarity.lncc import LNCC, MultiKernelLNCC
 from rdmm.similarity.ncc import NCC
 from rdmm.similarity.nmi import NMI
+from rdmm.similarity.sinkhorn import GridSinkhorn
 from rdmm.similarity.ssd import SSD
+from rdmm.similarity.sum import Sum
 
-__all__ = ["LNCC", "NCC", "NMI", "SSD", "MultiKernelLNCC"]
+__all__ = ["LNCC", "NCC", "NMI", "SSD", "GridSinkhorn", "MultiKernelLNCC", "Sum"]

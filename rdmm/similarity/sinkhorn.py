@@ -1,0 +1,125 @@
+"""The debiased Sinkhorn divergence of two images, as densities on one grid (Feydy et al., AISTATS 2019)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rdmm.grid import Grid
+from rdmm.shape import Image
+from rdmm.similarity.masks import overlap
+from rdmm.transport.grid import Potentials, potentials
+from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
+
+
+@dataclass(frozen=True)
+class GridSinkhorn:
+    """S(a, b) = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, mean over channels; (b,), in squared domain units.
+
+    W is entropic transport at the cost |x - y|^2 / 2 (half of the one of Feydy et al., MICCAI 2017): the divergence of a and
+    its translation by v is |v|^2 / 2. It sees structures that do not overlap. Gradients are the dual potentials (envelope
+    theorem): nothing is unrolled, and memory is that of a few volumes.
+
+    Args:
+        blur: sqrt(eps), in domain units: details below it are not matched. It should not be much less than a voxel.
+        reach: sqrt(rho), in domain units: mass is destroyed and created rather than moved much further. None: balanced.
+        p: 2; there is no other.
+        normalise: intensities to masses: balanced, each image has mass 1; unbalanced, both are divided by their mean mass, so
+            that their ratio stays. False (unbalanced only): intensities are the masses of voxels.
+        tolerance: marginal error (L1, as a part of the mass) at which the iteration stops.
+        iterations: at most, on each level.
+    """
+
+    blur: float = 0.03
+    reach: float | None = None
+    p: int = 2
+    normalise: bool = True
+    tolerance: float = 0.01
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.blur < math.inf:
+            raise ConfigError(f"similarity.blur is a length > 0 in domain units, not {self.blur}")
+        if self.reach is not None and not 0 < self.reach < math.inf:
+            raise ConfigError(f"similarity.reach is a length > 0 in domain units, or null (balanced), not {self.reach}")
+        if self.p != 2:
+            raise ConfigError(f"similarity.p must be 2: on grids only the cost |x - y|^2 / 2 is separable; got {self.p}")
+        if not self.normalise and self.reach is None:
+            raise ConfigError("similarity: balanced transport needs equal masses; leave normalise=true, or give a reach")
+        if not self.tolerance > 0 or self.iterations < 1:
+            raise ConfigError(f"similarity: tolerance > 0 and iterations >= 1 are wanted, not {self.tolerance}, {self.iterations}")
+
+    def __call__(self, moved: Image, target: Image) -> Tensor:
+        """Raises InputError for negative, empty or constant images, DivergenceError where nothing of the moved one is left."""
+        a, b = self._densities(moved, target)
+        with torch.autocast(a.device.type, enabled=False):
+            values = _Divergence.apply(a.flatten(0, 1), b.flatten(0, 1), target.grid, self)
+        return values.view(a.shape[:2]).mean(1)
+
+    def potentials(self, moved: Image, target: Image) -> Potentials:
+        """The dual potentials of the pair, (b * c, *s); the error that was reached is among them."""
+        with torch.no_grad():
+            a, b = self._densities(moved, target)
+            return self._solved(a.flatten(0, 1), b.flatten(0, 1), target.grid)
+
+    def _solved(self, a: Tensor, b: Tensor, grid: Grid) -> Potentials:
+        return potentials(a, b, grid.spacing, self.blur, self.reach, self.tolerance, self.iterations)
+
+    def _densities(self, moved: Image, target: Image) -> tuple[Tensor, Tensor]:
+        """Masses per voxel, (b, c, *s) each."""
+        weight = overlap(moved, target)
+        a, b = (x.data if weight is None else x.data * weight for x in (moved, target))
+        a, b = torch.broadcast_tensors(a, b)
+        masses = [_mass(x, name) for x, name in ((a, "moved"), (b, "target"))]
+        if not self.normalise:
+            return a, b
+        if self.reach is not None:
+            masses = [0.5 * (masses[0] + masses[1])] * 2
+        return a / masses[0], b / masses[1]
+
+
+def _mass(x: Tensor, name: str) -> Tensor:
+    """(b, c, 1...) sums of densities."""
+    values = x.detach().flatten(2)
+    low, high = values.amin(2), values.amax(2)
+    if not bool(torch.isfinite(low + high).all()):
+        raise DivergenceError(f"transport: the {name} image is not finite")
+    if bool((low < 0).any()):
+        raise InputError(f"transport needs densities >= 0, but the {name} image goes down to {float(low.min()):g}; shift or clamp it first")
+    if bool((high == 0).any()):
+        error = InputError if name == "target" else DivergenceError
+        raise error(f"transport: the {name} image is empty (all 0) in a channel, or under the masks: there is no mass to move")
+    if bool((low == high).any()):
+        raise InputError(f"transport: the {name} image is constant: no contrast (std=0), nothing to match")
+    return x.flatten(2).sum(2).view(*x.shape[:2], *(1,) * (x.ndim - 2))
+
+
+class _Divergence(torch.autograd.Function):
+    """Of densities (k, *s): its value from the potentials, and the potentials as its gradient (MODEL.md section 6).
+
+    Balanced, S = <a, f - p> + <b, g - q> and dS/da = f - p. Unbalanced, with E(f, p) = e^(-p / rho) - e^(-f / rho),
+    S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, grid: Grid, solver: GridSinkhorn) -> Tensor:
+        found = solver._solved(a.detach(), b.detach(), grid)
+        slopes, value, eps = [], a.new_zeros(a.shape[0], dtype=torch.float64), solver.blur**2
+        for density, f, p in ((a, found.f, found.p), (b, found.g, found.q)):
+            if solver.reach is None:
+                slope, share = f - p, 1.0
+            else:
+                rho = solver.reach**2
+                slope, share = (rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)), (rho + eps / 2) / (rho + eps)
+            value += share * (density * slope).flatten(1).sum(1, dtype=torch.float64)
+            slopes.append(slope)
+        ctx.save_for_backward(*(s if wanted else None for s, wanted in zip(slopes, ctx.needs_input_grad[:2], strict=True)))
+        return value.to(a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        slopes = (None if s is None else s * grad.view(-1, *(1,) * (s.ndim - 1)) for s in ctx.saved_tensors)
+        return *slopes, None, None  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Entropic optimal transport, balanced and unbalanced (MODEL.md section 6)."""
