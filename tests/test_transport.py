@@ -64,7 +64,7 @@ def test_divergence_by_its_definition(small, reach):
     a, b = a / a.sum(), b / b.sum()
     if reach is not None:
         a = 1.7 * a
-    found = GridSinkhorn(0.2, reach, normalise=reach is None, tolerance=1e-9, iterations=2000)(Image(a, small), Image(b, small))
+    found = GridSinkhorn(0.2, reach, tolerance=1e-9, iterations=2000)(Image(a, small), Image(b, small))
     assert float(found) == pytest.approx(dense_divergence(a, b, small, 0.2, reach), rel=1e-6)
 
 
@@ -150,7 +150,7 @@ def test_gaussians_in_closed_form(d, reach):
         for p, q, m in (((ma, sa), (mb, sb), mass), ((ma, sa), (ma, sa), (mass[0],) * 2), ((mb, sb), (mb, sb), (mass[1],) * 2))
     ]
     expected = w[0] - 0.5 * (w[1] + w[2]) + 0.5 * eps * (mass[0] - mass[1]) ** 2
-    found = GridSinkhorn(0.08, reach, normalise=reach is None, tolerance=1e-7, iterations=1000)(Image(a, grid), Image(b, grid))
+    found = GridSinkhorn(0.08, reach, tolerance=1e-7, iterations=1000)(Image(a, grid), Image(b, grid))
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
@@ -173,7 +173,7 @@ def test_two_diracs_unbalanced():
         return rho * (m + n) + eps * m * n - (2 * rho + eps) * plan
 
     expected = w(1.5, 0.8, cost) - 0.5 * w(1.5, 1.5, 0) - 0.5 * w(0.8, 0.8, 0) + 0.5 * eps * 0.7**2
-    found = GridSinkhorn(blur, reach, normalise=False, tolerance=1e-10)(Image(a, grid), Image(b, grid))
+    found = GridSinkhorn(blur, reach, tolerance=1e-10)(Image(a, grid), Image(b, grid))
     assert float(found) == pytest.approx(expected, rel=1e-8)
 
 
@@ -214,11 +214,11 @@ def test_zero_only_where_equal_and_symmetric(small, reach):
     assert abs(float(similarity(a, a))) < 1e-9
 
 
-@pytest.mark.parametrize(("reach", "normalise"), [(None, True), (0.3, True), (0.3, False)])
+@pytest.mark.parametrize(("reach", "normalise"), [(None, False), (0.3, True), (0.3, False)])
 def test_gradients_are_those_of_finite_differences(small, reach, normalise):
     similarity = GridSinkhorn(0.15, reach, normalise=normalise, tolerance=1e-11, iterations=3000)
     a, b, direction = rough(small, 1), rough(small, 2), torch.randn(1, 1, *small.shape, dtype=torch.float64)
-    if not normalise:
+    if reach is not None and not normalise:
         a, b = a / a.sum(), 1.3 * b / b.sum()
     a[0, 0, 0], b[0, 0, 1] = 0, 0
     for first in (True, False):
@@ -243,6 +243,7 @@ def test_float32_is_close_to_float64(reach):
     a, b = gaussian_density(grid, [0.35] * 3, [0.08] * 3), gaussian_density(grid, [0.6] * 3, [0.1] * 3)
     b[b < 1e-5] = 0
     results = []
+    a, b = a / a.sum(), b / b.sum()
     for dtype in (torch.float32, torch.float64):
         x = a.to(dtype, copy=True).requires_grad_()
         value = GridSinkhorn(1 / 43, reach, tolerance=1e-3)(Image(x, grid), Image(b.to(dtype), grid))
@@ -255,7 +256,7 @@ def test_float32_is_close_to_float64(reach):
 def test_masses():
     grid = Grid.unit((20, 20))
     a, b = rough(grid, 1), rough(grid, 2)
-    balanced, unbalanced = GridSinkhorn(0.1, tolerance=1e-8), GridSinkhorn(0.1, 0.3, tolerance=1e-8)
+    balanced, unbalanced = GridSinkhorn(0.1, tolerance=1e-8), GridSinkhorn(0.1, 0.3, normalise=True, tolerance=1e-8)
     assert float(balanced(Image(5 * a, grid), Image(b, grid))) == pytest.approx(float(balanced(Image(a, grid), Image(b, grid))))
     assert float(unbalanced(Image(5 * a, grid), Image(5 * b, grid))) == pytest.approx(float(unbalanced(Image(a, grid), Image(b, grid))))
     assert float(unbalanced(Image(2 * a, grid), Image(a, grid))) > 1e-3
@@ -314,7 +315,6 @@ def test_faults():
         ({"reach": -1.0}, "reach"),
         ({"p": 1}, "p must be 2"),
         ({"tolerance": 0.0}, "tolerance"),
-        ({"normalise": False}, "equal masses"),
     ):
         with pytest.raises(ConfigError, match=message):
             GridSinkhorn(**arguments)

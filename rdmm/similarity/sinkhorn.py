@@ -11,7 +11,8 @@ import torch
 from rdmm.grid import Grid
 from rdmm.shape import Image
 from rdmm.similarity.masks import overlap
-from rdmm.transport.grid import Potentials, potentials
+from rdmm.transport.grid import potentials
+from rdmm.transport.iteration import Potentials, divergence
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
 
 
@@ -27,8 +28,8 @@ class GridSinkhorn:
         blur: sqrt(eps), in domain units: details below it are not matched. It should not be much less than a voxel.
         reach: sqrt(rho), in domain units: mass is destroyed and created rather than moved much further. None: balanced.
         p: 2; there is no other.
-        normalise: intensities to masses: balanced, each image has mass 1; unbalanced, both are divided by their mean mass, so
-            that their ratio stays. False (unbalanced only): intensities are the masses of voxels.
+        normalise: of unbalanced transport: divide both images by their mean mass, so that their ratio stays; False: intensities
+            are the masses of voxels. Balanced transport takes each image as a mass of 1 in any case.
         tolerance: marginal error (L1, as a part of the mass) at which the iteration stops.
         iterations: at most, on each level.
     """
@@ -36,7 +37,7 @@ class GridSinkhorn:
     blur: float = 0.03
     reach: float | None = None
     p: int = 2
-    normalise: bool = True
+    normalise: bool = False
     tolerance: float = 0.01
     iterations: int = 100
 
@@ -47,8 +48,6 @@ class GridSinkhorn:
             raise ConfigError(f"similarity.reach is a length > 0 in domain units, or null (balanced), not {self.reach}")
         if self.p != 2:
             raise ConfigError(f"similarity.p must be 2: on grids only the cost |x - y|^2 / 2 is separable; got {self.p}")
-        if not self.normalise and self.reach is None:
-            raise ConfigError("similarity: balanced transport needs equal masses; leave normalise=true, or give a reach")
         if not self.tolerance > 0 or self.iterations < 1:
             raise ConfigError(f"similarity: tolerance > 0 and iterations >= 1 are wanted, not {self.tolerance}, {self.iterations}")
 
@@ -74,10 +73,8 @@ class GridSinkhorn:
         a, b = (x.data if weight is None else x.data * weight for x in (moved, target))
         a, b = torch.broadcast_tensors(a, b)
         masses = [_mass(x, name) for x, name in ((a, "moved"), (b, "target"))]
-        if not self.normalise:
-            return a, b
         if self.reach is not None:
-            masses = [0.5 * (masses[0] + masses[1])] * 2
+            masses = [0.5 * (masses[0] + masses[1])] * 2 if self.normalise else [torch.ones_like(m) for m in masses]
         return a / masses[0], b / masses[1]
 
 
@@ -98,26 +95,14 @@ def _mass(x: Tensor, name: str) -> Tensor:
 
 
 class _Divergence(torch.autograd.Function):
-    """Of densities (k, *s): its value from the potentials, and the potentials as its gradient (MODEL.md section 6).
-
-    Balanced, S = <a, f - p> + <b, g - q> and dS/da = f - p. Unbalanced, with E(f, p) = e^(-p / rho) - e^(-f / rho),
-    S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p).
-    """
+    """Of densities (k, *s): its value from the potentials, and the potentials as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, grid: Grid, solver: GridSinkhorn) -> Tensor:
         found = solver._solved(a.detach(), b.detach(), grid)
-        slopes, value, eps = [], a.new_zeros(a.shape[0], dtype=torch.float64), solver.blur**2
-        for density, f, p in ((a, found.f, found.p), (b, found.g, found.q)):
-            if solver.reach is None:
-                slope, share = f - p, 1.0
-            else:
-                rho = solver.reach**2
-                slope, share = (rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)), (rho + eps / 2) / (rho + eps)
-            value += share * (density * slope).flatten(1).sum(1, dtype=torch.float64)
-            slopes.append(slope)
+        value, *slopes = divergence(a.detach(), b.detach(), found, solver.blur, solver.reach)
         ctx.save_for_backward(*(s if wanted else None for s, wanted in zip(slopes, ctx.needs_input_grad[:2], strict=True)))
-        return value.to(a.dtype)
+        return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

@@ -18,7 +18,7 @@ from rdmm.types import Tensor
 EMPTY = -1e30
 """log 0, finite: sums and differences of it never make a NaN."""
 
-CHUNK = 2**19
+CHUNK = 2**18
 """Numbers in a temporary of the torch path."""
 
 
@@ -37,7 +37,7 @@ def _along(g: Tensor, axis: int, alpha: float) -> Tensor:
     """log sum_j exp(g_j - alpha (i - j)^2 / 2) along one axis, by blocks in which exp(-alpha (i - j)^2 / 2) does not underflow."""
     lines = g.movedim(axis, -1)
     n = lines.shape[-1]
-    size = max(1, min(n, 16, int(math.sqrt(120 / alpha))))
+    size = max(1, min(n, 16, 1 + int(math.sqrt(160 / alpha))))
     blocks = -(-n // size)
     flat = torch.nn.functional.pad(lines.reshape(-1, n), (0, blocks * size - n), value=EMPTY).view(-1, blocks, size)
     step = max(1, CHUNK // (blocks * blocks * size))
@@ -58,7 +58,7 @@ def _blocks(x: Tensor, alpha: float) -> Tensor:
     d = middle.view(-1, 1, 1) - middle.view(1, -1, 1)
     e = x.unsqueeze(1) + alpha * d * t  # (l, I, J, t)
     top = e.amax(-1, keepdim=True)
-    product = (e - top).exp_() @ (-0.5 * alpha * (t.view(-1, 1) - t) ** 2).exp()
+    product = e.sub_(top).exp_() @ (-0.5 * alpha * (t.view(-1, 1) - t) ** 2).exp()
     exponent = top - alpha * d * (0.5 * d + t)  # (l, I, J, s)
     highest = exponent.amax(2, keepdim=True)
     total = (exponent.sub_(highest).exp_() * product).sum(2)

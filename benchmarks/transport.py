@@ -1,0 +1,206 @@
+"""Transport against geomloss and OTT-JAX: divergence and gradient on grids, with a blur of one voxel, and between points.
+
+    python benchmarks/transport.py grid [--size 64] [--threads 2] [--peers geomloss ott] [--ott PYTHON]
+    python benchmarks/transport.py points [--counts 10000 50000] [--peers geomloss]
+
+Prints Markdown tables. The marginal error is |pi 1 - a| (L1; a has mass 1) of the plan that belongs to the potentials found,
+computed by one function for all. geomloss 0.3.1 has no tolerance: its ``scaling`` sets how close it comes. ``--ott`` is a Python
+with ott-jax (it need not be this one). Memory is that of the process above what it had before, in volumes of float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from rdmm import Grid, Image
+from rdmm.resources import set_threads
+from rdmm.similarity import GridSinkhorn
+from rdmm.transport import convolution
+from rdmm.transport.convolution import EMPTY, log_convolve
+from rdmm.types import Tensor
+
+
+def blobs(x: Tensor, seed: int) -> Tensor:
+    """Six Gaussian blobs of several sizes, far below 1e-6 nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    out = torch.full_like(x[:, :1], 1e-4)
+    for _ in range(6):
+        centre = 0.2 + 0.6 * torch.rand(1, 3, 1, 1, 1, generator=generator)
+        sigma = 0.05 + 0.07 * float(torch.rand(1, generator=generator))
+        out = out + torch.exp(-((x - centre) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
+    return out
+
+
+def ellipsoid(x: Tensor, centre: list[float], axes: list[float]) -> Tensor:
+    c, r = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (centre, axes))
+    return (((x - c) / r).square().sum(1, keepdim=True) < 1).float()
+
+
+def problems(n: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    x = Grid.unit((n, n, n)).identity(torch.zeros(1))
+    yield "blobs", blobs(x, 0), blobs(x, 1)
+    yield "masks", ellipsoid(x, [0.4, 0.45, 0.5], [0.25, 0.25, 0.25]), ellipsoid(x, [0.55, 0.5, 0.5], [0.3, 0.35, 0.2])
+
+
+def marginal_error(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, alpha: float) -> float:
+    """The larger |pi 1 - a| and |pi^T 1 - b|, potentials (1, *s) in the unit of eps."""
+    errors = []
+    for p, q, u, v in ((a, b, f, g), (b, a, g, f)):
+        logs = torch.where(q > 0, q.clamp_min(1e-37).log(), EMPTY)
+        plan = p * torch.exp((u / eps + log_convolve(logs + v / eps, [alpha] * 3)).clamp_max(50))
+        errors.append(float((plan - p).abs().sum() / p.sum()))
+    return max(errors)
+
+
+def peak(run: Callable[[], Any]) -> tuple[Any, float]:
+    """Result of ``run`` and the bytes that the process had more at its peak than before."""
+    process, most, done = psutil.Process(), [0], threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.is_set():
+            most[0] = max(most[0], process.memory_info().rss)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    out = run()
+    done.set()
+    thread.join()
+    return out, max(0, most[0] - before)
+
+
+def timed(run: Callable[[], Any], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def ours(a: Tensor, b: Tensor, n: int, tolerance: float, repeats: int) -> tuple[float, float, float, float]:
+    grid = Grid.unit((n, n, n))
+    similarity = GridSinkhorn(blur=1 / (n - 1), tolerance=tolerance)
+
+    def run() -> float:
+        x = a.clone().requires_grad_()
+        value = similarity(Image(x, grid), Image(b, grid))
+        torch.autograd.grad(value.sum(), x)
+        return float(value.detach())
+
+    value = run()
+    _, memory = peak(run)
+    found = similarity.potentials(Image(a, grid), Image(b, grid))
+    error = marginal_error((a / a.sum())[0], (b / b.sum())[0], found.f, found.g, similarity.blur**2, 1.0)
+    return timed(run, repeats), error, value, memory / (4 * n**3)
+
+
+def geomloss(a: Tensor, b: Tensor, n: int, scaling: float) -> tuple[float, float, float, float]:
+    from geomloss._legacy.sinkhorn_images import sinkhorn_divergence
+
+    a, b = (a / a.sum()), (b / b.sum())
+
+    def run() -> float:
+        x = a.clone().requires_grad_()
+        value = sinkhorn_divergence(x, b, p=2, blur=1 / n, scaling=scaling)
+        torch.autograd.grad(value.sum(), x)
+        return float(value.detach())
+
+    begin = time.perf_counter()
+    value, memory = peak(run)
+    seconds = time.perf_counter() - begin
+    f, g = sinkhorn_divergence(a, b, p=2, blur=1 / n, scaling=scaling, debias=False, potentials=True)
+    return seconds, marginal_error(a[0], b[0], f[0], g[0], 1 / n**2, 1.0), value, memory / (4 * n**3)
+
+
+OTT = """
+import json, sys, time
+import jax, jax.numpy as jnp
+from ott.geometry import grid, epsilon_scheduler
+from ott.problems.linear import linear_problem
+from ott.solvers.linear import sinkhorn
+import numpy as np
+n, threshold, file = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+data = np.load(file)
+a, b = (jnp.asarray(data[k].ravel() / data[k].sum()) for k in "ab")
+h = 1 / (n - 1)
+schedule = epsilon_scheduler.Epsilon(target=2 * h * h, init=0.25 / (2 * h * h), decay=0.8)
+geometry = grid.Grid(x=[jnp.linspace(0, 1, n)] * 3, epsilon=schedule)
+solver = sinkhorn.Sinkhorn(threshold=threshold, max_iterations=400)
+solve = jax.jit(lambda a, b: (lambda out: (out.f, out.g, out.reg_ot_cost))(solver(linear_problem.LinearProblem(geometry, a=a, b=b))))
+def divergence():
+    (f, g, w), (p, _, v), (_, q, u) = solve(a, b), solve(a, a), solve(b, b)
+    jax.block_until_ready((f - p, g - q))
+    return f, g, float(w - v / 2 - u / 2)
+divergence()
+begin = time.perf_counter(); f, g, value = divergence(); seconds = time.perf_counter() - begin
+np.savez(file, f=np.asarray(f).reshape(n, n, n), g=np.asarray(g).reshape(n, n, n))
+print(json.dumps({"seconds": seconds, "value": value / 2}))
+"""
+
+
+def ott(python: str, a: Tensor, b: Tensor, n: int, threshold: float) -> tuple[float, float, float, float]:
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "problem.npz")
+        np.savez(file, a=a[0, 0].numpy(), b=b[0, 0].numpy())
+        out = subprocess.run([python, "-c", OTT, str(n), str(threshold), file], capture_output=True, text=True, check=True)
+        result = json.loads(out.stdout.splitlines()[-1])
+        found = np.load(file)
+        f, g = (torch.from_numpy(found[k])[None] for k in "fg")
+    p, q = (a / a.sum())[0], (b / b.sum())[0]
+    eps = 2 / (n - 1) ** 2  # OTT's plan is exp((f + g - |x - y|^2) / eps), without the marginals
+    logs = [torch.where(m > 0, m.clamp_min(1e-37).log() * eps, 0) for m in (p, q)]
+    return result["seconds"], marginal_error(p, q, f - logs[0], g - logs[1], eps, 1.0), result["value"], float("nan")
+
+
+def grids(arguments: argparse.Namespace) -> None:
+    n = arguments.size
+    print(f"| {n}^3, blur of one voxel | solver | seconds | marginal error % | S | memory, volumes |\n|---|---|---|---|---|---|")
+
+    def row(problem: str, name: str, result: tuple[float, float, float, float]) -> None:
+        seconds, error, value, memory = result
+        print(f"| {problem} | {name} | {seconds:.3g} | {100 * error:.2g} | {value:.5f} | {memory:.0f} |", flush=True)
+
+    for problem, a, b in problems(n):
+        for tolerance in (0.03, 0.01):
+            row(problem, f"rdmm, tolerance {tolerance}", ours(a, b, n, tolerance, arguments.repeats))
+        compiled, convolution.has_numba = convolution.has_numba, lambda: False  # type: ignore[assignment]
+        row(problem, "rdmm, plain torch, tolerance 0.03", ours(a, b, n, 0.03, 1))
+        convolution.has_numba = compiled
+        for scaling in arguments.scalings if "geomloss" in arguments.peers else ():
+            row(problem, f"geomloss, scaling {scaling}", geomloss(a, b, n, scaling))
+        if "ott" in arguments.peers:
+            row(problem, "OTT-JAX, threshold 0.05", ott(arguments.ott, a, b, n, 0.05))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["grid"])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", default=[])
+    parser.add_argument("--scalings", nargs="*", type=float, default=[0.9, 0.97])
+    parser.add_argument("--ott", default="python")
+    arguments = parser.parse_args()
+    set_threads(arguments.threads)
+    grids(arguments)
+
+
+if __name__ == "__main__":
+    main()

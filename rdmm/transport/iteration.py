@@ -1,0 +1,115 @@
+"""What transport on grids and between points share: Sinkhorn's iteration and what follows from the potentials.
+
+    W(a, b) = min_pi <C, pi> + eps KL(pi | a x b) + rho KL(pi 1 | a) + rho KL(pi^T 1 | b)
+
+has the dual potentials f, g of the pair, p of (a, a) and q of (b, b), here in units of eps,
+
+    f = -lambda L(log b + g),    g = -lambda L(log a + f),    p = -lambda L(log a + p),    lambda = rho / (rho + eps),
+
+with L(h)(x) = log sum_y exp(h(y) - C(x, y) / eps) (Feydy et al., AISTATS 2019; Sejourne et al., arXiv 1910.12958).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rdmm.types import Tensor
+
+LONGEST = 20.0
+"""Steps that an extrapolation may go at once."""
+
+Step = Callable[[Tensor], Tensor]
+"""From the potential of one side to the one that it asks of the other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Potentials:
+    """Dual potentials (k, *t) of k problems, in the unit of the cost, at all points.
+
+    Attributes:
+        f, g: of the pair. p, q: of (a, a) and (b, b).
+        error: marginal error, |pi 1 - a| / |a| (L1; unbalanced: against a e^(-f / rho)) when the iteration stopped.
+        iterations: on the finest level.
+    """
+
+    f: Tensor
+    g: Tensor
+    p: Tensor
+    q: Tensor
+    error: float
+    iterations: int
+
+
+def damping(eps: float, reach: float | None) -> float:
+    """lambda."""
+    return 1.0 if reach is None else reach**2 / (reach**2 + eps)
+
+
+def self_potential(a: Tensor, step: Step, damping: float, tolerance: float, iterations: int) -> Tensor:
+    """p of p = step(p): from the one of a constant density, by averaging, which halves the error at least."""
+    p = step(torch.zeros_like(a)) / (1 + damping)
+    for _ in range(iterations):
+        new = step(p)
+        error = marginal_error(a, p, new, damping)
+        p = 0.5 * (p + new)
+        if error <= tolerance:
+            break
+    return p
+
+
+def alternate(
+    a: Tensor, f: Tensor, g: Tensor, to_f: Step, to_g: Step, damping: float, tolerance: float, iterations: int
+) -> tuple[Tensor, Tensor, float, int]:
+    """Sinkhorn's iteration f = to_f(g), g = to_g(f), extrapolated from two iterates (Anderson, J. ACM 12, 1965).
+
+    Returns:
+        f, exact for g; g; the marginal error; the number of iterations.
+    """
+    last: tuple[Tensor, Tensor] | None = None
+    for k in range(iterations):
+        new = to_f(g)
+        residual = new - f
+        error = marginal_error(a, f, new, damping)
+        if error <= tolerance or k == iterations - 1:
+            return new, g, error, k + 1
+        f = new if last is None else _extrapolated(a, new, residual, *last)
+        last = new, residual
+        g = to_g(f)
+    raise AssertionError("at least one iteration")
+
+
+def marginal_error(a: Tensor, f: Tensor, new: Tensor, damping: float) -> float:
+    """|pi 1 - a e^(-f / rho)| / |a e^(-f / rho)| of the plan whose potential on this side is f and should be ``new``: for
+    pi 1 = a exp(f - new / damping), and 1 / damping - 1 = eps / rho. The largest of the k problems."""
+    kept = a if damping == 1 else a * torch.exp((1 - 1 / damping) * f)
+    wrong = kept * torch.expm1(((f - new) / damping).clamp_max(50)).abs_()
+    return float((wrong.flatten(1).sum(1) / kept.flatten(1).sum(1)).max())
+
+
+def _extrapolated(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_residual: Tensor) -> Tensor:
+    """The point on the line through two iterates whose residual is least in the mean over a."""
+    change = residual - last_residual
+    along, length = ((a * x * change).flatten(1).sum(1) for x in (residual, change))
+    step = (along / length.clamp_min(1e-30)).clamp(-LONGEST, LONGEST)
+    return new - step.view(-1, *(1,) * (new.ndim - 1)) * (new - last)
+
+
+def divergence(a: Tensor, b: Tensor, found: Potentials, blur: float, reach: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, (k,), and its gradients by a and by b.
+
+    Balanced, S = <a, f - p> + <b, g - q> and dS/da = f - p. Unbalanced, with E(f, p) = e^(-p / rho) - e^(-f / rho),
+    S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p) (MODEL.md section 6).
+    """
+    eps, slopes, share = blur**2, [], 1.0
+    for f, p in ((found.f, found.p), (found.g, found.q)):
+        if reach is None:
+            slopes.append(f - p)
+        else:
+            rho = reach**2
+            slopes.append((rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)))
+            share = (rho + eps / 2) / (rho + eps)
+    value = sum((x * s).flatten(1).sum(1, dtype=torch.float64) for x, s in zip((a, b), slopes, strict=True))
+    return (share * value).to(a.dtype), slopes[0], slopes[1]  # type: ignore[union-attr]
