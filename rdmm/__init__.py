@@ -12,6 +12,7 @@ from rdmm.version import __version__
 
 _NAMES = {
     "grid": ["Grid"],
+    "measure": ["Measure"],
     "shape": ["Image", "Pair"],
     "smoother": ["MultiGaussian"],
     "shooting": ["Integrator"],
@@ -29,6 +30,7 @@ __all__ = ["__version__", *_MODULE]  # noqa: PLE0604
 if TYPE_CHECKING:
     from rdmm.dynamics import LDDMM, RDMM, SVF, InitialConditions
     from rdmm.grid import Grid
+    from rdmm.measure import Measure
     from rdmm.optimise import LBFGS
     from rdmm.problem import Energy, Problem
     from rdmm.registration import Registration, register

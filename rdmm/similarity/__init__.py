@@ -1,10 +1,24 @@
 """Similarities: (moved, target) -> (b,), zero or lowest where the two agree. One file and one YAML each."""
 
 from rdmm.similarity.lncc import LNCC, MultiKernelLNCC
+from rdmm.similarity.measures import EnergyDistance, HausdorffDivergence, KernelDistance, SinkhornDivergence, SoftMinDivergence
 from rdmm.similarity.ncc import NCC
 from rdmm.similarity.nmi import NMI
 from rdmm.similarity.sinkhorn import GridSinkhorn
 from rdmm.similarity.ssd import SSD
 from rdmm.similarity.sum import Sum
 
-__all__ = ["LNCC", "NCC", "NMI", "SSD", "GridSinkhorn", "MultiKernelLNCC", "Sum"]
+__all__ = [
+    "LNCC",
+    "NCC",
+    "NMI",
+    "SSD",
+    "EnergyDistance",
+    "GridSinkhorn",
+    "HausdorffDivergence",
+    "KernelDistance",
+    "MultiKernelLNCC",
+    "SinkhornDivergence",
+    "SoftMinDivergence",
+    "Sum",
+]

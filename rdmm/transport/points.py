@@ -10,10 +10,10 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,10 +45,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-class Pairwise(Protocol):
-    """A function of pairs: rows (n, 1, d) and columns (1, m, d), torch tensors or KeOps' LazyTensors, to (n, m)."""
-
-    def __call__(self, x: Any, y: Any) -> Any: ...
+Pairwise = Callable[[Any, Any], Any]
+"""A function of pairs: rows (n, 1, d) and columns (1, m, d), torch tensors or KeOps' LazyTensors, to (n, m)."""
 
 
 def half_squared_distance(x: Any, y: Any) -> Any:
