@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rdmm.grid import Grid
+from rdmm.measure import Measure
 from rdmm.shape import Image
 from rdmm.transform import Affine
 from rdmm.types import ConfigError, Tensor
@@ -97,7 +98,10 @@ def widened(p: Tensor, model: Model, d: int) -> Tensor:
     return out
 
 
-def moments_of(image: Image) -> tuple[np.ndarray, np.ndarray]:
+Moments = tuple[np.ndarray, np.ndarray]
+
+
+def moments_of(image: Image) -> Moments:
     """Centre of mass (d,) and covariance (d, d) in world millimetres; mass is intensity above the minimum, in the mask."""
     x = image.grid.to_world(image.grid.identity(image.data.double()))[0].flatten(1)
     mass = image.data[:1].double().mean(1)
@@ -110,12 +114,22 @@ def moments_of(image: Image) -> tuple[np.ndarray, np.ndarray]:
     return centre.cpu().numpy(), ((offset * mass) @ offset.T).cpu().numpy()
 
 
-def starts(fixed: Image, moving: Image, kind: str) -> list[Start]:
-    """Where to begin: ``header`` (the files' own geometry), ``com`` (centres of mass), ``axes`` (principal axes, in every
-    proper orientation), or ``auto``: all of them."""
-    d = fixed.grid.ndim
-    (cf, sf), (cm, sm) = moments_of(fixed), moments_of(moving)
-    middle = fixed.grid.corners().mean(0)
+def moments_of_points(measure: Measure) -> Moments:
+    """Centre of mass (d,) and covariance (d, d) of a measure's first item, in the unit of its points."""
+    atoms = measure.atoms()
+    assert atoms.weights is not None
+    x, mass = atoms.points[0].detach().double(), atoms.weights[0].detach().double()
+    mass = mass / mass.sum()
+    centre = (x * mass).sum(1)
+    offset = x - centre[:, None]
+    return centre.cpu().numpy(), ((offset * mass) @ offset.T).cpu().numpy()
+
+
+def starts(fixed: Moments, moving: Moments, middle: np.ndarray, kind: str) -> list[Start]:
+    """Where to begin: ``header`` (the files' own geometry, turned about ``middle``), ``com`` (centres of mass), ``axes`` (principal
+    axes, in every proper orientation), or ``auto``: all of them."""
+    d = len(middle)
+    (cf, sf), (cm, sm) = fixed, moving
     out = []
     if kind in ("header", "auto"):
         out.append(Start(middle, middle, np.eye(d), "header"))

@@ -168,19 +168,52 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
 @click.option("--dry-run", is_flag=True, help="Check everything, compute nothing.")
 @common
 def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, max_folding: float | None, **options: Any) -> int:
-    """Register MOVING to FIXED.
+    """Register MOVING to FIXED: two images, or two shapes (.vtk, .ply: points, curves, surfaces).
 
     \b
     Examples:
       rdmm register fixed.nii.gz moving.nii.gz -o out/
-      rdmm register fixed.nii.gz moving.nii.gz -o out/ dynamics=lddmm smoother=paper similarity=mklncc
+      rdmm register fixed.vtk moving.vtk -o out/ similarity.reach=0.1
       rdmm register -f fixed.nii.gz -m moving.nii.gz -o out/run1_ --moving-labels labels.nii.gz --threads 2
     """
     files, overrides = split_arguments(arguments)
     files = [*([fixed] if fixed else []), *([moving] if moving else []), *files] if not (moving and not fixed) else [*files, moving]
     if len(files) != 2:
         raise click.UsageError(f"two images are wanted, FIXED and MOVING; got {len(files)}: {' '.join(files)}")
+    if any(name.lower().endswith((".vtk", ".ply")) for name in files):
+        return _register_shapes(files[0], files[1], out, overrides, max_folding, **options)
     return _register(files[0], files[1], out, overrides, max_folding, **options)
+
+
+OF_IMAGES = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "regions", "initial", "volume", "strict")
+
+
+def _register_shapes(fixed: str, moving: str, out: str, overrides: list[str], max_folding: float | None, **o: Any) -> int:
+    set_log(o["quiet"], o["debug"])
+    given = [k for k in OF_IMAGES if o[k]] + (["max_folding"] if max_folding is not None else [])
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} is for images; {fixed} and {moving} are registered as shapes")
+    from rdmm import resources, shapes
+    from rdmm.config import build, compose
+    from rdmm.io.files import Outputs
+
+    if o["init"] is not None:
+        overrides = [*overrides, f"affine.init={o['init']}"]
+    config = compose(overrides, "shapes")
+    build(config["stages"], "stages")
+    resources.chosen_device(o["device"])
+    resources.set_threads(o["threads"])
+    inputs = shapes.read_shapes(fixed, moving, o["landmarks"])
+    if o["dry_run"]:
+        _print({"fixed": fixed, "moving": moving, "config": config}, o["as_json"])
+        return 0
+    Outputs.prepare(out, [*shapes.RESULTS, *shapes.OPTIONAL], overwrite=o["overwrite"])
+    with interruptible() as seen, progress(o["quiet"]):
+        result = shapes.run(inputs, config, device=o["device"], seed=o["seed"])
+        written = result.save(out, overwrite=True)
+    listed = {"seconds": result.result.seconds["total"], "files": [str(p) for p in written]}
+    _print(result.summary() if o["as_json"] else {**result.metrics, **listed}, o["as_json"])
+    return 128 + seen["signal"] if seen else 0
 
 
 def _register(fixed: str, moving: str, out: str, overrides: list[str], max_folding: float | None, **o: Any) -> int:
@@ -223,9 +256,9 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
 def _print(result: dict[str, Any], as_json: bool) -> None:
     """The result on stdout."""
     if as_json:
-        from rdmm.registration import _jsonable
+        from rdmm.record import jsonable
 
-        click.echo(json.dumps(_jsonable(result), indent=1))
+        click.echo(json.dumps(jsonable(result), indent=1))
         return
     for key, value in result.items():
         if isinstance(value, list):

@@ -23,15 +23,17 @@ from rdmm.weights import constant, local_sigma, smoothed
 
 @dataclass(frozen=True, eq=False)
 class InitialConditions:
-    """What determines a geodesic; both on the shooting grid, which is the source's resampled to the momentum's shape.
+    """What determines a geodesic. Of images, both are on the shooting grid: the source's resampled to the momentum's shape.
 
     Args:
-        momentum: m0 (b, d, *s).
+        momentum: m0 (b, d, *s); of points (b, d, n).
         weights: pre-weights h(0) (b, n, *s) with sum_i h_i^2 = 1, or None: the smoother's own, everywhere.
+        points: control points (b, d, n) of PointLDDMM.
     """
 
     momentum: Tensor
     weights: Tensor | None = None
+    points: Tensor | None = None
 
     def grid(self, source: Image) -> Grid:
         """The shooting grid."""

@@ -9,8 +9,10 @@ from typing import Protocol
 import torch
 
 from rdmm.dynamics import InitialConditions
+from rdmm.measure import Measure
 from rdmm.ops import sample
-from rdmm.shape import Pair
+from rdmm.points import spread
+from rdmm.shape import Image, Pair
 from rdmm.smoother import gaussian
 from rdmm.transform import Transform
 from rdmm.types import ConfigError, Tensor
@@ -23,8 +25,10 @@ class Initializer(Protocol):
     def __call__(self, pair: Pair) -> InitialConditions: ...
 
 
-def no_momentum(pair: Pair) -> Tensor:
+def no_momentum(pair: Pair[Image]) -> Tensor:
     """m0 = 0 on the fixed grid."""
+    if not isinstance(pair.fixed, Image):
+        raise ConfigError("shapes start from control points: use initializer=controls")
     b, d = pair.fixed.data.shape[0], pair.fixed.grid.ndim
     return pair.fixed.data.new_zeros(b, d, *pair.fixed.grid.shape)
 
@@ -72,3 +76,20 @@ class Regions:
         points = regions.locate(transform(grid.identity(pair.fixed.data)), grid)
         squares = gaussian(sample(squares, points, regions.grid), self.smoothing, grid).clamp_min(0)
         return InitialConditions(no_momentum(pair), (squares / squares.sum(1, keepdim=True).clamp_min(1e-12)).sqrt())
+
+
+@dataclass(frozen=True)
+class Controls:
+    """No momentum, at control points: ``count`` of the pre-aligned moving shape's vertices, spread over it (all, if it has no more)."""
+
+    count: int = 500
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"initializer.count must be at least 1, not {self.count}")
+
+    def __call__(self, pair: Pair[Measure]) -> InitialConditions:
+        if not isinstance(pair.fixed, Measure):
+            raise ConfigError("initializer=controls is for shapes (points, curves, surfaces); images start from zero or regions")
+        points = torch.stack([spread(x, self.count) for x in pair.source.points.detach()])
+        return InitialConditions(torch.zeros_like(points), None, points)

@@ -71,12 +71,30 @@ class Measure:
         length = direction.square().sum(1).clamp_min(1e-30).sqrt()
         return Measure(middle, size * length, direction / length.unsqueeze(1))
 
-    def moved_by(self, transform: Transform, onto: Grid | None = None) -> Measure:
-        """Push-forward T_# mu: every vertex x goes to T(x); cells keep their vertices, and bare points their weights.
+    def thinned(self, count: int) -> Measure:
+        """Every k-th atom, at most ``count``, k times as heavy; no cells."""
+        atoms = self.atoms()
+        assert atoms.weights is not None
+        k = -(-atoms.points.shape[2] // count)
+        normals = None if atoms.normals is None else atoms.normals[:, :, ::k]
+        return Measure(atoms.points[:, :, ::k], atoms.weights[:, ::k] * k, normals)
 
-        ``onto`` is ignored: a measure has no grid. Normals of points without cells are kept as they are.
-        """
+    def moved_by(self, transform: Transform) -> Measure:
+        """Push-forward T_# mu: every vertex x goes to T(x); cells keep their vertices, bare points their weights and normals."""
         return replace(self, points=transform(self.points))
+
+    @property
+    def kind(self) -> tuple[torch.dtype, str]:
+        return self.points.dtype, self.points.device.type
+
+    def moved_onto(self, fixed: Measure, transform: Transform) -> Measure:
+        return self.moved_by(transform)
+
+    def level(self, factor: float, fixed: Measure) -> Measure:
+        return self.scaled(factor)
+
+    def source(self, fixed: Measure, initial: Transform) -> Measure:
+        return self.moved_by(initial)
 
     def scaled(self, factor: float) -> Measure:
         """The measure itself: what is seen of it at which scale is the similarity's blur."""

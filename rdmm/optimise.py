@@ -15,8 +15,9 @@ import torch
 
 from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.grid import Grid
+from rdmm.points import PointLDDMM, controls
 from rdmm.problem import Problem
-from rdmm.shape import Pair
+from rdmm.shape import Image, Pair
 from rdmm.smoother import gaussian
 from rdmm.types import ConfigError, DivergenceError, Tensor
 from rdmm.weights import normalise, parameters
@@ -244,6 +245,26 @@ class _Parameters:
         return 1.0 / max(fastest, 1e-12)
 
 
+@dataclass(frozen=True, eq=False)
+class _PointParameters:
+    """The momenta of control points in one vector."""
+
+    dynamics: PointLDDMM
+    ic: InitialConditions
+
+    def pack(self, ic: InitialConditions) -> Tensor:
+        return ic.momentum.flatten()
+
+    def unpack(self, x: Tensor) -> InitialConditions:
+        return InitialConditions(x.view(self.ic.momentum.shape), None, self.ic.points)
+
+    def first_step(self, direction: Tensor) -> float:
+        """The step whose velocity moves the fastest control point by a quarter of the narrowest sigma."""
+        ic = self.unpack(direction)
+        v = self.dynamics.system.velocity(controls(ic), controls(ic), ic.momentum)
+        return 0.25 * min(self.dynamics.smoother.sigmas) / max(float(v.square().sum(1).max().sqrt()), 1e-12)
+
+
 class Optimiser(Protocol):
     """(problem, pair, start) -> better initial conditions, and what happened."""
 
@@ -296,10 +317,11 @@ class LBFGS:
         history: History = []
         for level, (scale, iterations, share) in enumerate(zip(self.scales, self.iterations, self._shooting(), strict=True)):
             level_pair = pair.scaled(scale)
-            if share is None:
+            if isinstance(pair.fixed, Image):
                 grid = level_pair.fixed.grid
-                share = min(1.0, min(grid.spacing) / (VOXEL_OF_SIGMA * problem.dynamics.smoother.narrowest(grid)))
-            ic = ic.resized(pair.fixed.grid.scaled(scale * share).shape)
+                if share is None:
+                    share = min(1.0, min(grid.spacing) / (VOXEL_OF_SIGMA * problem.dynamics.smoother.narrowest(grid)))
+                ic = ic.resized(pair.fixed.grid.scaled(scale * share).shape)
             ic = self._level(problem, level_pair, ic, iterations, level, history)
         return ic, history
 
@@ -313,14 +335,17 @@ class LBFGS:
     ) -> InitialConditions:
         optimise_weights = self.weights and isinstance(problem.dynamics, RDMM) and ic.weights is not None
         fixed_weights = None if optimise_weights else ic.weights
-        grid = ic.grid(pair.source)
-        space = _Parameters(problem, grid, ic.momentum.shape, ic.weights if optimise_weights else None)
+        space: _Parameters | _PointParameters
+        if isinstance(problem.dynamics, PointLDDMM):
+            space = _PointParameters(problem.dynamics, ic)
+        else:
+            space = _Parameters(problem, ic.grid(pair.source), ic.momentum.shape, ic.weights if optimise_weights else None)
         terms: dict[str, float] = {}
         offset = len(history)
 
         def initial(x: Tensor) -> InitialConditions:
             new = space.unpack(x)
-            return new if optimise_weights else InitialConditions(new.momentum, fixed_weights)
+            return new if optimise_weights else InitialConditions(new.momentum, fixed_weights, new.points)
 
         def objective(x: Tensor) -> tuple[float, Tensor]:
             x = x.detach().requires_grad_()
@@ -356,6 +381,6 @@ class LBFGS:
             report=report,
             change=change if optimise_weights else None,
         )
-        log.info("level %d %s: energy %.5f after %d iterations", level, "x".join(map(str, pair.fixed.grid.shape)), f, len(history) - offset)
+        log.info("level %d, momentum of %s: energy %.5f after %d iterations", level, tuple(ic.momentum.shape[2:]), f, len(history) - offset)
         with torch.no_grad():
             return initial(x)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +25,13 @@ from rdmm.io.files import Outputs
 from rdmm.io.nifti import NanPolicy, Source
 from rdmm.io.warps import require_itk_grid
 from rdmm.optimise import stop
+from rdmm.record import described, jsonable, write_conditions
 from rdmm.resources import chosen_device, set_threads
-from rdmm.shape import Image, Pair
-from rdmm.stages import Chain, Deform, Result
+from rdmm.shape import Correspondence, Image, Pair
+from rdmm.stages import Chain, Deform, Result, Stage
 from rdmm.trajectory import Output
 from rdmm.transform import Affine, Dense, Framed, Identity, Placed, Transform, composed, displacement, framed, invert, split
 from rdmm.types import ResourceError, Tensor
-from rdmm.version import __version__
 from rdmm.weights import local_sigma
 
 log = logging.getLogger(__name__)
@@ -129,7 +127,7 @@ class Registration:
     def dynamics(self) -> Dynamics | None:
         """Of the last deformable stage, whose initial conditions ``result.ic`` are."""
         deforms = _deforms(self.settings["stages"])
-        return deforms[-1].problem.dynamics if deforms and self.result.ic is not None else None
+        return deforms[-1].problem.dynamics if deforms and self.result.ic is not None else None  # type: ignore[return-value]
 
     def geodesic(self, times: Sequence[float]) -> list[Moment]:
         """The last deformable stage at ``times``, on its shooting grid; [] where there is none."""
@@ -197,20 +195,7 @@ class Registration:
 
     def summary(self) -> dict[str, Any]:
         """What run.json holds."""
-        files = {k: {"path": v, "sha256": io.sha256(v)} for k, v in self.inputs.files.items()}
-        settings = {k: v for k, v in self.settings.items() if k not in ("stages", "output")}
-        return {
-            "status": self.status,
-            "inputs": files,
-            "versions": {"rdmm": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            "config": self.config,
-            **settings,
-            "metrics": self.metrics,
-            "energy": self.energy,
-            "seconds": self.result.seconds,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "history": self.result.history,
-        }
+        return described(self.inputs.files, self.result, self.config, self.settings, self.status, self.metrics)
 
     def save(self, out: str | os.PathLike[str], *, overwrite: bool = False, report: bool = True) -> list[Path]:
         """Write the files of INTERFACE.md under the prefix or folder ``out``; the paths, run.json last."""
@@ -241,13 +226,13 @@ class Registration:
             write(name, io.write_image, sigma, grid, like=fixed_like)
         written += self._write_trajectory(outputs, fixed_like)
         if self.result.ic is not None:
-            write("initial_conditions.safetensors", _write_conditions, self.result.ic)
+            write("initial_conditions.safetensors", write_conditions, self.result.ic)
         summary = self.summary()
         if report:
-            from rdmm.report import render
+            from rdmm.report import pictures, render
 
-            write("report.html", io.write_atomically, render(self, summary).encode())
-        text = json.dumps(_jsonable(summary), indent=1, allow_nan=False)
+            write("report.html", io.write_atomically, render(summary, pictures(self)).encode())
+        text = json.dumps(jsonable(summary), indent=1, allow_nan=False)
         write("run.json", io.write_atomically, text.encode())
         return written
 
@@ -266,22 +251,6 @@ class Registration:
 
         moments = self.geodesic(self.output.times)
         return list(trajectory.written(moments, dynamics, shot, grid, like, warped, outputs.path))
-
-
-def _jsonable(x: Any) -> Any:
-    """Without NaN and infinity, which JSON does not have: null."""
-    if isinstance(x, dict):
-        return {str(k): _jsonable(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_jsonable(v) for v in x]
-    return None if isinstance(x, float) and not np.isfinite(x) else x
-
-
-def _write_conditions(path: Path, ic: Any) -> None:
-    from safetensors.torch import save
-
-    tensors = {"momentum": ic.momentum} | ({} if ic.weights is None else {"weights": ic.weights})
-    io.write_atomically(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
 
 
 def _deforms(stage: Any) -> list[Deform]:
@@ -308,20 +277,27 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
     pair = inputs.pair
     require_itk_grid(pair.fixed.grid, names[0])
     regions = None if pair.regions is None else pair.regions.to(target)
-    seen = replace(
-        pair, regions=regions, fixed=intensity(pair.fixed, names[0]).to(target), moving=intensity(pair.moving, names[1]).to(target)
-    )
+    marks = None
+    if inputs.landmarks is not None:
+        points = (pair.fixed.grid.from_world(torch.as_tensor(x.T[None])) for x in (inputs.landmarks.fixed, inputs.landmarks.moving))
+        marks = Correspondence(*(x.to(pair.fixed.data.dtype).to(target) for x in points))
+    fixed, moving = (intensity(x, name).to(target) for x, name in zip((pair.fixed, pair.moving), names, strict=True))
+    result = staged(stages, Pair(fixed, moving, pair.initial, regions, marks), device)
+    settings = {"seed": seed, "device": device, "threads": torch.get_num_threads(), "stages": stages, "output": output}
+    return Registration(inputs, result, config, settings, "interrupted" if stop.is_set() else "done")
+
+
+def staged(stages: Stage, pair: Pair, device: str) -> Result:
+    """The result of stages on CPU, with the seconds they took in all."""
     begin = time.perf_counter()
     try:
-        result = stages(seen)
+        result = stages(pair)
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"out of memory on {device}: {error}; use smaller optimizer.scales or optimizer.shooting") from error
     cpu = torch.device("cpu")
-    moved = {k: _to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")}
-    result = replace(result, **moved)
+    result = replace(result, **{k: _to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
     result.seconds["total"] = time.perf_counter() - begin
-    settings = {"seed": seed, "device": device, "threads": torch.get_num_threads(), "stages": stages, "output": output}
-    return Registration(inputs, result, config, settings, "interrupted" if stop.is_set() else "done")
+    return result
 
 
 def _to(x: Any, device: torch.device) -> Any:

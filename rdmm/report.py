@@ -40,8 +40,8 @@ pre { background: #f5f5f5; padding: 1em; overflow: auto; max-height: 30em; } .ba
 </body></html>"""
 
 
-def render(registration: Registration, summary: dict[str, Any]) -> str:
-    """The page as text."""
+def render(summary: dict[str, Any], figures: list[tuple[str, str]]) -> str:
+    """The page as text, of what run.json holds and figures (heading, base64 PNG)."""
     import yaml
 
     files = summary["inputs"]
@@ -53,7 +53,7 @@ def render(registration: Registration, summary: dict[str, Any]) -> str:
     facts += [(f"version of {k}", v) for k, v in summary["versions"].items()]
     page = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
     config = yaml.safe_dump(summary["config"], sort_keys=False)
-    return page.render(title=title, status=summary["status"], pictures=pictures(registration), metrics=numbers, facts=facts, config=config)
+    return page.render(title=title, status=summary["status"], pictures=figures, metrics=numbers, facts=facts, config=config)
 
 
 def pictures(registration: Registration) -> list[tuple[str, str]]:

@@ -1,10 +1,10 @@
-"""What is registered: images on grids."""
+"""What is registered: images on grids, and pairs of shapes (for measures see ``measure``)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -16,16 +16,33 @@ from rdmm.types import ConfigError, InputError, Tensor
 
 
 class Shape(Protocol):
-    """An object that a transform moves."""
+    """An object that a transform moves: an Image or a Measure."""
 
     @property
-    def grid(self) -> Grid: ...
+    def kind(self) -> tuple[torch.dtype, str]:
+        """Precision and device."""
+        ...
 
-    def moved_by(self, transform: Transform, onto: Grid | None = None) -> Self: ...
+    def moved_onto(self, fixed: Self, transform: Transform) -> Self:
+        """Moved by a transform to where ``fixed`` is."""
+        ...
 
     def scaled(self, factor: float) -> Self: ...
 
-    def composed(self, first: Transform, then: Transform) -> Transform: ...
+    def level(self, factor: float, fixed: Self) -> Self:
+        """At the resolution that ``factor`` gives ``fixed``."""
+        ...
+
+    def source(self, fixed: Self, initial: Transform) -> Self:
+        """The shape that is shot, in the frame that its initial conditions live in: the pre-aligned space."""
+        ...
+
+    def composed(self, first: Transform, then: Transform) -> Transform:
+        """The transform of moving by ``first`` and then by ``then``."""
+        ...
+
+
+S = TypeVar("S", bound=Shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +74,21 @@ class Image:
         points = self.locate(transform(onto.identity(self.data)), onto)
         mask = None if self.mask is None else sample(self.mask, points.detach(), self.grid, mode=mode, outside="zero")
         return Image(sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero"), onto, mask)
+
+    @property
+    def kind(self) -> tuple[torch.dtype, str]:
+        return self.data.dtype, self.data.device.type
+
+    def moved_onto(self, fixed: Image, transform: Transform) -> Image:
+        return self.moved_by(transform, fixed.grid)
+
+    def level(self, factor: float, fixed: Image) -> Image:
+        return self.scaled(min(1.0, factor * min(self.grid.voxel) / min(fixed.grid.voxel)))
+
+    def source(self, fixed: Image, initial: Transform) -> Image:
+        """Images: the moving one, or, where there is an initial map, its pull-back, of which only the fixed grid is asked for."""
+        aligned = isinstance(initial, Identity) and self.grid.same_frame(fixed.grid)
+        return self if aligned else fixed
 
     def locate(self, points: Tensor, frame: Grid) -> Tensor:
         """Points (b, d, *t) in domain units of ``frame`` in this image's own domain units."""
@@ -96,46 +128,55 @@ class Image:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class Correspondence:
+    """Points that belong together, (b, d, k) each in domain units of the fixed frame."""
+
+    fixed: Tensor
+    moving: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Generic[S]):
     """A fixed and a moving shape, and what is known of the map between them.
 
     Args:
-        fixed, moving: each on its own grid.
-        initial: fixed -> moving, in the fixed frame; what is solved for is composed with it.
+        fixed, moving: two images, each on its own grid, or two measures in one frame.
+        initial: what is solved for is composed with it. Images: fixed -> moving, in the fixed frame; measures: moving -> fixed.
         regions: label map (b, 1, *s) of the moving shape as an Image, for pre-defined regularizers.
+        landmarks: for Problem's landmark term.
     """
 
-    fixed: Image
-    moving: Image
+    fixed: S
+    moving: S
     initial: Transform = field(default_factory=Identity)
     regions: Image | None = None
+    landmarks: Correspondence | None = None
 
     def __post_init__(self) -> None:
-        kinds = [(x.data.dtype, x.data.device.type) for x in (self.fixed, self.moving)]
-        if kinds[0] != kinds[1]:
-            raise ConfigError(
-                f"fixed is {kinds[0][0]} on {kinds[0][1]} but moving is {kinds[1][0]} on {kinds[1][1]}; bring them together first"
-            )
+        a, b = self.fixed.kind, self.moving.kind
+        if a != b:
+            raise ConfigError(f"fixed is {a[0]} on {a[1]} but moving is {b[0]} on {b[1]}; bring them together first")
 
-    def scaled(self, factor: float) -> Pair:
+    def scaled(self, factor: float) -> Pair[S]:
         """Both shapes at the resolution that ``factor`` gives the fixed one."""
-        fixed, moving = self.fixed.grid, self.moving.grid
-        other = min(1.0, factor * min(moving.voxel) / min(fixed.voxel))
-        return replace(self, fixed=self.fixed.scaled(factor), moving=self.moving.scaled(other))
+        return replace(self, fixed=self.fixed.scaled(factor), moving=self.moving.level(factor, self.fixed))
 
     @property
-    def source(self) -> Image:
-        """The shape that is shot, in the frame that its initial conditions live in: the pre-aligned space."""
-        aligned = isinstance(self.initial, Identity) and self.moving.grid.same_frame(self.fixed.grid)
-        return self.moving if aligned else self.fixed
+    def source(self) -> S:
+        """The shape that is shot (Shape.source)."""
+        return self.moving.source(self.fixed, self.initial)
 
-    def after(self, transform: Transform) -> Pair:
+    def after(self, transform: Transform) -> Pair[S]:
         """The pair seen through ``transform`` as the new initial map."""
         return replace(self, initial=transform)
 
-    def moved_by(self, transform: Transform) -> Image:
-        """The moving shape on the fixed grid, by the initial map and then by ``transform``."""
-        return self.moving.moved_by(self.moving.composed(self.initial, transform), self.fixed.grid)
+    def whole(self, transform: Transform) -> Transform:
+        """The initial map and then ``transform``, as one."""
+        return self.moving.composed(self.initial, transform)
+
+    def moved_by(self, transform: Transform) -> S:
+        """The moving shape, by the initial map and then by ``transform``, where the fixed one is."""
+        return self.moving.moved_onto(self.fixed, self.whole(transform))
 
 
 def bounds(grids: Sequence[Grid]) -> str:
@@ -143,7 +184,7 @@ def bounds(grids: Sequence[Grid]) -> str:
     return " and ".join(f"[{', '.join(f'{a:.0f}..{b:.0f}' for a, b in g.corners().T)}] mm" for g in grids)
 
 
-def overlap_fraction(pair: Pair) -> float:
+def overlap_fraction(pair: Pair[Image]) -> float:
     """Part of the fixed image's voxels that the initial map takes into the moving image's field of view."""
     x = pair.fixed.grid.identity(pair.fixed.data.double())
     y = pair.moving.locate(pair.initial(x), pair.fixed.grid)

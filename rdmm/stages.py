@@ -10,14 +10,15 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
-from rdmm.affine import Model, Start, in_frame, parameter_count, starts, widened, world_matrix
+from rdmm.affine import Model, Start, in_frame, moments_of, moments_of_points, parameter_count, starts, widened, world_matrix
 from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.initial import Initializer, Zero
+from rdmm.measure import Measure
 from rdmm.optimise import LBFGS, History, Optimiser, minimise
 from rdmm.problem import Problem, Similarity
 from rdmm.shape import Image, Pair, overlap_fraction
-from rdmm.similarity import NCC
-from rdmm.transform import Identity, Transform, composed
+from rdmm.similarity import NCC, SinkhornDivergence
+from rdmm.transform import Affine, Identity, Transform
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
 
 log = logging.getLogger(__name__)
@@ -71,10 +72,9 @@ class Chain:
         inverse: Transform = Identity()
         total = Result(transform, inverse, {})
         for stage in self.stages:
-            seen = pair.after(composed(transform, pair.initial))
-            result = stage(seen)
-            transform = composed(result.transform, transform)
-            inverse = composed(inverse, result.inverse)
+            result = stage(pair.after(pair.whole(transform)))
+            transform = pair.moving.composed(transform, result.transform)
+            inverse = pair.moving.composed(result.inverse, inverse)
             seconds = dict(total.seconds)
             for name, value in result.seconds.items():
                 seconds[name] = seconds.get(name, 0.0) + value
@@ -94,7 +94,7 @@ class Deform:
 
     def __call__(self, pair: Pair) -> Result:
         begin = time.perf_counter()
-        if overlap_fraction(pair) < 0.999:
+        if isinstance(pair.fixed, Image) and overlap_fraction(pair) < 0.999:
             pair = _covered(pair)
         with torch.no_grad():
             ic = self.initializer(pair)
@@ -161,12 +161,13 @@ class AffineOpt:
         factors = sorted({min(1.0, n / longest) for n in self.voxels})
         return [_covered(pair.scaled(f)) for f in factors]
 
-    def _best_start(self, level: Pair) -> tuple[Start, Tensor]:
+    def _best_start(self, level: Pair[Image]) -> tuple[Start, Tensor]:
         """The start whose rigid search ends lowest; another orientation must beat the files' own clearly."""
         d = level.fixed.grid.ndim
         model: Model = "rigid" if "rigid" in self.models else self.models[0]
         candidates: list[tuple[float, Start, Tensor]] = []
-        for start in starts(level.fixed, level.moving, self.init):
+        middle = level.fixed.grid.corners().mean(0)
+        for start in starts(moments_of(level.fixed), moments_of(level.moving), middle, self.init):
             p = torch.zeros(parameter_count("translation", d), dtype=torch.float64)
             try:
                 p, _ = self._search(level, start, p, 8)
@@ -202,7 +203,63 @@ class AffineOpt:
         )
 
 
-def _covered(pair: Pair) -> Pair:
+@dataclass(frozen=True)
+class PointAffine:
+    """Affine registration of shapes: model after model from each start, by L-BFGS on transport at a wide blur.
+
+    Args:
+        similarity: of measures; its lengths are domain units.
+        models, iterations, init, tolerance: as AffineOpt; ``header``: the files' own positions.
+        count: points that the search looks at, spread over each shape.
+    """
+
+    similarity: Similarity = field(default_factory=lambda: SinkhornDivergence(0.1))
+    models: Sequence[Model] = ("translation", "rigid", "similarity", "affine")
+    iterations: int = 30
+    init: Init = "com"
+    tolerance: float = 1e-4
+    count: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.init not in get_args(Init):
+            raise ConfigError(f"affine.init must be one of {', '.join(get_args(Init))}, not {self.init!r}")
+        if not self.models or self.iterations < 1 or self.count < 4:
+            raise ConfigError("affine: at least one model, one iteration and four points are needed")
+        for model in self.models:
+            parameter_count(model, 3)
+
+    def __call__(self, pair: Pair[Measure]) -> Result:
+        begin = time.perf_counter()
+        if not isinstance(pair.fixed, Measure):
+            raise ConfigError("affine=points is for shapes (points, curves, surfaces); for images use affine=opt")
+        fixed, moving = (m.thinned(self.count) for m in (pair.fixed, pair.source))
+        low, high = fixed.bounds()
+        middle, d = ((low + high) / 2).cpu().double().numpy(), fixed.ndim
+        found: list[tuple[float, Start, Tensor]] = []
+        for start in starts(moments_of_points(moving), moments_of_points(fixed), middle, self.init):
+            p = torch.zeros(parameter_count("translation", d), dtype=torch.float64)
+            for model in self.models:
+                p, f = self._search(fixed, moving, start, widened(p, model, d))
+            found.append((f, start, p))
+        f, start, p = min(found, key=lambda c: c[0])
+        log.info("affine of shapes, start %s: similarity %.6f", start.name, f)
+        transform = Affine(world_matrix(p, start, 1.0))
+        energy = {"total": f, "similarity": f, "velocity": 0.0, "weights": 0.0}
+        history: History = [{"level": 0.0, "parameters": float(p.numel()), "total": f, "similarity": f}]
+        return Result(transform, transform.inverse(), energy, None, history, {"affine": time.perf_counter() - begin})
+
+    def _search(self, fixed: Measure, moving: Measure, start: Start, p: Tensor) -> tuple[Tensor, float]:
+        def objective(p: Tensor) -> tuple[float, Tensor]:
+            p = p.detach().requires_grad_()
+            f = self.similarity(moving.moved_by(Affine(world_matrix(p, start, 1.0))), fixed).sum()
+            (gradient,) = torch.autograd.grad(f, p)
+            return float(f.detach()), gradient
+
+        step = {"iterations": self.iterations, "tolerance": self.tolerance}
+        return minimise(objective, p, first_step=lambda g: 0.02 / float(g.abs().max().clamp_min(1e-12)), **step)  # type: ignore[arg-type]
+
+
+def _covered(pair: Pair[Image]) -> Pair[Image]:
     """The pair with a mask of the moving image's field of view, so that what lies beyond it does not count."""
     moving = pair.moving
     if moving.mask is None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from rdmm import ConfigError, Grid, Image, InputError, Measure
+from rdmm import ConfigError, Grid, Image, InputError, Measure, pairs
 from rdmm.measure import frame_of, surface, voxels
 from rdmm.similarity import (
     EnergyDistance,
@@ -18,7 +18,6 @@ from rdmm.similarity import (
     SoftMinDivergence,
 )
 from rdmm.transform import Affine
-from rdmm.transport import points as transport
 
 EXACT = {"tolerance": 1e-10, "iterations": 3000}
 ALL = {
@@ -168,8 +167,8 @@ def _coarse(s):
 def test_blocks_are_the_whole(monkeypatch):
     a, b = cloud(60), cloud(50, seed=1)
     results = []
-    for pairs in (2**22, 100):
-        monkeypatch.setattr(transport, "PAIRS", pairs)
+    for block in (2**22, 100):
+        monkeypatch.setattr(pairs, "PAIRS", block)
         x = a.points.clone().requires_grad_()
         values = [ALL[n](Measure(x, a.weights, a.normals), b).sum() for n in ("product", "varifold", "hausdorff")]
         results.append([*(float(v.detach()) for v in values), torch.autograd.grad(sum(values), x)[0]])
@@ -183,7 +182,7 @@ def test_keops_is_the_same(monkeypatch):
     a, b = cloud(60), cloud(50, seed=1)
     results = []
     for many in (2**60, 0):
-        monkeypatch.setattr(transport, "MANY", many)
+        monkeypatch.setattr(pairs, "MANY", many)
         x = a.points.clone().requires_grad_()
         values = [ALL[n](Measure(x, a.weights, a.normals), b).sum() for n in ("product", "current")]
         results.append([*(float(v.detach()) for v in values), torch.autograd.grad(sum(values), x)[0]])

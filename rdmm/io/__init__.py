@@ -1,16 +1,20 @@
 """Files: validated readers, atomic writers. The only package that knows formats."""
 
 from rdmm.io.files import Outputs, sha256, write_atomically
+from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
 from rdmm.io.nifti import read_image, read_labels, read_mask, write_image
 from rdmm.io.tables import read_landmarks, read_points, write_points
 from rdmm.io.warps import read_transform, read_transforms, write_affine, write_warp
 
 __all__ = [
+    "Mesh",
     "Outputs",
+    "is_mesh",
     "read_image",
     "read_labels",
     "read_landmarks",
     "read_mask",
+    "read_mesh",
     "read_points",
     "read_transform",
     "read_transforms",
@@ -18,6 +22,7 @@ __all__ = [
     "write_affine",
     "write_atomically",
     "write_image",
+    "write_mesh",
     "write_points",
     "write_warp",
 ]

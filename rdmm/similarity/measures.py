@@ -14,8 +14,9 @@ from typing import Any, Literal, final, get_args
 import torch
 
 from rdmm.measure import Measure
+from rdmm.pairs import Pairwise, half_squared_distance, reduce_pairs
 from rdmm.transport.iteration import Potentials, divergence
-from rdmm.transport.points import Cloud, Pairwise, Solver, half_squared_distance, reduce_pairs, tiling
+from rdmm.transport.points import Cloud, Solver, tiling
 from rdmm.types import ConfigError, InputError, Tensor
 
 Cost = Literal["points", "sum", "product"]

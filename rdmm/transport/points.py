@@ -1,86 +1,23 @@
-"""Transport between weighted points: reductions over all pairs, and the potentials.
+"""Transport between weighted points: the potentials, coarse to fine.
 
-A reduction runs over all pairs, never as a matrix: compiled tiles that leave out what does not count (the soft minimum of
-squared distances, float32 on CPU), KeOps where it is installed, and blocks of torch elsewhere.
+The soft minimum of squared distances in float32 on CPU is compiled, by tiles that leave out what does not count; any other runs
+over all pairs (``pairs``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from rdmm.ops import compiled
+from rdmm.pairs import Pairwise, half_squared_distance, reduce_pairs
 from rdmm.transport.iteration import Potentials, alternate, damping, self_potential
 from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
-
-PAIRS = 2**22
-"""Pairs of a block in torch."""
-
-MANY = 2**24
-"""Pairs from which KeOps is worth its compilation."""
-
-
-@lru_cache
-def has_keops() -> bool:
-    """Whether pykeops can be imported."""
-    return importlib.util.find_spec("pykeops") is not None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """KeOps prints on import and on compilation: standard output is for results."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-Pairwise = Callable[[Any, Any], Any]
-"""A function of pairs: rows (n, 1, d) and columns (1, m, d), torch tensors or KeOps' LazyTensors, to (n, m)."""
-
-
-def half_squared_distance(x: Any, y: Any) -> Any:
-    """|x - y|^2 / 2."""
-    return ((x - y) ** 2).sum(-1) * 0.5
-
-
-def reduce_pairs(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, *, log_sum: bool) -> Tensor:
-    """sum_j formula(x_i, y_j) b_j for b (m, e), (n, e); or, ``log_sum``, log sum_j exp(formula(x_i, y_j) + b_j) for b (m,), (n,).
-
-    x (n, d), y (m, d). Gradients pass to x, y and b; memory is that of a block.
-    """
-    if len(x) * len(y) >= MANY and has_keops():
-        return _with_keops(formula, x, y, b, log_sum)
-
-    def block(rows: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        values = formula(rows.unsqueeze(1), y.unsqueeze(0))
-        return torch.logsumexp(values + b, 1) if log_sum else values @ b
-
-    step = max(1, PAIRS // len(y))
-    if len(x) <= step:
-        return block(x, y, b)
-    return torch.cat([checkpoint(block, x[k : k + step], y, b, use_reentrant=False) for k in range(0, len(x), step)])
-
-
-def _with_keops(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, log_sum: bool) -> Tensor:
-    with quiet():
-        from pykeops.torch import LazyTensor
-
-        values = formula(LazyTensor(x.unsqueeze(1).contiguous()), LazyTensor(y.unsqueeze(0).contiguous()))
-        column = LazyTensor(b.view(1, len(b), -1).contiguous())
-        if log_sum:
-            return (values + column).logsumexp(1).view(-1)
-        return (values * column).sum(1)
 
 
 @dataclass(frozen=True, eq=False)

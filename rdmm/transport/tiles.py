@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from rdmm.transport.compiled import CUTOFF, LOG2E, LOWEST, SMALLEST, exp2
+from rdmm.simd import LOG2E, LOWEST, SMALLEST, exp2, f32
+from rdmm.transport.compiled import CUTOFF
 from rdmm.types import Tensor
 
 TILE = 64
-
-f32 = np.float32
 
 
 def order(x: np.ndarray) -> np.ndarray:

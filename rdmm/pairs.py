@@ -1,0 +1,73 @@
+"""Reductions over all pairs of two sets of points, never as a matrix: by KeOps where it is installed and worth it, and in blocks of
+torch elsewhere. The only module that knows KeOps."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from rdmm.types import Tensor
+
+PAIRS = 2**22
+"""Pairs of a block in torch."""
+
+MANY = 2**24
+"""Pairs from which KeOps is worth its compilation."""
+
+
+@lru_cache
+def has_keops() -> bool:
+    """Whether pykeops can be imported."""
+    return importlib.util.find_spec("pykeops") is not None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """KeOps prints on import and on compilation: standard output is for results."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+Pairwise = Callable[[Any, Any], Any]
+"""A function of pairs: rows (n, 1, d) and columns (1, m, d), torch tensors or KeOps' LazyTensors, to (n, m)."""
+
+
+def half_squared_distance(x: Any, y: Any) -> Any:
+    """|x - y|^2 / 2."""
+    return ((x - y) ** 2).sum(-1) * 0.5
+
+
+def reduce_pairs(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, *, log_sum: bool) -> Tensor:
+    """sum_j formula(x_i, y_j) b_j for b (m, e), (n, e); or, ``log_sum``, log sum_j exp(formula(x_i, y_j) + b_j) for b (m,), (n,).
+
+    x (n, d), y (m, d). Gradients pass to x, y and b; memory is that of a block.
+    """
+    if len(x) * len(y) >= MANY and has_keops():
+        return _with_keops(formula, x, y, b, log_sum)
+
+    def block(rows: Tensor, y: Tensor, b: Tensor) -> Tensor:
+        values = formula(rows.unsqueeze(1), y.unsqueeze(0))
+        return torch.logsumexp(values + b, 1) if log_sum else values @ b
+
+    step = max(1, PAIRS // len(y))
+    if len(x) <= step:
+        return block(x, y, b)
+    return torch.cat([checkpoint(block, x[k : k + step], y, b, use_reentrant=False) for k in range(0, len(x), step)])
+
+
+def _with_keops(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, log_sum: bool) -> Tensor:
+    with quiet():
+        from pykeops.torch import LazyTensor
+
+        values = formula(LazyTensor(x.unsqueeze(1).contiguous()), LazyTensor(y.unsqueeze(0).contiguous()))
+        column = LazyTensor(b.view(1, len(b), -1).contiguous())
+        if log_sum:
+            return (values + column).logsumexp(1).view(-1)
+        return (values * column).sum(1)

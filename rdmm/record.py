@@ -1,0 +1,57 @@
+"""What is written of a run: run.json and initial_conditions.safetensors, of images and shapes alike."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdmm import io
+from rdmm.dynamics import InitialConditions
+from rdmm.stages import Result
+from rdmm.version import __version__
+
+
+def described(
+    files: Mapping[str, str],
+    result: Result,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    status: str,
+    measures: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What run.json holds of a registration of images or shapes."""
+    return {
+        "status": status,
+        "inputs": {k: {"path": v, "sha256": io.sha256(v)} for k, v in files.items()},
+        "versions": {"rdmm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "config": config,
+        **{k: v for k, v in settings.items() if k not in ("stages", "output")},
+        "metrics": measures,
+        "energy": result.energy,
+        "seconds": result.seconds,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "history": result.history,
+    }
+
+
+def jsonable(x: Any) -> Any:
+    """Without NaN and infinity, which JSON does not have: null."""
+    if isinstance(x, dict):
+        return {str(k): jsonable(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [jsonable(v) for v in x]
+    return None if isinstance(x, float) and not np.isfinite(x) else x
+
+
+def write_conditions(path: Path, ic: InitialConditions) -> None:
+    """Momentum, and pre-weights or control points where there are any."""
+    from safetensors.torch import save
+
+    tensors = {k: getattr(ic, k) for k in ("momentum", "weights", "points") if getattr(ic, k) is not None}
+    io.write_atomically(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))

@@ -1,0 +1,283 @@
+"""From shapes to shapes: what ``rdmm register A.vtk B.vtk`` does. Registration of images is in ``registration``."""
+
+from __future__ import annotations
+
+import base64
+import io as buffers
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from rdmm import io, metrics
+from rdmm.config import build, compose
+from rdmm.grid import Grid
+from rdmm.io.files import Outputs
+from rdmm.measure import Measure, frame_of
+from rdmm.optimise import stop
+from rdmm.points import PointLDDMM
+from rdmm.record import described, jsonable, write_conditions
+from rdmm.registration import overrides_of, staged
+from rdmm.report import render
+from rdmm.resources import chosen_device, set_threads
+from rdmm.shape import Correspondence, Pair
+from rdmm.stages import Chain, Deform, Result
+from rdmm.transform import Affine, Identity, Transform, composed, displacement
+from rdmm.types import InputError, Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = ("Warped.vtk", "InverseWarped.vtk", "1Warp.nii.gz", "1InverseWarp.nii.gz", "run.json", "report.html")
+OPTIONAL = ("0GenericAffine.mat", "Flow.vtk", "initial_conditions.safetensors")
+TIMES = tuple(k / 10 for k in range(11))
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Two shapes in the domain units of ``frame``, a grid around both, and where they come from.
+
+    Args:
+        landmarks: fixed and moving points (n, d), world millimetres.
+    """
+
+    pair: Pair[Measure]
+    frame: Grid
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | None = None) -> Shapes:
+    """Two shapes from .vtk or .ply files, or measures in world millimetres; planar ones (all z equal) become 2D."""
+    found = [(x, None) if isinstance(x, Measure) else (None, io.read_mesh(x)) for x in (fixed, moving)]
+    flat = all(np.ptp(mesh.points[:, 2]) == 0 for _, mesh in found if mesh is not None)
+    measures = [m if m is not None else _measure(mesh, 2 if flat else 3) for m, mesh in found]  # type: ignore[arg-type]
+    if measures[0].ndim != measures[1].ndim:
+        raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D")
+    kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]
+    if kinds[0] != kinds[1]:
+        names = {None: "points", 2: "curves", 3: "surfaces"}
+        raise InputError(f"fixed holds {names[kinds[0]]} but moving {names[kinds[1]]}; shapes of one kind are registered")
+    frame = frame_of(measures)
+    target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
+    pair = Pair(target, source)
+    marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim)[:2]
+    given = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
+    return Shapes(pair, frame, marks, {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike)})
+
+
+def _measure(mesh: io.Mesh, d: int) -> Measure:
+    points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
+    weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
+    return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))
+
+
+@dataclass(frozen=True, eq=False)
+class ShapeRegistration:
+    """A finished registration of shapes: ``result.transform`` pushes the moving shape forward, in domain units of the frame."""
+
+    shapes: Shapes
+    result: Result
+    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    status: str = "done"
+
+    @cached_property
+    def warped(self) -> Measure:
+        """The moving shape where the fixed one is, in domain units."""
+        return self.shapes.pair.moving.moved_by(self.result.transform)
+
+    def in_world(self, measure: Measure) -> np.ndarray:
+        """Vertices (n, d) in millimetres."""
+        return self.shapes.frame.to_world(measure.points.detach())[0].numpy().T
+
+    @property
+    def energy_drift(self) -> float:
+        """Largest relative change of the Hamiltonian over t in [0, 1]."""
+        ic, dynamics = self.result.ic, _dynamics(self.settings["stages"])
+        if ic is None or dynamics is None:
+            return float("nan")
+        with torch.no_grad():
+            path = dynamics.path(ic, TIMES)
+            energies = [float((p * dynamics.system.velocity(q, q, p)).sum()) for q, p in path]
+        return max(abs(e / energies[0] - 1) for e in energies) if energies[0] > 0 else 0.0
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Distances (mm) of the vertices of each shape to the nearest one of the other, before and after; landmarks; the flow's error."""
+        fixed = self.in_world(self.shapes.pair.fixed)
+        out: dict[str, float] = {}
+        for name, m in (("before", self.shapes.pair.moving), ("after", self.warped)):
+            moved = self.in_world(m)
+            there, back = (np.asarray(cKDTree(p).query(q)[0]) for p, q in ((fixed, moved), (moved, fixed)))
+            out |= {f"distance_{name}_mm": float((there.mean() + back.mean()) / 2)}
+            out |= {f"hd95_{name}_mm": float(max(np.percentile(there, 95), np.percentile(back, 95)))}
+        returned = self.warped.moved_by(self.result.inverse).points - self.shapes.pair.moving.points
+        out["inverse_consistency_mm"] = float(returned.norm(dim=1).mean()) * self.shapes.frame.length
+        if np.isfinite(self.energy_drift):
+            out["energy_drift"] = self.energy_drift
+        if self.shapes.landmarks is not None:
+            ends, starts = self.shapes.landmarks
+            reached = self.shapes.frame.to_world(self.result.transform(_domain(starts, self.shapes.frame)))[0].numpy().T
+            out["tre_before_mm"] = float(metrics.tre(starts, ends).mean())
+            out["tre_mm"] = float(metrics.tre(reached, ends).mean())
+        return out
+
+    def summary(self) -> dict[str, Any]:
+        """What run.json holds."""
+        return described(self.shapes.files, self.result, self.config, self.settings, self.status, self.metrics)
+
+    def save(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+        """Write the deformed shapes, the flow and its warps (fixed -> moving, as for images), run.json and report.html under ``out``."""
+        outputs = Outputs.prepare(out, [*RESULTS, *OPTIONAL], overwrite=overwrite)
+        for name in OPTIONAL:  # of an earlier run with other settings
+            outputs.path(name).unlink(missing_ok=True)
+        written: list[Path] = []
+
+        def write(name: str, writer: Any, *arguments: Any) -> None:
+            writer(outputs.path(name), *arguments)
+            written.append(outputs.path(name))
+
+        pair, frame = self.shapes.pair, self.shapes.frame
+        for name, shape, moved in (
+            ("Warped.vtk", pair.moving, self.warped),
+            ("InverseWarped.vtk", pair.fixed, pair.fixed.moved_by(self.result.inverse)),
+        ):
+            start, end = self.in_world(shape), self.in_world(moved)
+            cells = None if shape.cells is None else shape.cells.numpy()
+            data = {"displacement": end - start} | ({} if shape.weights is None else {"weights": shape.weights[0].numpy()})
+            write(name, io.write_mesh, end, cells, data)
+        first, flow, back = self._parts()
+        if first is not None:
+            write("0GenericAffine.mat", io.write_affine, first.inverse().in_world(frame))
+        like = torch.zeros(1)
+        write("1Warp.nii.gz", io.write_warp, displacement(back, frame, like), frame)
+        write("1InverseWarp.nii.gz", io.write_warp, displacement(flow, frame, like), frame)
+        if self.result.ic is not None:
+            write("Flow.vtk", self._write_flow)
+            write("initial_conditions.safetensors", write_conditions, self.result.ic)
+        summary = self.summary()
+        write("report.html", io.write_atomically, render(summary, self.pictures()).encode())
+        write("run.json", io.write_atomically, json.dumps(jsonable(summary), indent=1, allow_nan=False).encode())
+        return written
+
+    def _parts(self) -> tuple[Affine | None, Transform, Transform]:
+        """The affine map that the moving shape goes through first, the flow after it, and the flow's inverse."""
+        maps, first = _flat(self.result.transform), None
+        while maps and isinstance(maps[0], Affine):
+            first = maps[0] if first is None else Affine(maps[0].matrix @ first.matrix)
+            maps = maps[1:]
+        flow: Transform = Identity()
+        for m in maps:
+            flow = composed(flow, m)
+        back = self.result.inverse if first is None else composed(self.result.inverse, first)
+        return first, flow, back
+
+    def _write_flow(self, path: Path) -> None:
+        """The control points' paths, as lines."""
+        dynamics, ic = _dynamics(self.settings["stages"]), self.result.ic
+        assert dynamics is not None and ic is not None
+        with torch.no_grad():
+            steps = [self.shapes.frame.to_world(q)[0].numpy().T for q, _ in dynamics.path(ic, TIMES)]
+        n, t = len(steps[0]), len(steps)
+        index = np.arange(n * t).reshape(t, n)
+        cells = np.stack([index[:-1].ravel(), index[1:].ravel()], 1)
+        io.write_mesh(path, np.concatenate(steps), cells, {"t": np.repeat(TIMES, n)})
+
+    def pictures(self) -> list[tuple[str, str]]:
+        """(heading, base64 PNG): both shapes before and after, in each plane, with the flow's grid."""
+        pair, d = self.shapes.pair, self.shapes.frame.ndim
+        planes = [(0, 1)] if d == 2 else [(0, 1), (0, 2), (1, 2)]
+        figure, axes = plt.subplots(len(planes), 2, figsize=(11, 5.4 * len(planes)), squeeze=False)
+        for row, (i, j) in zip(axes, planes, strict=True):
+            for panel, m, title in ((row[0], pair.moving, "before"), (row[1], self.warped, "after")):
+                _draw(panel, pair.fixed, self.in_world(pair.fixed), i, j, "black", "fixed")
+                _draw(panel, m, self.in_world(m), i, j, "tab:red", "moving" if title == "before" else "warped")
+                panel.set_title(f"{title}: black fixed, red {'moving' if title == 'before' else 'warped'}; {'xyz'[i]}{'xyz'[j]} plane, mm")
+                panel.set_aspect("equal")
+            if d == 2:
+                self._draw_grid(row[1])
+        buffer = buffers.BytesIO()
+        figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
+        return [("Shapes before and after", base64.b64encode(buffer.getvalue()).decode())]
+
+    def _draw_grid(self, panel: Any) -> None:
+        """Lines of the plane carried along by the flow."""
+        frame = self.shapes.frame.resized([31] * 2)
+        x = frame.identity(torch.zeros(1))
+        y = self.shapes.frame.to_world(self._parts()[1](x))[0].numpy()
+        for lines in (y, y.transpose(0, 2, 1)):
+            panel.plot(lines[0], lines[1], color="tab:blue", linewidth=0.4, alpha=0.6)
+
+
+def _draw(panel: Any, shape: Measure, points: np.ndarray, i: int, j: int, colour: str, label: str) -> None:
+    if shape.cells is not None and shape.cells.shape[1] == 2:
+        segments = points[shape.cells.numpy()][:, :, [i, j]]
+        panel.add_collection(matplotlib.collections.LineCollection(list(segments), colors=colour, linewidths=1, label=label))
+        panel.autoscale()
+    else:
+        shown = points[:: max(1, len(points) // 8000)]
+        panel.scatter(shown[:, i], shown[:, j], s=0.5, c=colour, label=label)
+
+
+def _flat(transform: Transform) -> list[Transform]:
+    first, then = getattr(transform, "first", None), getattr(transform, "then", None)
+    if first is None or then is None:
+        return [] if isinstance(transform, Identity) else [transform]
+    return [*_flat(first), *_flat(then)]
+
+
+def _domain(points: np.ndarray, frame: Grid) -> Tensor:
+    return frame.from_world(torch.as_tensor(points.T[None].copy())).float()
+
+
+def _dynamics(stage: Any) -> PointLDDMM | None:
+    """Of the last deformation."""
+    parts: Sequence[Any] = stage.stages if isinstance(stage, Chain) else [stage]
+    found = [s.problem.dynamics for s in parts if isinstance(s, Deform)]
+    return found[-1] if found and isinstance(found[-1], PointLDDMM) else None
+
+
+def run(shapes: Shapes, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0) -> ShapeRegistration:
+    """Register what was read, as the (composed) config says."""
+    torch.manual_seed(seed)
+    target, stages = chosen_device(device), build(config["stages"], "stages")
+    marks = None
+    if shapes.landmarks is not None:
+        marks = Correspondence(*(_domain(x, shapes.frame).to(target) for x in shapes.landmarks))
+    pair = Pair(shapes.pair.fixed.to(target), shapes.pair.moving.to(target), landmarks=marks)
+    result = staged(stages, pair, device)
+    settings = {"seed": seed, "device": device, "threads": torch.get_num_threads(), "stages": stages}
+    return ShapeRegistration(shapes, result, config, settings, "interrupted" if stop.is_set() else "done")
+
+
+def register_shapes(
+    *,
+    fixed: str | Measure,
+    moving: str | Measure,
+    overrides: Sequence[str] = (),
+    landmarks: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    seed: int = 0,
+    **keys: Any,
+) -> ShapeRegistration:
+    """Register the shape ``moving`` to ``fixed``: .vtk or .ply files, or measures in world millimetres.
+
+    Args:
+        overrides, keys: settings of ``conf/shapes.yaml``, as for ``rdmm.register``.
+        landmarks: CSV as for images; they judge, and drive with landmark_weight.
+    """
+    set_threads(threads)
+    config = compose([*overrides, *overrides_of(keys)], "shapes")
+    build(config["stages"], "stages")
+    return run(read_shapes(fixed, moving, landmarks), config, device=device, seed=seed)
