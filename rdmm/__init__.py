@@ -17,10 +17,12 @@ _NAMES = {
     "smoother": ["MultiGaussian"],
     "shooting": ["Integrator"],
     "dynamics": ["LDDMM", "RDMM", "SVF", "InitialConditions"],
+    "points": ["PointLDDMM"],
     "problem": ["Energy", "Problem"],
     "optimise": ["LBFGS"],
     "stages": ["AffineOpt", "Chain", "Deform", "Result", "Skip"],
     "registration": ["Registration", "register"],
+    "shapes": ["ShapeRegistration", "register_shapes"],
     "types": ["ConfigError", "DivergenceError", "InputError", "OutputError", "RdmmError", "ResourceError"],
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
     from rdmm.grid import Grid
     from rdmm.measure import Measure
     from rdmm.optimise import LBFGS
+    from rdmm.points import PointLDDMM
     from rdmm.problem import Energy, Problem
     from rdmm.registration import Registration, register
     from rdmm.shape import Image, Pair
+    from rdmm.shapes import ShapeRegistration, register_shapes
     from rdmm.shooting import Integrator
     from rdmm.smoother import MultiGaussian
     from rdmm.stages import AffineOpt, Chain, Deform, Result, Skip

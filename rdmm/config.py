@@ -49,7 +49,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
             config = hydra_compose(name, overrides=expanded)
             plain = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explained(str(error), overrides)) from error
+        raise ConfigError(_explained(str(error), overrides, name)) from error
     assert isinstance(plain, dict)
     if name == "register":  # what eval.py compares; an experiment's settings are the rest of it
         plain.pop("study", None)
@@ -102,7 +102,7 @@ def _check_override(text: str, known: list[str]) -> None:
         raise ConfigError(f"{text!r}: references in values are not resolved; write the value itself")
 
 
-def _explained(message: str, overrides: Sequence[str]) -> str:
+def _explained(message: str, overrides: Sequence[str], name: str) -> str:
     """Hydra's message in one line, with the nearest option or key."""
     first = message.strip().splitlines()[0]
     missing = re.search(r"Could not find '([^']+)'", message)
@@ -114,7 +114,7 @@ def _explained(message: str, overrides: Sequence[str]) -> str:
     if unknown:
         key = unknown.group(2) or unknown.group(1)
         dotted = next((o.split("=")[0] for o in overrides if o.split("=")[0].endswith(key)), key)
-        known = _known_keys("register")
+        known = _known_keys(name)
         siblings = [k for k in known if k.rpartition(".")[0] == dotted.rpartition(".")[0]]
         return f"unknown key {dotted!r}{nearest(dotted, siblings) or nearest(dotted, known)}"
     return first

@@ -82,7 +82,7 @@ class Regions:
 class Controls:
     """No momentum, at control points: ``count`` of the pre-aligned moving shape's vertices, spread over it (all, if it has no more)."""
 
-    count: int = 500
+    count: int = 300
 
     def __post_init__(self) -> None:
         if self.count < 1:

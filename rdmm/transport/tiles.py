@@ -34,11 +34,11 @@ def order(x: np.ndarray) -> np.ndarray:
     return np.concatenate(done)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _boxes(x, h, low, high, highest):  # type: ignore[no-untyped-def]
     """Bounds of each tile of points x (d, n): box (d, tiles) and largest h."""
     d, n = x.shape
-    for k in prange(low.shape[1]):
+    for k in range(low.shape[1]):
         highest[k] = LOWEST
         for j in range(k * TILE, min(k * TILE + TILE, n)):
             highest[k] = max(highest[k], h[j])
