@@ -8,7 +8,21 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from rdmm import LBFGS, ConfigError, Deform, InitialConditions, InputError, Integrator, Measure, MultiGaussian, PointLDDMM, Problem, io
+from rdmm import (
+    LBFGS,
+    ConfigError,
+    Deform,
+    Grid,
+    Image,
+    InitialConditions,
+    InputError,
+    Integrator,
+    Measure,
+    MultiGaussian,
+    PointLDDMM,
+    Problem,
+    io,
+)
 from rdmm.cli import main
 from rdmm.initial import Controls, Zero
 from rdmm.points import Hamiltonian, spread
@@ -66,9 +80,8 @@ def test_steps_converge_to_fourth_order(ic):
 
 
 def test_own_steps_are_those_of_torchdiffeq(ic):
-    ends = [
-        PointLDDMM(SMOOTHER, integrator).shoot(ic, None)(ic.points + 0.1) for integrator in (Integrator(), Integrator("dopri5", 1e-8, 1e-8))
-    ]
+    methods = (Integrator(), Integrator("dopri5", 1e-8, 1e-8))
+    ends = [PointLDDMM(SMOOTHER, integrator).shoot(ic, None)(ic.points + 0.1) for integrator in methods]
     assert torch.allclose(*ends, atol=1e-5)
 
 
@@ -277,10 +290,9 @@ def test_faults(tmp_path):
         result = CliRunner().invoke(main, ["register", *paths, "-o", f"{tmp_path}/out/"])
         assert (result.exit_code, message in result.stderr) == (code, True), (arguments, result.stderr)
         assert not (tmp_path / "out" / "run.json").exists()
+    images = Pair(*(Image(torch.rand(1, 1, 8, 8), Grid.unit((8, 8))) for _ in range(2)))
     with pytest.raises(ConfigError, match="images start"):
-        from rdmm import Grid, Image
-
-        Controls()(Pair(*(Image(torch.rand(1, 1, 8, 8), Grid.unit((8, 8))) for _ in range(2))))
+        Controls()(images)
     with pytest.raises(ConfigError, match="controls"):
         Zero()(Pair(circle(), circle()))
 
