@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError
+from rdmm.terminal import Program, common, interruptible, progress, set_log, show, split_arguments, transforms
+from rdmm.types import ConfigError, DivergenceError, InputError
 from rdmm.version import __version__
 
 DIRECTION = "Warps pull back: they take a fixed point to the moving point that belongs there, y = A(x + u(x)), RAS+ world millimetres."
-
-
-class Program(click.Group):
-    """Turns faults into one line and an exit code."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        debug = "--debug" in sys.argv
-        try:
-            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-            sys.exit(2)
-        except click.ClickException as error:
-            error.show()
-            sys.exit(2)
-        except (click.Abort, KeyboardInterrupt):
-            sys.exit(130)
-        except RdmmError as error:
-            if debug:
-                raise
-            click.echo(f"rdmm: {type(error).__name__}: {error}", err=True)
-            sys.exit(error.exit_code)
-        except Exception as error:
-            if debug:
-                raise
-            click.echo(f"rdmm: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
-            sys.exit(1)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
@@ -57,92 +25,6 @@ def main() -> None:
       rdmm register fixed.nii.gz moving.nii.gz -o out/
       rdmm apply moving.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped.nii.gz
     """
-
-
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command."""
-    for option in (
-        click.option("--overwrite", is_flag=True, help="Replace files that are there."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-        click.option("--quiet", is_flag=True, help="No log on stderr but warnings."),
-        click.option("--debug", is_flag=True, help="Full log, and the traceback of an error."),
-    ):
-        command = option(command)
-    return command
-
-
-def transforms(command: Callable[..., Any]) -> Callable[..., Any]:
-    text = "Warp or ITK affine, [AFFINE,1] for its inverse; repeat it. The last -t is applied first to an image, as in ANTs."
-    return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
-
-
-def set_log(quiet: bool, debug: bool) -> None:
-    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
-    logging.getLogger("rdmm").setLevel(level)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[dict[str, int]]:
-    """First SIGINT or SIGTERM: searches end with their best iterate. Second: at once. Yields {"signal": n} when one came."""
-    from rdmm.optimise import stop
-
-    seen: dict[str, int] = {}
-
-    def handler(number: int, _: Any) -> None:
-        if seen:
-            os._exit(128 + number)
-        seen["signal"] = number
-        stop.set()
-        click.echo("rdmm: interrupted: writing the best result so far (once more: quit at once)", err=True)
-
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        stop.clear()
-        for s, old in before.items():
-            signal.signal(s, old)
-
-
-@contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[None]:
-    """A bar of the iterations on a terminal; elsewhere the log's one line per level."""
-    if quiet or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[energy]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-    task = bar.add_task("affine", total=None, energy="")
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            level, iteration, total, energy = record.progress  # type: ignore[attr-defined]
-            bar.update(task, description=f"level {level}", completed=iteration, total=total, energy=f"energy {energy:.5f}")
-
-    handler, logger = Handler(), logging.getLogger("rdmm.optimise")
-    handler.addFilter(lambda record: hasattr(record, "progress"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        with bar:
-            yield
-    finally:
-        logger.removeHandler(handler)
-
-
-def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Files, and KEY=VALUE settings; a file whose name holds a = is still a file."""
-    files = [a for a in arguments if "=" not in a or os.path.exists(a)]
-    return files, [a for a in arguments if a not in files]
 
 
 @main.command(no_args_is_help=True)
@@ -205,14 +87,14 @@ def _register_shapes(fixed: str, moving: str, out: str, overrides: list[str], ma
     resources.set_threads(o["threads"])
     inputs = shapes.read_shapes(fixed, moving, o["landmarks"])
     if o["dry_run"]:
-        _print({"fixed": fixed, "moving": moving, "config": config}, o["as_json"])
+        show({"fixed": fixed, "moving": moving, "config": config}, o["as_json"])
         return 0
     Outputs.prepare(out, [*shapes.RESULTS, *shapes.OPTIONAL], overwrite=o["overwrite"])
     with interruptible() as seen, progress(o["quiet"]):
         result = shapes.run(inputs, config, device=o["device"], seed=o["seed"])
         written = result.save(out, overwrite=True)
     listed = {"seconds": result.result.seconds["total"], "files": [str(p) for p in written]}
-    _print(result.summary() if o["as_json"] else {**result.metrics, **listed}, o["as_json"])
+    show(result.summary() if o["as_json"] else {**result.metrics, **listed}, o["as_json"])
     return 128 + seen["signal"] if seen else 0
 
 
@@ -234,14 +116,14 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
     inputs = registration.read_inputs(fixed, moving, **{n: o[n] for n in names}, require_overlap=o["init"] != "com")
     if o["dry_run"]:
         need = resources.check_memory([fixed, moving]) / 2**30
-        _print({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": config}, o["as_json"])
+        show({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": config}, o["as_json"])
         return 0
     Outputs.prepare(out, registration.file_names(output), overwrite=o["overwrite"])
     with interruptible() as seen, progress(o["quiet"]):
         result = registration.run(inputs, config, device=o["device"], seed=o["seed"])
         written = result.save(out, overwrite=True)
     shown = {k: v for k, v in result.metrics.items() if isinstance(v, float | int)}
-    _print(
+    show(
         result.summary() if o["as_json"] else {**shown, "seconds": result.result.seconds["total"], "files": [str(p) for p in written]},
         o["as_json"],
     )
@@ -251,21 +133,6 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], max_foldi
     if max_folding is not None and folded > max_folding:
         raise DivergenceError(f"{folded:.3g} % of the cells fold, more than --max-folding {max_folding:g}; the result is written")
     return 0
-
-
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    """The result on stdout."""
-    if as_json:
-        from rdmm.record import jsonable
-
-        click.echo(json.dumps(jsonable(result), indent=1))
-        return
-    for key, value in result.items():
-        if isinstance(value, list):
-            for item in value:
-                click.echo(f"{key}: {item}")
-        else:
-            click.echo(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}")
 
 
 @main.command(no_args_is_help=True, epilog=DIRECTION)
@@ -288,7 +155,7 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: 
     set_log(o["quiet"], o["debug"])
     from rdmm import commands
 
-    _print(commands.apply(image, list(names), reference, out, labels=labels, invert=invert, overwrite=overwrite), o["as_json"])
+    show(commands.apply(image, list(names), reference, out, labels=labels, invert=invert, overwrite=overwrite), o["as_json"])
 
 
 @main.command(no_args_is_help=True, epilog=DIRECTION)
@@ -308,7 +175,7 @@ def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any
     set_log(o["quiet"], o["debug"])
     from rdmm import commands
 
-    _print(commands.points(csv, list(names), out, overwrite=overwrite), o["as_json"])
+    show(commands.points(csv, list(names), out, overwrite=overwrite), o["as_json"])
 
 
 @main.command(no_args_is_help=True, epilog=DIRECTION)
@@ -327,7 +194,7 @@ def invert(warp: str, out: str, overwrite: bool, **o: Any) -> None:
     set_log(o["quiet"], o["debug"])
     from rdmm import commands
 
-    _print(commands.invert_warp(warp, out, overwrite=overwrite), o["as_json"])
+    show(commands.invert_warp(warp, out, overwrite=overwrite), o["as_json"])
 
 
 @main.command(no_args_is_help=True, epilog=DIRECTION)
@@ -347,7 +214,58 @@ def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> 
     set_log(o["quiet"], o["debug"])
     from rdmm import commands
 
-    _print(commands.jacobian(warp, out, take_log=take_log, overwrite=overwrite), o["as_json"])
+    show(commands.jacobian(warp, out, take_log=take_log, overwrite=overwrite), o["as_json"])
+
+
+@main.command(no_args_is_help=True)
+@click.argument("images", nargs=-1)
+@click.option("-o", "--out", required=True, help="Barycenter, on the grid of the first image.")
+@click.option("--weights", help="One number an image, with commas between; the same for all where it is not given.")
+@click.option("--labels", is_flag=True, help="Label maps: the barycenter of each label; a voxel gets the largest.")
+@click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
+@common
+def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: bool, blur: float, overwrite: bool, **o: Any) -> None:
+    """Wasserstein barycenter of density images (intensities >= 0), or of label maps.
+
+    \b
+    Examples:
+      rdmm barycenter a.nii.gz b.nii.gz c.nii.gz -o mean.nii.gz
+      rdmm barycenter a.nii.gz b.nii.gz -o quarter.nii.gz --weights .75,.25
+      rdmm barycenter labels_1.nii.gz labels_2.nii.gz -o mean_labels.nii.gz --labels
+    """
+    set_log(o["quiet"], o["debug"])
+    try:
+        shares = [float(w) for w in weights.split(",")] if weights else []
+    except ValueError:
+        raise ConfigError(f"--weights is a list of numbers with commas between, e.g. .5,.5; not {weights!r}") from None
+    if shares and len(shares) != len(images):
+        raise ConfigError(f"{len(images)} images but {len(shares)} weights; give one weight an image")
+    from rdmm import commands
+
+    show(commands.barycenter(list(images), out, weights=shares, labels=labels, blur=blur, overwrite=overwrite), o["as_json"])
+
+
+@main.command(no_args_is_help=True)
+@click.argument("fixed")
+@click.argument("moving")
+@click.argument("labels")
+@click.option("-o", "--out", required=True, help="Labels on the grid of FIXED, where it is above 0.")
+@click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
+@click.option("--reach", type=float, help="sqrt(rho): how far mass is moved rather than created; all of it where it is not given.")
+@common
+def transfer(fixed: str, moving: str, labels: str, out: str, blur: float, reach: float | None, overwrite: bool, **o: Any) -> None:
+    """Carry LABELS of the density MOVING to the density FIXED by the transport plan between them.
+
+    \b
+    Examples:
+      rdmm transfer fixed_mask.nii.gz moving_mask.nii.gz moving_labels.nii.gz -o labels.nii.gz
+      rdmm transfer fixed.nii.gz moving.nii.gz moving_labels.nii.gz -o labels.nii.gz --blur .02
+      rdmm transfer fixed.nii.gz moving.nii.gz moving_labels.nii.gz -o labels.nii.gz --reach .1
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    show(commands.transfer(fixed, moving, labels, out, blur=blur, reach=reach, overwrite=overwrite), o["as_json"])
 
 
 @main.command(no_args_is_help=True)
@@ -370,7 +288,7 @@ def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[s
         raise ConfigError("give both --fixed-labels and --moving-labels, or neither")
     from rdmm import commands
 
-    _print(commands.evaluate(list(names), fixed_labels, moving_labels, landmarks), o["as_json"])
+    show(commands.evaluate(list(names), fixed_labels, moving_labels, landmarks), o["as_json"])
 
 
 @main.command(no_args_is_help=True)
@@ -388,7 +306,7 @@ def info(file: str, **o: Any) -> None:
     set_log(o["quiet"], o["debug"])
     from rdmm import commands
 
-    _print(commands.info(file), o["as_json"])
+    show(commands.info(file), o["as_json"])
 
 
 @main.command()

@@ -80,18 +80,24 @@ class GridSinkhorn:
 
 def _mass(x: Tensor, name: str) -> Tensor:
     """(b, c, 1...) sums of densities."""
-    values = x.detach().flatten(2)
-    low, high = values.amin(2), values.amax(2)
-    if not bool(torch.isfinite(low + high).all()):
+    values = x.detach().flatten(0, 1)
+    if not bool(torch.isfinite(values.sum())):
         raise DivergenceError(f"transport: the {name} image is not finite")
-    if bool((low < 0).any()):
-        raise InputError(f"transport needs densities >= 0, but the {name} image goes down to {float(low.min()):g}; shift or clamp it first")
-    if bool((high == 0).any()):
-        error = InputError if name == "target" else DivergenceError
-        raise error(f"transport: the {name} image is empty (all 0) in a channel, or under the masks: there is no mass to move")
-    if bool((low == high).any()):
+    if name == "moved" and not bool(values.flatten(1).any(1).all()):
+        raise DivergenceError("transport: the moved image is empty (all 0) in a channel, or under the masks: there is no mass to move")
+    require_density(values, f"the {name} image")
+    if bool((values.flatten(1).amin(1) == values.flatten(1).amax(1)).any()):
         raise InputError(f"transport: the {name} image is constant: no contrast (std=0), nothing to match")
     return x.flatten(2).sum(2).view(*x.shape[:2], *(1,) * (x.ndim - 2))
+
+
+def require_density(x: Tensor, name: str) -> None:
+    """Raise InputError where one of x (k, *s) is negative somewhere, or 0 everywhere."""
+    low, high = x.flatten(1).amin(1), x.flatten(1).amax(1)
+    if bool((low < 0).any()):
+        raise InputError(f"transport needs densities >= 0, but {name} goes down to {float(low.min()):g}; shift or clamp it first")
+    if bool((high == 0).any()):
+        raise InputError(f"transport: {name} is empty (all 0) in a channel, or under the masks: there is no mass to move")
 
 
 class _Divergence(torch.autograd.Function):

@@ -66,15 +66,19 @@ def _pyramid(log_a: Tensor, log_b: Tensor, spacing: tuple[float, ...]) -> list[L
     levels = [Level(log_a, log_b, spacing)]
     while True:
         last = levels[-1]
-        shape, h = last.log_a.shape[1:], last.spacing
-        halved = [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SMALLEST]
+        halved = halved_axes(last.log_a.shape[1:], last.spacing)
         if not halved:
             return levels
-        a, b = (_coarser(x, halved) for x in (last.log_a, last.log_b))
-        levels.append(Level(a, b, tuple(2 * x if i in halved else x for i, x in enumerate(h))))
+        a, b = (coarser(x, halved) for x in (last.log_a, last.log_b))
+        levels.append(Level(a, b, tuple(2 * x if i in halved else x for i, x in enumerate(last.spacing))))
 
 
-def _coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
+def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
+    """Axes that a coarser level has half as many voxels along: those of the finest spacing, unless they are short."""
+    return [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SMALLEST]
+
+
+def coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
     """Log-densities with pairs of voxels along ``axes`` made one."""
     for i in axes:
         axis = i + 1

@@ -1,0 +1,100 @@
+"""Wasserstein barycenters of densities on a grid, debiased: of densities that are alike, it is that density, not a blurred one
+(Janati, Cuturi, Gramfort, ICML 2020, algorithm 1, in logarithms and coarse to fine). And what a plan carries from one density to another.
+
+With K the Gaussian of variance eps, scalings u_k, v_k of each density a_k and d of the barycenter b itself:
+
+    v_k = a_k / K u_k,    b = d prod_k (K v_k)^{w_k},    u_k = b / K v_k,    d = sqrt(d b / K d).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from rdmm.transport.convolution import EMPTY, log_convolve
+from rdmm.transport.grid import coarser, halved_axes, log_density, prolong
+from rdmm.transport.iteration import self_potential
+from rdmm.types import ConfigError, Tensor
+
+log = logging.getLogger(__name__)
+
+
+def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], blur: float, tolerance: float, iterations: int) -> Tensor:
+    """The b (*s) of mass 1 that minimises sum_k w_k S(a_k, b), S the Sinkhorn divergence at the cost |x - y|^2 / 2.
+
+    Args:
+        a: densities (k, *s) >= 0; each counts as a mass of 1.
+        weights: (k,) >= 0, made to sum to 1.
+        spacing, blur: in one unit of length.
+        tolerance: change of b (L1) in one iteration at which a level stops. iterations: at most, on each level.
+    """
+    w = torch.as_tensor(list(weights), dtype=a.dtype, device=a.device)
+    if w.shape != a.shape[:1] or bool((w < 0).any()) or not float(w.sum()) > 0:
+        raise ConfigError(f"a barycenter of {len(a)} densities needs as many weights >= 0, not all 0; got {list(weights)}")
+    kept = w > 0
+    w, a = (w[kept] / w.sum()).view(-1, *(1,) * (a.ndim - 1)), a[kept]
+    levels = [(log_density(a / a.flatten(1).sum(1).view_as(w)), tuple(spacing))]
+    while axes := halved_axes(levels[-1][0].shape[1:], levels[-1][1]):
+        logs, h = levels[-1]
+        levels.append((coarser(logs, axes), tuple(2 * x if i in axes else x for i, x in enumerate(h))))
+    log_b = log_u = None
+    for number, (logs, h) in enumerate(reversed(levels)):
+        eps = (blur if number == len(levels) - 1 else max(blur, *h)) ** 2
+        alpha = [x * x / eps for x in h]
+        if log_b is None or log_u is None:
+            log_b = torch.full_like(logs[:1], -float(torch.tensor(logs[0].numel()).log()))
+            log_d = log_b + _own(log_b, alpha)
+            log_u = log_d.expand_as(logs)
+        else:
+            coarse = levels[-number][1]
+            ratio = 2.0 ** sum(x != y for x, y in zip(h, coarse, strict=True))
+            log_b = prolong(log_b, coarse, h, logs.shape) - torch.log(torch.tensor(ratio))
+            log_d = log_b + _own(log_b, alpha)
+            log_u = log_d + prolong(log_u, coarse, h, logs.shape) / eps
+        log_b, log_u, log_d = _iterated(logs, w, log_b, log_u, log_d, alpha, tolerance, iterations)
+        log_u = (log_u - log_d) * eps  # smooth: what a finer level starts from
+    assert log_b is not None
+    b = log_b[0].exp()
+    return b / b.sum()
+
+
+def _own(log_b: Tensor, alpha: Sequence[float]) -> Tensor:
+    """The potential p of (b, b)."""
+    return self_potential(log_b.exp(), lambda p: -log_convolve(log_b + p, alpha), 1.0, 1e-3, 50)
+
+
+def _iterated(
+    logs: Tensor, w: Tensor, log_b: Tensor, log_u: Tensor, log_d: Tensor, alpha: Sequence[float], tolerance: float, iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    for k in range(iterations):
+        log_v = (logs - log_convolve(log_u.contiguous(), alpha)).clamp_min(EMPTY)
+        log_kv = log_convolve(log_v, alpha)
+        before = log_b
+        log_b = log_d + (w * log_kv).sum(0, keepdim=True)
+        log_b = log_b - torch.logsumexp(log_b.flatten(), 0)
+        log_u = log_b - log_kv
+        log_d = 0.5 * (log_d + log_b - log_convolve(log_d, alpha))
+        change = float((log_b.exp() - before.exp()).abs().sum())
+        if change <= tolerance:
+            break
+    log.debug("barycenter %s: %d iterations, change %.3g", "x".join(map(str, logs.shape[1:])), k + 1, change)
+    return log_b, log_u, log_d
+
+
+def carried(values: Tensor, a: Tensor, f: Tensor, spacing: Sequence[float], blur: float) -> Tensor:
+    """What the plan of a potential f of a brings to each point of the other density: the mean of ``values`` over where its mass comes from.
+
+    Args:
+        values: (c, *s) >= 0, e.g. labels one-hot. a, f: (*s).
+
+    Returns:
+        (c, *s) sum_x pi(x, y) values(x) / sum_x pi(x, y).
+    """
+    eps = blur**2
+    alpha = [h * h / eps for h in spacing]
+    source = log_density(a[None]) + f[None] / eps
+    whole = log_convolve(source, alpha)
+    parts = torch.cat([log_convolve((source + log_density(v[None])).clamp_min(EMPTY), alpha) for v in values])
+    return torch.exp((parts - whole).clamp_max(50))
