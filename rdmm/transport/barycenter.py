@@ -9,6 +9,7 @@ With K the Gaussian of variance eps, scalings u_k, v_k of each density a_k and d
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,13 +45,13 @@ def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], bl
         eps = (blur if number == len(levels) - 1 else max(blur, *h)) ** 2
         alpha = [x * x / eps for x in h]
         if log_b is None or log_u is None:
-            log_b = torch.full_like(logs[:1], -float(torch.tensor(logs[0].numel()).log()))
+            log_b = torch.full_like(logs[:1], -math.log(logs[0].numel()))
             log_d = log_b + _own(log_b, alpha)
             log_u = log_d.expand_as(logs)
         else:
             coarse = levels[-number][1]
             ratio = 2.0 ** sum(x != y for x, y in zip(h, coarse, strict=True))
-            log_b = prolong(log_b, coarse, h, logs.shape) - torch.log(torch.tensor(ratio))
+            log_b = prolong(log_b, coarse, h, logs.shape) - math.log(ratio)
             log_d = log_b + _own(log_b, alpha)
             log_u = log_d + prolong(log_u, coarse, h, logs.shape) / eps
         log_b, log_u, log_d = _iterated(logs, w, log_b, log_u, log_d, alpha, tolerance, iterations)
@@ -68,7 +69,8 @@ def _own(log_b: Tensor, alpha: Sequence[float]) -> Tensor:
 def _iterated(
     logs: Tensor, w: Tensor, log_b: Tensor, log_u: Tensor, log_d: Tensor, alpha: Sequence[float], tolerance: float, iterations: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    for k in range(iterations):
+    count, change = 0, math.inf
+    while change > tolerance and count < iterations:
         log_v = (logs - log_convolve(log_u.contiguous(), alpha)).clamp_min(EMPTY)
         log_kv = log_convolve(log_v, alpha)
         before = log_b
@@ -76,10 +78,8 @@ def _iterated(
         log_b = log_b - torch.logsumexp(log_b.flatten(), 0)
         log_u = log_b - log_kv
         log_d = 0.5 * (log_d + log_b - log_convolve(log_d, alpha))
-        change = float((log_b.exp() - before.exp()).abs().sum())
-        if change <= tolerance:
-            break
-    log.debug("barycenter %s: %d iterations, change %.3g", "x".join(map(str, logs.shape[1:])), k + 1, change)
+        count, change = count + 1, float((log_b.exp() - before.exp()).abs().sum())
+    log.debug("barycenter %s: %d iterations, change %.3g", "x".join(map(str, logs.shape[1:])), count, change)
     return log_b, log_u, log_d
 
 
