@@ -15,6 +15,7 @@ from rdmm import ops
 from rdmm.grid import Grid
 from rdmm.io import write_atomically
 from rdmm.registration import Registration
+from rdmm.shapes import ShapeRegistration, by_method
 from rdmm.types import Tensor
 
 matplotlib.use("Agg")
@@ -47,7 +48,18 @@ def boxes(rows: Sequence[Row], out: Path) -> None:
         _save(figure, out / f"boxes_{data}.png")
 
 
-def case(done: Mapping[str, Registration], path: Path) -> None:
+def case(done: Mapping[str, Registration | ShapeRegistration], path: Path) -> None:
+    """One picture of a case by every method."""
+    images = {k: r for k, r in done.items() if isinstance(r, Registration)}
+    if images:
+        _of_images(images, path)
+    found = {k: r for k, r in done.items() if isinstance(r, ShapeRegistration)}
+    if found:
+        figure = by_method(found)
+        _save(figure, path)
+
+
+def _of_images(done: Mapping[str, Registration], path: Path) -> None:
     """Before: moving, its difference to fixed, fixed. A row for each method: warped with the deformed grid, difference,
     log det J, and of RDMM sigma(x) at t = 0 and t = 1."""
     sigmas = {name: r.sigmas() for name, r in done.items()}

@@ -17,11 +17,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from eval import figures, tables
+from rdmm import shapes
 from rdmm.config import build, check, compose, share
 from rdmm.data import Cases
-from rdmm.inputs import Inputs
+from rdmm.inputs import Inputs, Shapes
 from rdmm.registration import Registration, run
 from rdmm.resources import set_threads
+from rdmm.shapes import ShapeRegistration
 from rdmm.types import ConfigError, RdmmError
 
 log = logging.getLogger(__name__)
@@ -57,12 +59,13 @@ class Study:
 def rows(study: Study, base: list[str], device: str, seed: int, out: Path) -> Iterator[dict[str, Any]]:
     """One row of the table for each case and method; a failure is a row that says why."""
     for name, data in study.data.items():
-        configs = {m: compose([*base, *study.settings.get(name, []), *more]) for m, more in study.methods.items()}
+        settings = getattr(data, "settings", "register")
+        configs = {m: compose([*base, *study.settings.get(name, []), *more], settings) for m, more in study.methods.items()}
         for config in configs.values():
             build(config["stages"], "stages")
         for number, (case, read) in enumerate(list(data.cases().items())[: study.limit]):
             inputs = read()
-            done: dict[str, Registration] = {}
+            done: dict[str, Registration | ShapeRegistration] = {}
             for method, config in configs.items():
                 row, registration = _judged(inputs, config, device, seed)
                 if registration is not None and number < study.pictures:
@@ -73,9 +76,15 @@ def rows(study: Study, base: list[str], device: str, seed: int, out: Path) -> It
                 figures.case(done, out / f"{case}.png")
 
 
-def _judged(inputs: Inputs, config: dict[str, Any], device: str, seed: int) -> tuple[dict[str, Any], Registration | None]:
+def _judged(
+    inputs: Inputs | Shapes, config: dict[str, Any], device: str, seed: int
+) -> tuple[dict[str, Any], Registration | ShapeRegistration | None]:
     try:
-        registration = run(inputs, config, device=device, seed=seed)
+        registration: Registration | ShapeRegistration
+        if isinstance(inputs, Shapes):
+            registration = shapes.run(inputs, config, device=device, seed=seed)
+        else:
+            registration = run(inputs, config, device=device, seed=seed)
         measures = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
         return {"status": registration.status, **measures, "seconds": registration.result.seconds["total"]}, registration
     except RdmmError as error:

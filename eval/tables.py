@@ -20,6 +20,9 @@ WORST = ("folds_percent", "folded_cells_percent", "energy_drift")
 SHOWN = {
     "dice": "Dice",
     "region_dice": "Dice of the region",
+    "distance_after_mm": "distance mm",
+    "hd95_after_mm": "HD95 mm",
+    "tre_before_mm": "TRE before mm",
     "tre_mm": "TRE mm",
     "tre_liver_mm": "TRE liver mm",
     "tre_outside_mm": "TRE outside mm",

@@ -51,7 +51,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explained(str(error), overrides, name)) from error
     assert isinstance(plain, dict)
-    if name == "register":  # what eval.py compares; an experiment's settings are the rest of it
+    if name in ("register", "shapes"):  # what eval.py compares; an experiment's settings are the rest of it
         plain.pop("study", None)
     return {str(k): v for k, v in plain.items()}
 

@@ -1,4 +1,4 @@
-"""Sums of Gaussians between two clouds of points, compiled by numba for float32 on CPU: the velocity of control points.
+"""Sums of Gaussians between clouds of points, compiled by numba for float32 on CPU: velocity and force of control points.
 
     v_i = sum_j k(x_i - q_j) p_j,    k(z) = sum_s w_s exp(-|z|^2 / (2 sigma_s^2))
 
@@ -113,3 +113,99 @@ def _called(kernel: Any, clouds: Sequence[Tensor], sigmas: Sequence[float], weig
 def gaussian_sums(x: Tensor, q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
     """sum_j k(x_i - q_j) p_j, (d, n): x (d, n), q and p (d, m), float32 on CPU. Gradients pass to all three, once."""
     return _Sums.apply(x, q, p, sigmas, weights)
+
+
+@njit(cache=True, inline="always", fastmath=True)
+def _pairs(q, p, j, c, w, points, momenta, z, k, dot):  # type: ignore[no-untyped-def]
+    """z = q_i - q_j (d, WIDTH), k' and p_i . p_j of WIDTH points i, whose q and p are ``points`` and ``momenta``, with point j."""
+    _kernel(points, q, j, c, w, dot, k)
+    for i in range(WIDTH):
+        dot[i] = f32(0)
+    for a in range(q.shape[0]):
+        for i in range(WIDTH):
+            z[a, i] = points[a, i] - q[a, j]
+            dot[i] += momenta[a, i] * p[a, j]
+
+
+@njit(cache=True, parallel=True, fastmath=True)
+def _forces(q, p, c, w, out):  # type: ignore[no-untyped-def]
+    """out_i = sum_j k'(z) (p_i . p_j) z, z = q_i - q_j."""
+    d, n = q.shape
+    for t in prange((n + WIDTH - 1) // WIDTH):
+        points, momenta = np.empty((d, WIDTH), np.float32), np.empty((d, WIDTH), np.float32)
+        z, total = np.empty((d, WIDTH), np.float32), np.zeros((d, WIDTH), np.float32)
+        k, dot = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+        for a in range(d):
+            for i in range(WIDTH):
+                points[a, i], momenta[a, i] = q[a, min(t * WIDTH + i, n - 1)], p[a, min(t * WIDTH + i, n - 1)]
+        for j in range(n):
+            _pairs(q, p, j, c, w, points, momenta, z, k, dot)
+            for a in range(d):
+                for i in range(WIDTH):
+                    total[a, i] += k[i] * dot[i] * z[a, i]
+        for a in range(d):
+            for i in range(min(WIDTH, n - t * WIDTH)):
+                out[a, t * WIDTH + i] = total[a, i]
+
+
+@njit(cache=True, parallel=True, fastmath=True)
+def _force_slopes(q, p, g, c, w, steeper, by_q, by_p):  # type: ignore[no-untyped-def]
+    """Gradients of sum_i g_i . force_i: with h = g_i - g_j and k'' = sum_s w_s / sigma_s^4 exp(...),
+
+    by_q_i = sum_j (p_i . p_j) (k' h - k'' (h . z) z),    by_p_i = sum_j k' (h . z) p_j.
+    """
+    d, n = q.shape
+    for t in prange((n + WIDTH - 1) // WIDTH):
+        points, momenta = np.empty((d, WIDTH), np.float32), np.empty((d, WIDTH), np.float32)
+        z, h = np.empty((d, WIDTH), np.float32), np.empty((d, WIDTH), np.float32)
+        sum_q, sum_p = np.zeros((d, WIDTH), np.float32), np.zeros((d, WIDTH), np.float32)
+        k, steep, dot, along = (
+            np.empty(WIDTH, np.float32),
+            np.empty(WIDTH, np.float32),
+            np.empty(WIDTH, np.float32),
+            np.empty(WIDTH, np.float32),
+        )
+        slopes = np.empty((d, WIDTH), np.float32)
+        for a in range(d):
+            for i in range(WIDTH):
+                first = min(t * WIDTH + i, n - 1)
+                points[a, i], momenta[a, i], slopes[a, i] = q[a, first], p[a, first], g[a, first]
+        for j in range(n):
+            _kernel(points, q, j, c, steeper, dot, steep)
+            _pairs(q, p, j, c, w, points, momenta, z, k, dot)
+            for i in range(WIDTH):
+                along[i] = f32(0)
+            for a in range(d):
+                for i in range(WIDTH):
+                    h[a, i] = slopes[a, i] - g[a, j]
+                    along[i] += h[a, i] * z[a, i]
+            for a in range(d):
+                for i in range(WIDTH):
+                    sum_q[a, i] += dot[i] * (k[i] * h[a, i] - steep[i] * along[i] * z[a, i])
+                    sum_p[a, i] += k[i] * along[i] * p[a, j]
+        for a in range(d):
+            for i in range(min(WIDTH, n - t * WIDTH)):
+                by_q[a, t * WIDTH + i], by_p[a, t * WIDTH + i] = sum_q[a, i], sum_p[a, i]
+
+
+class _Forces(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
+        ctx.save_for_backward(q, p)
+        ctx.kernel = sigmas, weights
+        return _called(_forces, (q, p), sigmas, [w / s**2 for s, w in zip(sigmas, weights, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        sigmas, weights = ctx.kernel
+        q, p, slopes = (np.ascontiguousarray(x.detach().numpy()) for x in (*ctx.saved_tensors, g))
+        c = np.array([0.5 / s**2 for s in sigmas], np.float32) * LOG2E
+        steep, steeper = (np.array([w / s**k for s, w in zip(sigmas, weights, strict=True)], np.float32) for k in (2, 4))
+        by_q, by_p = np.empty_like(q), np.empty_like(q)
+        _force_slopes(q, p, slopes, c, steep, steeper, by_q, by_p)
+        return torch.from_numpy(by_q), torch.from_numpy(by_p), None, None
+
+
+def gaussian_forces(q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
+    """-dH/dq, (d, n), of control points q and momenta p (d, n), float32 on CPU. Gradients pass to both, once."""
+    return _Forces.apply(q, p, sigmas, weights)

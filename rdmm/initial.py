@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -11,9 +11,10 @@ import torch
 from rdmm.dynamics import InitialConditions
 from rdmm.measure import Measure
 from rdmm.ops import sample
-from rdmm.points import spread
+from rdmm.points import controls, spread
 from rdmm.shape import Image, Pair
-from rdmm.smoother import gaussian
+from rdmm.similarity import SinkhornDivergence
+from rdmm.smoother import MultiGaussian, gaussian
 from rdmm.transform import Transform
 from rdmm.types import ConfigError, Tensor
 from rdmm.weights import by_region
@@ -93,3 +94,33 @@ class Controls:
             raise ConfigError("initializer=controls is for shapes (points, curves, surfaces); images start from zero or regions")
         points = torch.stack([spread(x, self.count) for x in pair.source.points.detach()])
         return InitialConditions(torch.zeros_like(points), None, points)
+
+
+@dataclass(frozen=True)
+class Transported:
+    """The momenta that send control points where optimal transport does: p with (K + ridge) p = v, v the plan's displacement.
+
+    Args:
+        similarity: whose plan is followed, with ``cost="points"``; a wide blur makes a smooth v, a reach leaves out what has no partner.
+        count: of control points, spread over the pre-aligned moving shape.
+        ridge: what is given up of v for smaller momenta, as a part of the kernel's height.
+        smoother: the kernel, that of the dynamics.
+    """
+
+    similarity: SinkhornDivergence = field(default_factory=lambda: SinkhornDivergence(0.05))
+    count: int = 300
+    ridge: float = 0.1
+    smoother: MultiGaussian = field(default_factory=lambda: MultiGaussian([0.05, 0.1, 0.2], [0.3, 0.3, 0.4]))
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise ConfigError(f"initializer.ridge must be > 0, not {self.ridge}")
+
+    def __call__(self, pair: Pair[Measure]) -> InitialConditions:
+        q = controls(Controls(self.count)(pair))
+        v = self.similarity.displacement(q, pair.source, pair.fixed)
+        square = (q.unsqueeze(3) - q.unsqueeze(2)).square().sum(1)
+        kernel = zip(self.smoother.sigmas, self.smoother.weights, strict=True)
+        k = torch.stack([w * torch.exp(-square / (2 * s**2)) for s, w in kernel]).sum(0)
+        k = k + self.ridge * torch.eye(q.shape[2], dtype=q.dtype, device=q.device)
+        return InitialConditions(torch.linalg.solve(k, v.transpose(1, 2)).transpose(1, 2).contiguous(), None, q)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from rdmm import io
 from rdmm.grid import Grid
 from rdmm.io.nifti import NanPolicy, Source
+from rdmm.measure import Measure, frame_of
 from rdmm.resources import check_memory
 from rdmm.shape import Image, Pair, bounds, overlap_fraction
 from rdmm.transform import Identity, framed
@@ -118,3 +120,42 @@ def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image
             f"{path}: row {row + 2}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} image "
             f"{bounds([image.grid])}; are the landmarks in world millimetres (RAS+)?"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Two shapes in the domain units of ``frame``, a grid around both, and where they come from.
+
+    Args:
+        landmarks: fixed and moving points (n, d), world millimetres.
+    """
+
+    pair: Pair[Measure]
+    frame: Grid
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | None = None) -> Shapes:
+    """Two shapes from .vtk or .ply files, or measures in world millimetres; planar ones (all z equal) become 2D."""
+    found = [(x, None) if isinstance(x, Measure) else (None, io.read_mesh(x)) for x in (fixed, moving)]
+    flat = all(np.ptp(mesh.points[:, 2]) == 0 for _, mesh in found if mesh is not None)
+    measures = [m if m is not None else _measure(mesh, 2 if flat else 3) for m, mesh in found]  # type: ignore[arg-type]
+    if measures[0].ndim != measures[1].ndim:
+        raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D")
+    kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]
+    if kinds[0] != kinds[1]:
+        names = {None: "points", 2: "curves", 3: "surfaces"}
+        raise InputError(f"fixed holds {names[kinds[0]]} but moving {names[kinds[1]]}; shapes of one kind are registered")
+    frame = frame_of(measures)
+    target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
+    pair = Pair(target, source)
+    marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim)[:2]
+    given = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
+    return Shapes(pair, frame, marks, {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike)})
+
+
+def _measure(mesh: io.Mesh, d: int) -> Measure:
+    points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
+    weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
+    return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))

@@ -7,7 +7,7 @@ import io as buffers
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from scipy.spatial import cKDTree
 from rdmm import io, metrics
 from rdmm.config import build, compose
 from rdmm.grid import Grid
+from rdmm.inputs import Shapes, read_shapes
 from rdmm.io.files import Outputs
-from rdmm.measure import Measure, frame_of
+from rdmm.measure import Measure
 from rdmm.optimise import stop
 from rdmm.points import PointLDDMM
 from rdmm.record import described, jsonable, write_conditions
@@ -31,7 +32,7 @@ from rdmm.resources import chosen_device, set_threads
 from rdmm.shape import Correspondence, Pair
 from rdmm.stages import Chain, Deform, Result
 from rdmm.transform import Affine, Identity, Transform, composed, displacement
-from rdmm.types import InputError, Tensor
+from rdmm.types import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -39,45 +40,6 @@ import matplotlib.pyplot as plt
 RESULTS = ("Warped.vtk", "InverseWarped.vtk", "1Warp.nii.gz", "1InverseWarp.nii.gz", "run.json", "report.html")
 OPTIONAL = ("0GenericAffine.mat", "Flow.vtk", "initial_conditions.safetensors")
 TIMES = tuple(k / 10 for k in range(11))
-
-
-@dataclass(frozen=True, eq=False)
-class Shapes:
-    """Two shapes in the domain units of ``frame``, a grid around both, and where they come from.
-
-    Args:
-        landmarks: fixed and moving points (n, d), world millimetres.
-    """
-
-    pair: Pair[Measure]
-    frame: Grid
-    landmarks: tuple[np.ndarray, np.ndarray] | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-
-
-def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | None = None) -> Shapes:
-    """Two shapes from .vtk or .ply files, or measures in world millimetres; planar ones (all z equal) become 2D."""
-    found = [(x, None) if isinstance(x, Measure) else (None, io.read_mesh(x)) for x in (fixed, moving)]
-    flat = all(np.ptp(mesh.points[:, 2]) == 0 for _, mesh in found if mesh is not None)
-    measures = [m if m is not None else _measure(mesh, 2 if flat else 3) for m, mesh in found]  # type: ignore[arg-type]
-    if measures[0].ndim != measures[1].ndim:
-        raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D")
-    kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]
-    if kinds[0] != kinds[1]:
-        names = {None: "points", 2: "curves", 3: "surfaces"}
-        raise InputError(f"fixed holds {names[kinds[0]]} but moving {names[kinds[1]]}; shapes of one kind are registered")
-    frame = frame_of(measures)
-    target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
-    pair = Pair(target, source)
-    marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim)[:2]
-    given = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
-    return Shapes(pair, frame, marks, {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike)})
-
-
-def _measure(mesh: io.Mesh, d: int) -> Measure:
-    points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
-    weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
-    return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,39 +156,55 @@ class ShapeRegistration:
 
     def pictures(self) -> list[tuple[str, str]]:
         """(heading, base64 PNG): both shapes before and after, in each plane, with the flow's grid."""
-        pair, d = self.shapes.pair, self.shapes.frame.ndim
-        planes = [(0, 1)] if d == 2 else [(0, 1), (0, 2), (1, 2)]
-        figure, axes = plt.subplots(len(planes), 2, figsize=(11, 5.4 * len(planes)), squeeze=False)
-        for row, (i, j) in zip(axes, planes, strict=True):
-            for panel, m, title in ((row[0], pair.moving, "before"), (row[1], self.warped, "after")):
-                _draw(panel, pair.fixed, self.in_world(pair.fixed), i, j, "black", "fixed")
-                _draw(panel, m, self.in_world(m), i, j, "tab:red", "moving" if title == "before" else "warped")
-                panel.set_title(f"{title}: black fixed, red {'moving' if title == 'before' else 'warped'}; {'xyz'[i]}{'xyz'[j]} plane, mm")
-                panel.set_aspect("equal")
-            if d == 2:
-                self._draw_grid(row[1])
+        figure = by_method({"warped": self})
         buffer = buffers.BytesIO()
         figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
         return [("Shapes before and after", base64.b64encode(buffer.getvalue()).decode())]
 
-    def _draw_grid(self, panel: Any) -> None:
-        """Lines of the plane carried along by the flow."""
-        frame = self.shapes.frame.resized([31] * 2)
-        x = frame.identity(torch.zeros(1))
-        y = self.shapes.frame.to_world(self._parts()[1](x))[0].numpy()
-        for lines in (y, y.transpose(0, 2, 1)):
-            panel.plot(lines[0], lines[1], color="tab:blue", linewidth=0.4, alpha=0.6)
+
+def by_method(done: Mapping[str, ShapeRegistration]) -> Any:
+    """A figure of a case: both shapes before, and the warped one by each method, with the flow's grid in 2D; one row a plane."""
+    first = next(iter(done.values()))
+    pair, d = first.shapes.pair, first.shapes.frame.ndim
+    shown = [("moving", pair.moving), *((name, r.warped) for name, r in done.items())]
+    planes = [(0, 1)] if d == 2 else [(0, 1), (0, 2), (1, 2)]
+    columns = len(shown) if d == 3 else min(4, len(shown))
+    rows = len(planes) * -(-len(shown) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 5 * rows), squeeze=False)
+    for panel in axes.flat[len(planes) * len(shown) :]:
+        panel.set_axis_off()
+    panels = iter(axes.flat)
+    for i, j in planes:
+        for name, shape in shown:
+            panel = next(panels)
+            _draw(panel, pair.fixed, first.in_world(pair.fixed), i, j, "black")
+            _draw(panel, shape, first.in_world(shape), i, j, "tab:red")
+            panel.set_title(f"{name} (red) and fixed (black), {'xyz'[i]}{'xyz'[j]} plane, mm", fontsize=9)
+            panel.set_aspect("equal")
+            if d == 2 and name in done:
+                _draw_grid(panel, done[name])
+    figure.tight_layout()
+    return figure
 
 
-def _draw(panel: Any, shape: Measure, points: np.ndarray, i: int, j: int, colour: str, label: str) -> None:
+def _draw_grid(panel: Any, done: ShapeRegistration) -> None:
+    """Lines of the plane carried along by the flow."""
+    frame = done.shapes.frame
+    x = frame.resized([31] * 2).identity(torch.zeros(1))
+    y = frame.to_world(done._parts()[1](x))[0].numpy()
+    for lines in (y, y.transpose(0, 2, 1)):
+        panel.plot(lines[0], lines[1], color="tab:blue", linewidth=0.4, alpha=0.5)
+
+
+def _draw(panel: Any, shape: Measure, points: np.ndarray, i: int, j: int, colour: str) -> None:
     if shape.cells is not None and shape.cells.shape[1] == 2:
         segments = points[shape.cells.numpy()][:, :, [i, j]]
-        panel.add_collection(matplotlib.collections.LineCollection(list(segments), colors=colour, linewidths=1, label=label))
+        panel.add_collection(matplotlib.collections.LineCollection(list(segments), colors=colour, linewidths=1))
         panel.autoscale()
     else:
         shown = points[:: max(1, len(points) // 8000)]
-        panel.scatter(shown[:, i], shown[:, j], s=0.5, c=colour, label=label)
+        panel.scatter(shown[:, i], shown[:, j], s=0.5, c=colour)
 
 
 def _flat(transform: Transform) -> list[Transform]:

@@ -8,13 +8,14 @@ from rdmm.config import ALLOWED, build, compose, share
 
 CONF = share() / "conf"
 OPTIONS = sorted({f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml")} - {"similarity/sum"})  # a list of terms makes it
-OF_SHAPES = ("affine/points", "dynamics/points", "initializer/controls", "optimizer/shapes", "smoother/shapes")
+OF_SHAPES = ("affine/points", "dynamics/points", "initializer/controls", "initializer/transported", "optimizer/shapes", "smoother/shapes")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_builds(option):
     group, name = option.split("/")
-    settings = "shapes" if option in OF_SHAPES else "register"
+    of_shapes = option in OF_SHAPES or "override /dynamics: points" in (CONF / f"{option}.yaml").read_text()
+    settings = "shapes" if of_shapes else "register"
     config = compose([f"{group}={name}"], settings)
     assert build(config["stages"], "stages")
     assert settings == "shapes" or build(config["intensity"])

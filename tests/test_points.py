@@ -122,8 +122,12 @@ def test_compiled_sums_are_the_torch_ones():
     results = []
     for dtype in (torch.float32, torch.float64):
         parts = [t.to(dtype).requires_grad_() for t in (x, ic.points, ic.momentum)]
-        v = Hamiltonian(SMOOTHER.sigmas, SMOOTHER.weights).velocity(*parts)
-        results.append([t.detach().double() for t in (v, *torch.autograd.grad((v * g.to(dtype)).sum(), parts))])
+        system = Hamiltonian(SMOOTHER.sigmas, SMOOTHER.weights)
+        v, force = system.velocity(*parts), system.force(*parts[1:])
+        slopes = torch.autograd.grad((v * g.to(dtype)).sum(), parts) + torch.autograd.grad(
+            (force * g[..., :150].to(dtype)).sum(), parts[1:]
+        )
+        results.append([t.detach().double() for t in (v, force, *slopes)])
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, atol=1e-5 * float(b.abs().max()))
 

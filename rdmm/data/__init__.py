@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from rdmm.inputs import Inputs
+from rdmm.inputs import Inputs, Shapes
 from rdmm.types import InputError
 
 
 class Cases(Protocol):
-    """A data set; nothing is read before a case is asked for."""
+    """A data set; nothing is read before a case is asked for. One of shapes says so: ``settings = "shapes"``."""
 
-    def cases(self) -> Mapping[str, Callable[[], Inputs]]: ...
+    def cases(self) -> Mapping[str, Callable[[], Inputs | Shapes]]: ...
 
 
 def folder(path: str | os.PathLike[str], part: str = "") -> Path:

@@ -122,6 +122,27 @@ class SinkhornDivergence(_Divergence):
         arguments = (x for m in (moved, target) for x in (self._features(m), self._masses(m)))
         return _Transport.apply(*arguments, self._solver(moved.ndim))
 
+    def displacement(self, points: Tensor, moved: Measure, target: Measure) -> Tensor:
+        """Where the plan carries points (b, d, n) near the moved measure, less where its own plan does: (b, d, n).
+
+        The mean of the target's atoms under the plan's weights, less that of the moved measure's own atoms: the debiased
+        barycentric map, minus the gradient of the divergence by an atom over its weight. For ``cost="points"``.
+        """
+        if self.cost != "points":
+            raise ConfigError("only cost=points carries points that are not atoms of a measure")
+        out = []
+        with torch.no_grad():
+            for i, x in enumerate(points):
+                a, b = (_single(m.atoms(), i) for m in (moved, target))
+                solver, clouds = self._solver(moved.ndim), [Cloud(self._features(m), self._masses(m)) for m in (a, b)]
+                ta, tb = (c[tiling(c.x)] for c in clouds)
+                found, eps = solver(ta, tb), self.blur**2
+                order = tiling(x.T)
+                rows = x.T[order].contiguous()
+                v = solver.slope(rows, ta, found.p[0] / eps, eps) - solver.slope(rows, tb, found.g[0] / eps, eps)
+                out.append(v[order.argsort()].T)
+        return torch.stack(out)
+
     def potentials(self, moved: Measure, target: Measure) -> Potentials:
         """Dual potentials (1, n) and (1, m) at the atoms of two measures of batch 1; the error that was reached is among them."""
         with torch.no_grad():
