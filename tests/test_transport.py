@@ -301,6 +301,8 @@ def test_channels_and_batches_are_independent():
 def test_faults():
     grid = Grid.unit((12, 12))
     good, flat = Image(rough(grid, 1), grid), Image(torch.ones(1, 1, 12, 12, dtype=torch.float64), grid)
+    rounded = Image(good.data - (good.data.min() + 1e-7) * (good.data == good.data.min()), grid)
+    assert torch.isfinite(GridSinkhorn(0.1)(rounded, Image(good.data.flip(2), grid))).all()
     empty, negative = Image(torch.zeros_like(flat.data), grid), Image(good.data - 0.5, grid)
     similarity = GridSinkhorn(0.1)
     for pair, message in (((flat, good), "constant"), ((good, flat), "constant"), ((good, empty), "empty"), ((negative, good), ">= 0")):

@@ -15,6 +15,9 @@ from rdmm.transport.grid import potentials
 from rdmm.transport.iteration import Potentials, divergence
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
 
+ROUNDING = 1e-3
+"""Part of the highest intensity that a low-pass of the pyramid may leave below 0; it counts as 0."""
+
 
 @dataclass(frozen=True)
 class GridSinkhorn:
@@ -73,6 +76,7 @@ class GridSinkhorn:
         a, b = (x.data if weight is None else x.data * weight for x in (moved, target))
         a, b = torch.broadcast_tensors(a, b)
         masses = [_mass(x, name) for x, name in ((a, "moved"), (b, "target"))]
+        a, b = a.clamp_min(0), b.clamp_min(0)
         if self.reach is not None:
             masses = [0.5 * (masses[0] + masses[1])] * 2 if self.normalise else [torch.ones_like(m) for m in masses]
         return a / masses[0], b / masses[1]
@@ -92,9 +96,9 @@ def _mass(x: Tensor, name: str) -> Tensor:
 
 
 def require_density(x: Tensor, name: str) -> None:
-    """Raise InputError where one of x (k, *s) is negative somewhere, or 0 everywhere."""
+    """Raise InputError where one of x (k, *s) is negative somewhere (by more than rounding), or 0 everywhere."""
     low, high = x.flatten(1).amin(1), x.flatten(1).amax(1)
-    if bool((low < 0).any()):
+    if bool((low < -ROUNDING * high).any()):
         raise InputError(f"transport needs densities >= 0, but {name} goes down to {float(low.min()):g}; shift or clamp it first")
     if bool((high == 0).any()):
         raise InputError(f"transport: {name} is empty (all 0) in a channel, or under the masks: there is no mass to move")
