@@ -119,6 +119,13 @@ def info(name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
     if name.endswith((".nii", ".nii.gz")):
         return facts | (_warp_facts(name) if io.nifti.peek_shape(name)[3:] in ((1, 3), (1, 2)) else _image_facts(name))
+    if io.is_mesh(name):
+        mesh = io.read_mesh(name)
+        kinds = {None: "points", 2: "segments", 3: "triangles"}
+        cells = None if mesh.cells is None else mesh.cells.shape
+        box = [[round(float(x), 4) for x in f(mesh.points, 0)] for f in (np.min, np.max)]
+        facts |= {"kind": f"shape of {kinds[None if cells is None else cells[1]]}", "vertices": len(mesh.points)}
+        return facts | {"cells": 0 if cells is None else cells[0], "lowest": box[0], "highest": box[1]}
     if name.endswith((".mat", ".txt", ".tfm")):
         transform = io.read_transform(name)
         assert isinstance(transform, Affine)
@@ -138,7 +145,7 @@ def info(name: str) -> dict[str, Any]:
             return facts | {"kind": "run", "status": run["status"], **run["metrics"]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not a run.json of rdmm ({error})") from error
-    raise InputError(f"{path}: an image or warp (.nii, .nii.gz), affine (.mat), .safetensors or run.json is wanted")
+    raise InputError(f"{path}: an image or warp (.nii, .nii.gz), shape (.vtk, .ply), affine (.mat), .safetensors or run.json is wanted")
 
 
 def _geometry(grid: Grid) -> dict[str, Any]:

@@ -275,6 +275,8 @@ def test_register_from_files_to_files(tmp_path):
     assert again.exit_code == 3 and "--overwrite" in again.stderr
     assert (out / "report.html").stat().st_size > 10_000
     assert len(io.read_mesh(out / "Flow.vtk").cells) == 10 * 36
+    info = json.loads(CliRunner().invoke(main, ["info", str(out / "Warped.vtk"), "--json"]).stdout)
+    assert (info["kind"], info["vertices"], info["cells"]) == ("shape of segments", 36, 36)
 
 
 def test_faults(tmp_path):
