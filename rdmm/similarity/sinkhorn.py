@@ -76,7 +76,7 @@ class GridSinkhorn:
         a, b = (x.data if weight is None else x.data * weight for x in (moved, target))
         a, b = torch.broadcast_tensors(a, b)
         masses = [_mass(x, name) for x, name in ((a, "moved"), (b, "target"))]
-        a, b = a.clamp_min(0), b.clamp_min(0)
+        a, b = (x.clamp_min(0) if bool((x < 0).any()) else x for x in (a, b))
         if self.reach is not None:
             masses = [0.5 * (masses[0] + masses[1])] * 2 if self.normalise else [torch.ones_like(m) for m in masses]
         return a / masses[0], b / masses[1]

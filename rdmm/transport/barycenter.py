@@ -36,12 +36,13 @@ def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], bl
         raise ConfigError(f"a barycenter of {len(a)} densities needs as many weights >= 0, not all 0; got {list(weights)}")
     kept = w > 0
     w, a = (w[kept] / w.sum()).view(-1, *(1,) * (a.ndim - 1)), a[kept]
-    levels = [(log_density(a / a.flatten(1).sum(1).view_as(w)), tuple(spacing))]
+    levels = [(a / a.flatten(1).sum(1).view_as(w), tuple(spacing))]
     while axes := halved_axes(levels[-1][0].shape[1:], levels[-1][1]):
-        logs, h = levels[-1]
-        levels.append((coarser(logs, axes), tuple(2 * x if i in axes else x for i, x in enumerate(h))))
+        finer, h = levels[-1]
+        levels.append((coarser(finer, axes), tuple(2 * x if i in axes else x for i, x in enumerate(h))))
     log_b = log_u = None
-    for number, (logs, h) in enumerate(reversed(levels)):
+    for number, (densities, h) in enumerate(reversed(levels)):
+        logs = log_density(densities)
         eps = (blur if number == len(levels) - 1 else max(blur, *h)) ** 2
         alpha = [x * x / eps for x in h]
         if log_b is None or log_u is None:
@@ -71,13 +72,13 @@ def _iterated(
 ) -> tuple[Tensor, Tensor, Tensor]:
     count, change = 0, math.inf
     while change > tolerance and count < iterations:
-        log_v = (logs - log_convolve(log_u.contiguous(), alpha)).clamp_min(EMPTY)
+        log_v = (logs - log_convolve(log_u.clone(), alpha)).clamp_min(EMPTY)
         log_kv = log_convolve(log_v, alpha)
         before = log_b
         log_b = log_d + (w * log_kv).sum(0, keepdim=True)
         log_b = log_b - torch.logsumexp(log_b.flatten(), 0)
         log_u = log_b - log_kv
-        log_d = 0.5 * (log_d + log_b - log_convolve(log_d, alpha))
+        log_d = 0.5 * (log_d + log_b - log_convolve(log_d.clone(), alpha))
         count, change = count + 1, float((log_b.exp() - before.exp()).abs().sum())
     log.debug("barycenter %s: %d iterations, change %.3g", "x".join(map(str, logs.shape[1:])), count, change)
     return log_b, log_u, log_d
@@ -95,6 +96,6 @@ def carried(values: Tensor, a: Tensor, f: Tensor, spacing: Sequence[float], blur
     eps = blur**2
     alpha = [h * h / eps for h in spacing]
     source = log_density(a[None]) + f[None] / eps
-    whole = log_convolve(source, alpha)
+    whole = log_convolve(source.clone(), alpha)
     parts = torch.cat([log_convolve((source + log_density(v[None])).clamp_min(EMPTY), alpha) for v in values])
     return torch.exp((parts - whole).clamp_max(50))

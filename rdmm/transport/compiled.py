@@ -103,8 +103,8 @@ def _along(g, out, n, inner, a):  # type: ignore[no-untyped-def]
 
 
 def log_convolve(g: Tensor, alpha: Sequence[float]) -> Tensor:
-    """log sum_y exp(g(y) - sum_k alpha_k (x_k - y_k)^2 / 2), x and y in voxels; g (k, *s) float32 on CPU."""
-    out = g.detach().contiguous().numpy().reshape(-1).copy()
+    """log sum_y exp(g(y) - sum_k alpha_k (x_k - y_k)^2 / 2), x and y in voxels; g (k, *s) float32 on CPU, which is written over."""
+    out = g.detach().contiguous().numpy().reshape(-1)
     for axis, a in enumerate(alpha):
         shape = g.shape[g.ndim - len(alpha) :]
         _along(out, out, shape[axis], math.prod(shape[axis + 1 :]), f32(a / 2) * LOG2E)

@@ -23,7 +23,7 @@ CHUNK = 2**18
 
 
 def log_convolve(g: Tensor, alpha: Sequence[float]) -> Tensor:
-    """L(g): g (k, *s) log-densities; alpha = spacing^2 / eps of each axis. No gradient passes."""
+    """L(g): g (k, *s) log-densities, written over where they can be; alpha = spacing^2 / eps of each axis. No gradient passes."""
     if g.device.type == "cpu" and g.dtype == torch.float32 and has_numba():
         from rdmm.transport.compiled import log_convolve as compiled
 

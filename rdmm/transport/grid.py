@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rdmm.transport.convolution import EMPTY, log_convolve
-from rdmm.transport.iteration import Potentials, alternate, damping, self_potential
+from rdmm.transport.iteration import Potentials, Step, alternate, damping, self_potential
 from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
@@ -24,10 +24,10 @@ SMALLEST = 6
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """Log-densities (k, *s) and spacing of one level."""
+    """Densities (k, *s) and spacing of one level."""
 
-    log_a: Tensor
-    log_b: Tensor
+    a: Tensor
+    b: Tensor
     spacing: tuple[float, ...]
 
 
@@ -35,42 +35,44 @@ def potentials(
     a: Tensor, b: Tensor, spacing: Sequence[float], blur: float, reach: float | None, tolerance: float, iterations: int
 ) -> Potentials:
     """Of densities a, b (k, *s) >= 0 in masses per voxel, k independent problems."""
-    levels = _pyramid(log_density(a), log_density(b), tuple(spacing))
+    levels = _pyramid(a, b, tuple(spacing))
     start: tuple[Tensor, Tensor] | None = None
     for number, level in enumerate(reversed(levels)):
-        eps = (blur if number == len(levels) - 1 else max(blur, *level.spacing)) ** 2
-        alpha, share = [h * h / eps for h in level.spacing], damping(eps, reach)
-
-        def step(log_density: Tensor, alpha: Sequence[float] = alpha, share: float = share):  # type: ignore[no-untyped-def]
-            return lambda u: log_convolve(log_density + u, alpha).mul_(-share)
-
-        to_f, to_g, mass = step(level.log_b), step(level.log_a), level.log_a.exp()
-        p = self_potential(mass, to_g, share, tolerance, iterations)
-        q = self_potential(level.log_b.exp(), to_f, share, tolerance, iterations)
-        f, g = p, q
-        if start is not None:
+        finest = number == len(levels) - 1
+        eps = (blur if finest else max(blur, *level.spacing)) ** 2
+        share = damping(eps, reach)
+        to_f, to_g = (_step(x, [h * h / eps for h in level.spacing], share) for x in (level.b, level.a))
+        p = self_potential(level.a, to_g, share, tolerance, iterations)
+        q = self_potential(level.b, to_f, share, tolerance, iterations)
+        if start is None:
+            f, g = p.clone(), q.clone()
+        else:
             coarse = levels[-number].spacing
-            f, g = (own + prolong(x, coarse, level.spacing, own.shape) / eps for own, x in zip((p, q), start, strict=True))
-        f, g, error, count = alternate(mass, f, g, to_f, to_g, share, tolerance, iterations)
+            f, g = (prolong(x, coarse, level.spacing, own.shape).div_(eps).add_(own) for own, x in zip((p, q), start, strict=True))
+        f, g, error, count = alternate(level.a, f, g, to_f, to_g, share, tolerance, iterations)
         log.debug("transport %s: %d iterations, marginal error %.3g", "x".join(map(str, p.shape[1:])), count, error)
-        start = (f - p) * eps, (g - q) * eps
-    return Potentials(f * eps, g * eps, p * eps, q * eps, error, count)
+        if not finest:
+            start = f.sub_(p).mul_(eps), g.sub_(q).mul_(eps)
+    return Potentials(f.mul_(eps), g.mul_(eps), p.mul_(eps), q.mul_(eps), error, count)
+
+
+def _step(a: Tensor, alpha: Sequence[float], share: float) -> Step:
+    """u -> -lambda L(log a + u), in a volume of its own."""
+    return lambda u: log_convolve(log_density(a).add_(u), alpha).mul_(-share)
 
 
 def log_density(a: Tensor) -> Tensor:
     """log a, EMPTY where a is 0."""
-    return torch.where(a > 0, a.clamp_min(1e-37).log(), EMPTY)
+    return a.clamp_min(1e-37).log_().masked_fill_(a <= 0, EMPTY)
 
 
-def _pyramid(log_a: Tensor, log_b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
-    levels = [Level(log_a, log_b, spacing)]
-    while True:
+def _pyramid(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
+    levels = [Level(a, b, spacing)]
+    while halved := halved_axes(levels[-1].a.shape[1:], levels[-1].spacing):
         last = levels[-1]
-        halved = halved_axes(last.log_a.shape[1:], last.spacing)
-        if not halved:
-            return levels
-        a, b = (coarser(x, halved) for x in (last.log_a, last.log_b))
-        levels.append(Level(a, b, tuple(2 * x if i in halved else x for i, x in enumerate(last.spacing))))
+        h = tuple(2 * x if i in halved else x for i, x in enumerate(last.spacing))
+        levels.append(Level(coarser(last.a, halved), coarser(last.b, halved), h))
+    return levels
 
 
 def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
@@ -79,12 +81,12 @@ def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
 
 
 def coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Log-densities with pairs of voxels along ``axes`` made one."""
+    """Densities with pairs of voxels along ``axes`` made one."""
     for i in axes:
         axis = i + 1
         if x.shape[axis] % 2:
-            x = torch.cat([x, torch.full_like(x.narrow(axis, 0, 1), EMPTY)], axis)
-        x = torch.logaddexp(*x.unflatten(axis, (-1, 2)).unbind(axis + 1))
+            x = torch.cat([x, torch.zeros_like(x.narrow(axis, 0, 1))], axis)
+        x = x.unflatten(axis, (-1, 2)).sum(axis + 1)
     return x
 
 

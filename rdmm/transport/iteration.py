@@ -65,36 +65,39 @@ def alternate(
 ) -> tuple[Tensor, Tensor, float, int]:
     """Sinkhorn's iteration f = to_f(g), g = to_g(f), extrapolated from two iterates (Anderson, J. ACM 12, 1965).
 
+    f and g are written over: a large volume is not copied where it need not be.
+
     Returns:
         f, exact for g; g; the marginal error; the number of iterations.
     """
     last: tuple[Tensor, Tensor] | None = None
     for k in range(iterations):
         new = to_f(g)
-        residual = new - f
         error = marginal_error(a, f, new, damping)
         if error <= tolerance or k == iterations - 1:
             return new, g, error, k + 1
-        f = new if last is None else _extrapolated(a, new, residual, *last)
+        residual = torch.sub(new, f, out=f)
+        f = new.clone() if last is None else _extrapolated(a, new, residual, *last)
         last = new, residual
-        g = to_g(f)
+        g.copy_(to_g(f))
     raise AssertionError("at least one iteration")
 
 
 def marginal_error(a: Tensor, f: Tensor, new: Tensor, damping: float) -> float:
     """|pi 1 - a e^(-f / rho)| / |a e^(-f / rho)| of the plan whose potential on this side is f and should be ``new``: for
     pi 1 = a exp(f - new / damping), and 1 / damping - 1 = eps / rho. The largest of the k problems."""
-    kept = a if damping == 1 else a * torch.exp((1 - 1 / damping) * f)
-    wrong = kept * torch.expm1(((f - new) / damping).clamp_max(50)).abs_()
+    kept = a if damping == 1 else (f * (1 - 1 / damping)).exp_().mul_(a)
+    wrong = (f - new).div_(damping).clamp_max_(50).expm1_().abs_().mul_(kept)
     return float((wrong.flatten(1).sum(1) / kept.flatten(1).sum(1)).max())
 
 
 def _extrapolated(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_residual: Tensor) -> Tensor:
-    """The point on the line through two iterates whose residual is least in the mean over a."""
-    change = residual - last_residual
-    along, length = ((a * x * change).flatten(1).sum(1) for x in (residual, change))
-    step = (along / length.clamp_min(1e-30)).clamp(-LONGEST, LONGEST)
-    return new - step.view(-1, *(1,) * (new.ndim - 1)) * (new - last)
+    """The point on the line through two iterates whose residual is least in the mean over a; the two last ones are written over."""
+    change = torch.sub(residual, last_residual, out=last_residual)
+    weighted = a * change
+    along, length = (torch.einsum("kt,kt->k", weighted.flatten(1), x.flatten(1)) for x in (residual, change))
+    step = (along / length.clamp_min(1e-30)).clamp(-LONGEST, LONGEST).view(-1, *(1,) * (new.ndim - 1))
+    return torch.sub(last, new, out=last).mul_(step).add_(new)
 
 
 def divergence(a: Tensor, b: Tensor, found: Potentials, blur: float, reach: float | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -102,9 +102,7 @@ class Solver:
                 return lambda u: self.soft(to.x, of, u[0], eps)[None].mul_(-share)
 
             p, q = (self_potential(c.a[None], step(c, c), share, self.tolerance, self.iterations) for c in (ca, cb))
-            f, g = p, q
-            if start is not None:
-                f, g = (own + x / eps for own, x in zip((p, q), start, strict=True))
+            f, g = (p.clone(), q.clone()) if start is None else (own + x / eps for own, x in zip((p, q), start, strict=True))
             f, g, error, count = alternate(ca.a[None], f, g, step(ca, cb), step(cb, ca), share, self.tolerance, self.iterations)
             log.debug("transport of %d to %d points: %d iterations, marginal error %.3g", len(ca.x), len(cb.x), count, error)
             if number < len(levels) - 1:
