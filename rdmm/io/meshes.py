@@ -49,7 +49,7 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
     data = path.read_bytes()
     try:
         mesh = _vtk(data, path) if path.suffix.lower() == ".vtk" else _ply(data, path)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, KeyError) as error:
         raise InputError(f"{path}: cut short or not a mesh ({error})") from error
     if not len(mesh.points):
         raise InputError(f"{path}: no points in it")
@@ -166,54 +166,76 @@ def _mesh(points: np.ndarray, cells: Sequence[np.ndarray], weights: np.ndarray |
     return Mesh(points, np.concatenate(cells), None) if cells else Mesh(points, None, weights)
 
 
+@dataclass
+class _Ply:
+    """The body of a PLY file, element after element."""
+
+    data: bytes
+    order: str
+    at: int = 0
+
+    def __post_init__(self) -> None:
+        self.words = self.data.split() if not self.order else []
+
+    def numbers(self, count: int, kind: str) -> np.ndarray:
+        """The next ``count`` numbers."""
+        if not self.order:
+            self.at += count
+            return np.array(self.words[self.at - count : self.at], dtype=np.float64)
+        dtype = np.dtype(self.order + PLY_TYPES[kind])
+        self.at += count * dtype.itemsize
+        return np.frombuffer(self.data, dtype, count, self.at - count * dtype.itemsize).astype(np.float64)
+
+    def lists(self, count: int, properties: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Lists of whole numbers."""
+        _, length, item = properties[0][:3]
+        return [self.numbers(int(self.numbers(1, length)[0]), item).astype(np.int64) for _ in range(count)]
+
+    def table(self, count: int, properties: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+        """Columns of numbers by name."""
+        names = [p[1] for p in properties]
+        if not self.order:
+            return dict(zip(names, self.numbers(count * len(names), "").reshape(count, len(names)).T, strict=True))
+        dtype = np.dtype([(p[1], self.order + PLY_TYPES[p[0]]) for p in properties])
+        rows = np.frombuffer(self.data, dtype, count, self.at)
+        self.at += count * dtype.itemsize
+        return {n: rows[n].astype(np.float64) for n in names}
+
+
 def _ply(data: bytes, path: Path) -> Mesh:
     end = data.find(b"end_header")
     if not data.startswith(b"ply") or end < 0:
         raise InputError(f"{path}: not a PLY file (it begins with {data[:12]!r})")
-    at = data.index(b"\n", end) + 1
+    form, elements = _ply_header(data[:end].decode("latin-1"))
+    orders = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+    if form not in orders:
+        raise InputError(f"{path}: PLY format {form!r} is not known")
+    body = _Ply(data[data.index(b"\n", end) + 1 :], orders[form])
+    points = np.empty((0, 3))
+    faces: list[np.ndarray] = []
+    for name, count, properties in elements:
+        if not any(p[0] == "list" for p in properties):
+            columns = body.table(count, properties)
+            points = np.stack([columns[c] for c in "xyz"], 1) if name == "vertex" else points
+        elif len(properties) > 1:
+            raise InputError(f"{path}: element {name} holds a list and more; only plain faces are read")
+        else:
+            found = body.lists(count, properties)
+            faces = found if name == "face" else faces
+    return _mesh(points, [_simplices(faces, "POLYGONS")] if faces else [], None, path)
+
+
+def _ply_header(text: str) -> tuple[str, list[tuple[str, int, list[list[str]]]]]:
+    """The format, and each element's name, number and properties."""
     form, elements = "", []  # type: ignore[var-annotated]
-    for line in data[:end].decode("latin-1").splitlines():
-        words = line.split()
+    for words in map(str.split, text.splitlines()):
         if words[:1] == ["format"]:
             form = words[1]
         elif words[:1] == ["element"]:
             elements.append((words[1], int(words[2]), []))
         elif words[:1] == ["property"]:
             elements[-1][2].append(words[1:])
-    if form not in ("ascii", "binary_little_endian", "binary_big_endian"):
-        raise InputError(f"{path}: PLY format {form!r} is not known")
-    order = ">" if form == "binary_big_endian" else "<"
-    text = data[at:].split() if form == "ascii" else []
-    points, faces, k = np.empty((0, 3)), [], 0
-    for name, count, properties in elements:
-        if any(p[0] == "list" for p in properties):
-            if len(properties) > 1:
-                raise InputError(f"{path}: element {name} holds a list and more; only plain faces are read")
-            for _ in range(count):
-                if form == "ascii":
-                    size = int(text[k])
-                    row, k = np.array(text[k + 1 : k + 1 + size], dtype=np.int64), k + 1 + size
-                else:
-                    length, item = (np.dtype(order + PLY_TYPES[t]) for t in properties[0][1:3])
-                    size = int(np.frombuffer(data, length, 1, at)[0])
-                    row = np.frombuffer(data, item, size, at + length.itemsize).astype(np.int64)
-                    at += length.itemsize + size * item.itemsize
-                if name == "face":
-                    faces.append(row)
-            continue
-        names = [p[1] for p in properties]
-        if form == "ascii":
-            table = np.array(text[k : k + count * len(names)], dtype=np.float64).reshape(count, len(names))
-            k += count * len(names)
-            columns = dict(zip(names, table.T, strict=True))
-        else:
-            dtype = np.dtype([(p[1], order + PLY_TYPES[p[0]]) for p in properties])
-            rows = np.frombuffer(data, dtype, count, at)
-            at += count * dtype.itemsize
-            columns = {n: rows[n].astype(np.float64) for n in names}
-        if name == "vertex":
-            points = np.stack([columns[c] for c in "xyz"], 1)
-    return _mesh(points, [_simplices(faces, "POLYGONS")] if faces else [], None, path)
+    return form, elements
 
 
 def write_mesh(

@@ -18,7 +18,7 @@ from numba import njit, prange
 from rdmm.simd import LN2, LOG2E, LOWEST, SMALLEST, exp2, f32
 from rdmm.types import Tensor
 
-WIDTH, BLOCK = 64, 8
+WIDTH, BLOCK = 128, 8
 CUTOFF = np.float32(24.0)
 EMPTY, NOTHING = np.float32(-1e30), np.float32(-1e29)
 TINY = np.float32(1e-37)
@@ -58,6 +58,9 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
         _find_top(g, f32(0), 0, k, highest[k], top)
         active[k] = top.max() > NOTHING
     filled = active.copy()
+    if not filled.any():
+        out[:] = EMPTY
+        return
     for i in range(n):
         top[:] = LOWEST
         for k in range(blocks):

@@ -35,9 +35,6 @@ class Cloud:
     def log_a(self) -> Tensor:
         return self.a.clamp_min(1e-37).log()
 
-    def detach(self) -> Cloud:
-        return Cloud(self.x.detach(), self.a.detach())
-
     def __getitem__(self, index: Tensor) -> Cloud:
         return Cloud(self.x[index], self.a[index])
 
