@@ -10,8 +10,10 @@ import pytest
 
 from eval import figures, tables
 from eval.main import Study
-from rdmm import ConfigError
+from eval.main import rows as studied
+from rdmm import ConfigError, io
 from rdmm.config import share
+from rdmm.data.shapes import Meshes
 
 SMALL = ["study.data.shapes.shape=[48,48]", "study.limit=3", "optimizer.iterations=[4,3,2]", "study.pictures=1"]
 
@@ -82,3 +84,18 @@ def test_boxes_need_three_cases(tmp_path):
     assert not list(tmp_path.iterdir())
     figures.boxes([row("a", dice=x) for x in np.linspace(0.7, 0.9, 5)], tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["boxes_d.png"]
+
+
+def test_a_study_of_shapes(tmp_path):
+    """Two circles from files, by transport and by a kernel; the same rows, tables and pictures as of images."""
+    t = np.arange(40) * (2 * np.pi / 40)
+    cells = np.stack([np.arange(40), (np.arange(40) + 1) % 40], 1)
+    for name, width in (("fixed", 1.5), ("moving", 1.0)):
+        io.write_mesh(tmp_path / f"{name}.vtk", np.stack([width * np.cos(t), np.sin(t), 0 * t], 1), cells)
+    data = Meshes(str(tmp_path), {"circles": ["fixed.vtk", "moving.vtk"]})
+    methods = {"ot": ["optimizer.iterations=[10]"], "kernel": ["similarity=kernel", "optimizer.iterations=[10]"]}
+    rows = list(studied(Study({"circles": data}, methods, {}), ["affine=none"], "cpu", 0, tmp_path))
+    assert [(r["case"], r["method"], r["status"]) for r in rows] == [("circles", "ot", "done"), ("circles", "kernel", "done")]
+    assert all(r["distance_after_mm"] < 0.5 * r["distance_before_mm"] for r in rows)
+    assert (tmp_path / "circles.png").read_bytes().startswith(b"\x89PNG")
+    assert "distance mm" in tables.markdown(rows)

@@ -10,9 +10,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from rdmm import io
 from rdmm.data import folder
 from rdmm.inputs import Shapes, read_shapes
-from rdmm.measure import Measure
+from rdmm.measure import Measure, voxels
 from rdmm.shape import Pair
 from rdmm.types import InputError
 
@@ -95,3 +96,30 @@ def outline(path: str, count: int) -> Measure:
         raise InputError(f"{path}: nothing dark in the picture")
     x = (np.concatenate(points) - 1) / (max(dark.shape) - 1)
     return Measure(torch.as_tensor(x.T[None].copy(), dtype=torch.float32), cells=torch.as_tensor(np.concatenate(cells)))
+
+
+@dataclass(frozen=True)
+class KneeVoxels:
+    """``knee_mri/oai_cartilage_a`` and ``_b``: the voxels of a label as points, centred on each other; b is fixed.
+
+    Args:
+        label: 1 femoral, 2 tibial cartilage.
+        step: every so many voxels.
+    """
+
+    settings: ClassVar[str] = "shapes"
+    root: str
+    label: int = 1
+    step: int = 3
+
+    def cases(self) -> dict[str, Callable[[], Shapes]]:
+        return {"knee": self._read}
+
+    def _read(self) -> Shapes:
+        fixed, moving = (self._voxels(name) for name in "ba")
+        return read_shapes(fixed, moving)
+
+    def _voxels(self, name: str) -> Measure:
+        labels = io.read_labels(folder(self.root, "knee_mri") / f"oai_cartilage_{name}.nii.gz")
+        points = voxels((labels.data == self.label).float(), labels.grid).points
+        return Measure((points - points.mean(2, keepdim=True))[:, :, :: self.step].contiguous())

@@ -59,6 +59,39 @@ def _exponents(x, y, h, first, last, c, e):  # type: ignore[no-untyped-def]
                 e[j - first, w] -= c * r * r
 
 
+@njit(cache=True, inline="always", fastmath=True)
+def _bounds(xl, xh, yl, yh, highest, t, c, bound):  # type: ignore[no-untyped-def]
+    """The most that each tile of inputs can give to a point of tile t; the tile with the highest bound."""
+    best = 0
+    for k in range(len(bound)):
+        gap = f32(0)
+        for a in range(xl.shape[0]):
+            apart = max(f32(0), max(xl[a, t] - yh[a, k], yl[a, k] - xh[a, t]))
+            gap += apart * apart
+        bound[k] = highest[k] - c * gap
+        if bound[k] > bound[best]:
+            best = k
+    return best
+
+
+@njit(cache=True, inline="always", fastmath=True)
+def _raised(e, count, top, total, moment):  # type: ignore[no-untyped-def]
+    """Largest exponents with those of a tile, to which the sums so far are scaled; the tile's become powers, added up."""
+    for w in range(TILE):
+        new = top[w]
+        for j in range(count):
+            new = max(new, e[j, w])
+        scale = exp2(max(top[w] - new, SMALLEST))
+        top[w] = new
+        total[w] *= scale
+        for a in range(moment.shape[0]):
+            moment[a, w] *= scale
+    for j in range(count):
+        for w in range(TILE):
+            e[j, w] = exp2(max(e[j, w] - top[w], SMALLEST))
+            total[w] += e[j, w]
+
+
 @njit(cache=True, parallel=True, fastmath=True)
 def _log_sum(x, y, h, c, xl, xh, yl, yh, highest, out, mean):  # type: ignore[no-untyped-def]
     """out_i = log2 sum_j 2^(h_j - c |x_i - y_j|^2), and, where ``mean`` (d, n) is not empty, the means of y under the same weights."""
@@ -70,15 +103,7 @@ def _log_sum(x, y, h, c, xl, xh, yl, yh, highest, out, mean):  # type: ignore[no
         for w in range(TILE):
             for a in range(d):
                 points[a, w] = x[a, min(t * TILE + w, n - 1)]
-        best = 0
-        for k in range(tiles):
-            gap = f32(0)
-            for a in range(d):
-                apart = max(f32(0), max(xl[a, t] - yh[a, k], yl[a, k] - xh[a, t]))
-                gap += apart * apart
-            bound[k] = highest[k] - c * gap
-            if bound[k] > bound[best]:
-                best = k
+        best = _bounds(xl, xh, yl, yh, highest, t, c, bound)
         _exponents(points, y, h, best * TILE, min(best * TILE + TILE, m), c, e)
         for j in range(min(TILE, m - best * TILE)):
             for w in range(TILE):
@@ -89,29 +114,15 @@ def _log_sum(x, y, h, c, xl, xh, yl, yh, highest, out, mean):  # type: ignore[no
                 continue
             count = min(TILE, m - k * TILE)
             _exponents(points, y, h, k * TILE, k * TILE + count, c, e)
-            for w in range(TILE):
-                new = top[w]
-                for j in range(count):
-                    new = max(new, e[j, w])
-                scale = exp2(max(top[w] - new, SMALLEST))
-                top[w] = new
-                total[w] *= scale
+            _raised(e, count, top, total, moment)
+            for j in range(count if mean.size else 0):
                 for a in range(d):
-                    moment[a, w] *= scale
-            for j in range(count):
-                for w in range(TILE):
-                    e[j, w] = exp2(max(e[j, w] - top[w], SMALLEST))
-                    total[w] += e[j, w]
-            if mean.size:
-                for j in range(count):
-                    for a in range(d):
-                        for w in range(TILE):
-                            moment[a, w] += e[j, w] * y[a, k * TILE + j]
+                    for w in range(TILE):
+                        moment[a, w] += e[j, w] * y[a, k * TILE + j]
         for w in range(min(TILE, n - t * TILE)):
             out[t * TILE + w] = top[w] + np.log2(total[w])
-            if mean.size:
-                for a in range(d):
-                    mean[a, t * TILE + w] = moment[a, w] / total[w]
+            for a in range(d if mean.size else 0):
+                mean[a, t * TILE + w] = moment[a, w] / total[w]
 
 
 def log_sum(x: Tensor, y: Tensor, h: Tensor, eps: float, mean: bool = False) -> tuple[Tensor, Tensor | None]:
