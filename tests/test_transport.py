@@ -287,6 +287,16 @@ def test_potentials_and_their_error():
         assert float((plan - a[:, 0]).abs().sum()) < 2 * tolerance
 
 
+def test_stopping_short_is_said_once(caplog):
+    grid = Grid.unit((20, 20))
+    a, b = Image(rough(grid, 1), grid), Image(rough(grid, 2), grid)
+    for _ in range(2):
+        GridSinkhorn(0.0501, tolerance=1e-9, iterations=2)(a, b)
+    assert [r.levelname for r in caplog.records if "stopped after 2 iterations" in r.message] == ["WARNING"]
+    GridSinkhorn(0.1, tolerance=0.05)(a, b)
+    assert len(caplog.records) == 1
+
+
 def test_channels_and_batches_are_independent():
     grid = Grid.unit((20, 24))
     a = torch.cat([torch.cat([rough(grid, k), rough(grid, k + 5)], 1) for k in range(2)])

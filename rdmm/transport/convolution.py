@@ -19,7 +19,7 @@ EMPTY = -1e30
 """log 0, finite: sums and differences of it never make a NaN."""
 
 CHUNK = 2**18
-"""Numbers in a temporary of the torch path."""
+"""Numbers in a temporary of the torch path, and a quarter of a volume at most."""
 
 
 def log_convolve(g: Tensor, alpha: Sequence[float]) -> Tensor:
@@ -40,7 +40,7 @@ def _along(g: Tensor, axis: int, alpha: float) -> Tensor:
     size = max(1, min(n, 16, 1 + int(math.sqrt(160 / alpha))))
     blocks = -(-n // size)
     flat = torch.nn.functional.pad(lines.reshape(-1, n), (0, blocks * size - n), value=EMPTY).view(-1, blocks, size)
-    step = max(1, CHUNK // (blocks * blocks * size))
+    step = max(1, min(CHUNK, g.numel() // 4) // (blocks * blocks * size))
     out = torch.cat([_blocks(flat[k : k + step], alpha) for k in range(0, len(flat), step)])
     return out[:, :n].reshape(lines.shape).movedim(-1, axis)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rdmm.transport.convolution import EMPTY, log_convolve
-from rdmm.transport.iteration import Potentials, Step, alternate, damping, self_potential
+from rdmm.transport.iteration import Potentials, Step, alternate, damping, self_potential, warn_once
 from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def potentials(
         log.debug("transport %s: %d iterations, marginal error %.3g", "x".join(map(str, p.shape[1:])), count, error)
         if not finest:
             start = f.sub_(p).mul_(eps), g.sub_(q).mul_(eps)
+    if error > tolerance:
+        warn_once(blur, tolerance, iterations)
     return Potentials(f.mul_(eps), g.mul_(eps), p.mul_(eps), q.mul_(eps), error, count)
 
 

@@ -11,12 +11,16 @@ with L(h)(x) = log sum_y exp(h(y) - C(x, y) / eps) (Feydy et al., AISTATS 2019; 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from rdmm.types import Tensor
+
+log = logging.getLogger(__name__)
 
 LONGEST = 20.0
 """Steps that an extrapolation may go at once."""
@@ -41,6 +45,18 @@ class Potentials:
     q: Tensor
     error: float
     iterations: int
+
+
+@lru_cache
+def warn_once(blur: float, tolerance: float, iterations: int) -> None:
+    """Say that potentials stopped short, the first time for these settings."""
+    log.warning(
+        "transport at a blur of %g stopped after %d iterations before its tolerance of %g: raise similarity.iterations or .blur, or expect "
+        "a rougher match (potentials(...).error is what was reached)",
+        blur,
+        iterations,
+        tolerance,
+    )
 
 
 def damping(eps: float, reach: float | None) -> float:

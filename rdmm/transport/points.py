@@ -14,7 +14,7 @@ import torch
 
 from rdmm.ops import compiled
 from rdmm.pairs import Pairwise, half_squared_distance, reduce_pairs
-from rdmm.transport.iteration import Potentials, alternate, damping, self_potential
+from rdmm.transport.iteration import Potentials, alternate, damping, self_potential, warn_once
 from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ class Solver:
             if number < len(levels) - 1:
                 fa, fb, _ = levels[number + 1]
                 start = (step(fa, cb)(g) - step(fa, ca)(p)) * eps, (step(fb, ca)(f) - step(fb, cb)(q)) * eps
+        if error > self.tolerance:
+            warn_once(self.blur, self.tolerance, self.iterations)
         return Potentials(f * eps, g * eps, p * eps, q * eps, error, count)
 
     def _levels(self, a: Cloud, b: Cloud) -> list[tuple[Cloud, Cloud, float]]:
