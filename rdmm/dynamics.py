@@ -28,7 +28,7 @@ class InitialConditions:
     Args:
         momentum: m0 (b, d, *s); of points (b, d, n).
         weights: pre-weights h(0) (b, n, *s) with sum_i h_i^2 = 1, or None: the smoother's own, everywhere.
-        points: control points (b, d, n) of PointLDDMM.
+        points: control points (b, d, n) of PointLDDMM; None: the source's own.
     """
 
     momentum: Tensor

@@ -8,7 +8,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -337,7 +337,7 @@ class LBFGS:
         fixed_weights = None if optimise_weights else ic.weights
         space: _Parameters | _PointParameters
         if isinstance(problem.dynamics, PointLDDMM):
-            space = _PointParameters(problem.dynamics, ic)
+            space = _PointParameters(problem.dynamics, replace(ic, points=controls(ic, pair.source)))
         else:
             space = _Parameters(problem, ic.grid(pair.source), ic.momentum.shape, ic.weights if optimise_weights else None)
         terms: dict[str, float] = {}

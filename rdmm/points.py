@@ -125,29 +125,33 @@ class PointLDDMM:
     def shoot(self, ic: InitialConditions, source: Measure) -> PointFlow:
         """phi(1)."""
         require_finite(ic.momentum, "the initial momentum")
-        return PointFlow(self.system, self.integrator, controls(ic), ic.momentum)
+        return PointFlow(self.system, self.integrator, controls(ic, source), ic.momentum)
 
     def flow(self, ic: InitialConditions, source: Measure) -> tuple[PointFlow, PointFlow]:
         """phi(1) and its inverse: the geodesic shot back from its end."""
-        q, p = self.path(ic, (1.0,))[0]
+        q, p = self.path(ic, (1.0,), source)[0]
         return self.shoot(ic, source), PointFlow(self.system, self.integrator, q, -p)
 
-    def path(self, ic: InitialConditions, times: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    def path(self, ic: InitialConditions, times: Sequence[float], source: Measure | None = None) -> list[tuple[Tensor, Tensor]]:
         """(q, p) at increasing times in [0, 1]."""
-        start = (controls(ic), ic.momentum)
+        start = (controls(ic, source), ic.momentum)
         return [(q, p) for q, p in self.integrator.trajectory(self.system, start, start, times)]
 
     def energy(self, ic: InitialConditions, source: Measure) -> Tensor:
         """(b,) 2 H = sum_ij k(q_i - q_j) p_i . p_j."""
-        q, p = controls(ic), ic.momentum
+        q, p = controls(ic, source), ic.momentum
         return (p * self.system.velocity(q, q, p)).flatten(1).sum(1)
 
 
-def controls(ic: InitialConditions) -> Tensor:
-    """The control points of initial conditions."""
-    if ic.points is None or ic.points.shape != ic.momentum.shape:
-        raise InputError("dynamics=points needs control points beside the momentum, (b, d, n) both (initializer=controls)")
-    return ic.points
+def controls(ic: InitialConditions, source: Measure | None = None) -> Tensor:
+    """The control points of initial conditions; where they name none, the source's own points."""
+    points = ic.points if ic.points is not None or source is None else source.points
+    if points is None or points.shape != ic.momentum.shape:
+        raise InputError(
+            f"a momentum of points is (b, d, n) like its control points: {tuple(ic.momentum.shape)} for "
+            f"{'none' if points is None else tuple(points.shape)} (initializer=controls makes both)"
+        )
+    return points
 
 
 def spread(x: Tensor, count: int) -> Tensor:

@@ -93,6 +93,16 @@ def test_one_point_moves_by_its_momentum_and_carries_its_neighbours():
     assert float((moved[..., 1] - torch.tensor([[0.9, 0.5]]).double()).abs().max()) < 1e-4
 
 
+def test_control_points_are_the_sources_own_unless_named(ic):
+    source, dynamics = Measure(ic.points), PointLDDMM(SMOOTHER)
+    bare = InitialConditions(ic.momentum)
+    assert torch.equal(dynamics.shoot(bare, source)(ic.points), dynamics.shoot(ic, source)(ic.points))
+    assert torch.equal(dynamics.energy(bare, source), dynamics.energy(ic, source))
+    assert torch.equal(dynamics.flow(bare, source)[1](ic.points), dynamics.flow(ic, source)[1](ic.points))
+    with pytest.raises(InputError, match="like its control points"):
+        dynamics.shoot(bare, Measure(ic.points[:, :, :3]))
+
+
 def test_the_inverse_brings_back(ic):
     forward, back = PointLDDMM(SMOOTHER, Integrator(steps=20)).flow(ic, None)
     x = torch.rand(1, ic.points.shape[1], 5, 4, dtype=torch.float64)
