@@ -31,7 +31,7 @@ from rdmm.report import render
 from rdmm.resources import chosen_device, set_threads
 from rdmm.shape import Correspondence, Pair
 from rdmm.stages import Chain, Deform, Result
-from rdmm.transform import Affine, Identity, Transform, composed, displacement
+from rdmm.transform import Affine, Identity, Transform, composed, displacement, flat
 from rdmm.types import Tensor
 
 matplotlib.use("Agg")
@@ -61,7 +61,7 @@ class ShapeRegistration:
         """Vertices (n, d) in millimetres."""
         return self.shapes.frame.to_world(measure.points.detach())[0].numpy().T
 
-    @property
+    @cached_property
     def energy_drift(self) -> float:
         """Largest relative change of the Hamiltonian over t in [0, 1]."""
         ic, dynamics = self.result.ic, _dynamics(self.settings["stages"])
@@ -133,7 +133,7 @@ class ShapeRegistration:
 
     def _parts(self) -> tuple[Affine | None, Transform, Transform]:
         """The affine map that the moving shape goes through first, the flow after it, and the flow's inverse."""
-        maps, first = _flat(self.result.transform), None
+        maps, first = flat(self.result.transform), None
         while maps and isinstance(maps[0], Affine):
             first = maps[0] if first is None else Affine(maps[0].matrix @ first.matrix)
             maps = maps[1:]
@@ -205,13 +205,6 @@ def _draw(panel: Any, shape: Measure, points: np.ndarray, i: int, j: int, colour
     else:
         shown = points[:: max(1, len(points) // 8000)]
         panel.scatter(shown[:, i], shown[:, j], s=0.5, c=colour)
-
-
-def _flat(transform: Transform) -> list[Transform]:
-    first, then = getattr(transform, "first", None), getattr(transform, "then", None)
-    if first is None or then is None:
-        return [] if isinstance(transform, Identity) else [transform]
-    return [*_flat(first), *_flat(then)]
 
 
 def _domain(points: np.ndarray, frame: Grid) -> Tensor:

@@ -15,6 +15,7 @@ from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.initial import Initializer, Zero
 from rdmm.measure import Measure
 from rdmm.optimise import LBFGS, History, Optimiser, minimise
+from rdmm.points import PointLDDMM
 from rdmm.problem import Problem, Similarity
 from rdmm.shape import Image, Pair, overlap_fraction
 from rdmm.similarity import NCC, SinkhornDivergence
@@ -94,6 +95,9 @@ class Deform:
 
     def __call__(self, pair: Pair) -> Result:
         begin = time.perf_counter()
+        if isinstance(pair.fixed, Measure) != isinstance(self.problem.dynamics, PointLDDMM):
+            kinds = ("shapes", "points") if isinstance(pair.fixed, Measure) else ("images", "svf, lddmm or rdmm")
+            raise ConfigError(f"{kinds[0]} are registered by dynamics={kinds[1]}, not by {type(self.problem.dynamics).__name__}")
         if isinstance(pair.fixed, Image) and overlap_fraction(pair) < 0.999:
             pair = _covered(pair)
         with torch.no_grad():
@@ -140,6 +144,8 @@ class AffineOpt:
 
     def __call__(self, pair: Pair) -> Result:
         begin = time.perf_counter()
+        if not isinstance(pair.fixed, Image):
+            raise ConfigError("affine=opt is for images; for shapes (points, curves, surfaces) use affine=points")
         levels = self._levels(pair)
         start, p = self._best_start(levels[0])
         d = pair.fixed.grid.ndim

@@ -117,7 +117,7 @@ def framed(transform: Transform, grid: Grid) -> Transform:
 
 def split(transform: Transform) -> tuple[Transform, Affine | None]:
     """(deformation, affine) with transform = affine ∘ deformation: the affine maps that points go through last."""
-    maps, affine = _flat(transform), None
+    maps, affine = flat(transform), None
     while maps and isinstance(maps[-1], Affine):
         last = maps.pop().matrix  # type: ignore[attr-defined]
         affine = Affine(last if affine is None else affine.matrix @ last)
@@ -127,11 +127,11 @@ def split(transform: Transform) -> tuple[Transform, Affine | None]:
     return deformation, affine
 
 
-def _flat(transform: Transform) -> list[Transform]:
+def flat(transform: Transform) -> list[Transform]:
     """The maps that a point goes through, in order."""
     if isinstance(transform, Identity):
         return []
-    return [*_flat(transform.first), *_flat(transform.then)] if isinstance(transform, Composed) else [transform]
+    return [*flat(transform.first), *flat(transform.then)] if isinstance(transform, Composed) else [transform]
 
 
 def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:

@@ -114,5 +114,7 @@ def test_commands(tmp_path):
 def test_wrong_weights():
     with pytest.raises(ConfigError, match="weights"):
         barycenter(torch.ones(2, 8, 8), [1.0], (0.1, 0.1), 0.1, 1e-3, 10)
+    with pytest.raises(ConfigError, match="blur"):
+        barycenter(torch.ones(2, 8, 8), [1.0, 1.0], (0.1, 0.1), 0.0, 1e-3, 10)
     with pytest.raises(ConfigError, match="weights"):
         barycenter(torch.ones(2, 8, 8), [0.0, 0.0], (0.1, 0.1), 0.1, 1e-3, 10)

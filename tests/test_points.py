@@ -300,6 +300,9 @@ def test_faults(tmp_path):
         (["a.vtk", "a.vtk", "initializer=zero"], 2, "initializer=controls"),
         (["a.vtk", "a.vtk", "landmark_weight=1"], 2, "--landmarks"),
         (["a.vtk", "a.vtk", "barrier=1"], 2, "barrier must be 0"),
+        (["a.vtk", "a.vtk", "affine=opt"], 2, "affine=points"),
+        (["a.vtk", "a.vtk", "affine=none", "dynamics=lddmm"], 2, "dynamics=points"),
+        (["a.vtk", "a.vtk", "affine=none", "similarity=ssd"], 3, "compares images"),
         (["a.vtk", "a.vtk", "smoother.unit=mm"], 2, "domain units"),
     ):
         paths = [str(tmp_path / a) if a.endswith((".vtk", ".gz")) else a for a in arguments]

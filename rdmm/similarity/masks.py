@@ -15,6 +15,11 @@ def overlap(moved: Image, target: Image) -> Tensor | None:
         InputError: the images do not have the same shape.
         DivergenceError: nothing is left to compare (a line search steps back from there).
     """
+    for x in (moved, target):
+        if not isinstance(x, Image):
+            raise InputError(
+                f"this similarity compares images, not {type(x).__name__}; for shapes: sinkhorn_points, kernel, energy, hausdorff, softmin"
+            )
     if moved.data.shape[1:] != target.data.shape[1:]:
         raise InputError(
             f"a similarity compares images of one shape, not {tuple(moved.data.shape[1:])} and {tuple(target.data.shape[1:])}"

@@ -34,6 +34,8 @@ def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], bl
     w = torch.as_tensor(list(weights), dtype=a.dtype, device=a.device)
     if w.shape != a.shape[:1] or bool((w < 0).any()) or not float(w.sum()) > 0:
         raise ConfigError(f"a barycenter of {len(a)} densities needs as many weights >= 0, not all 0; got {list(weights)}")
+    if not 0 < blur < math.inf:
+        raise ConfigError(f"a barycenter's blur is a length > 0, not {blur}")
     kept = w > 0
     w, a = (w[kept] / w.sum()).view(-1, *(1,) * (a.ndim - 1)), a[kept]
     levels = [(a / a.flatten(1).sum(1).view_as(w), tuple(spacing))]
