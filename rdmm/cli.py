@@ -38,6 +38,7 @@ def main() -> None:
 @click.option("--moving-mask", help="Where MOVING counts (> 0).")
 @click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+), for TRE.")
 @click.option("--regions", help="Label map of MOVING for a pre-defined regularizer (with initializer=regions).")
+@click.option("--weights", help="Model that train.py wrote: its prediction, refined with optimizer=refine.")
 @click.option("--initial", help="Transform to start from: warp or affine, fixed -> moving.")
 @click.option("--init", type=click.Choice(["auto", "header", "com", "axes"]), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), default="error", help="What to do with NaN and Inf.")
@@ -56,7 +57,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     Examples:
       rdmm register fixed.nii.gz moving.nii.gz -o out/
       rdmm register fixed.vtk moving.vtk -o out/ similarity.reach=0.1
-      rdmm register -f fixed.nii.gz -m moving.nii.gz -o out/run1_ --moving-labels labels.nii.gz --threads 2
+      rdmm register -f fixed.nii.gz -m moving.nii.gz -o out/run1_ --weights model.safetensors --threads 2
     """
     files, overrides = split_arguments(arguments)
     files = [*([fixed] if fixed else []), *([moving] if moving else []), *files] if not (moving and not fixed) else [*files, moving]
@@ -67,7 +68,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     return _register(files[0], files[1], out, overrides, max_folding, **options)
 
 
-OF_IMAGES = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "regions", "initial", "volume", "strict")
+OF_IMAGES = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "regions", "weights", "initial", "volume", "strict")
 
 
 def _register_shapes(fixed: str, moving: str, out: str, overrides: list[str], max_folding: float | None, **o: Any) -> int:
@@ -101,11 +102,13 @@ def _register_shapes(fixed: str, moving: str, out: str, overrides: list[str], ma
 def _register(fixed: str, moving: str, out: str, overrides: list[str], max_folding: float | None, **o: Any) -> int:
     set_log(o["quiet"], o["debug"])
     from rdmm import registration, resources
-    from rdmm.config import build, compose
+    from rdmm.config import build, compose, quoted
     from rdmm.io.files import Outputs
 
     if o["init"] is not None:
         overrides = [*overrides, f"affine.init={o['init']}"]
+    if o["weights"] is not None:
+        overrides = [*overrides, f"weights={quoted(o['weights'])}"]
     config = compose(overrides)
     build(config["stages"], "stages")
     build(config["intensity"], "intensity")
@@ -295,7 +298,7 @@ def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[s
 @click.argument("file")
 @common
 def info(file: str, **o: Any) -> None:
-    """What a file holds: image, warp, affine, initial conditions, run.
+    """What a file holds: image, warp, affine, initial conditions, trained model, run.
 
     \b
     Examples:
@@ -332,7 +335,7 @@ def demo(name: str, out: str, seed: int, **o: Any) -> int:
 
     files = commands.make_demo(out, seed, overwrite=o["overwrite"])
     options = {"fixed_labels": files["fixed_labels"], "moving_labels": files["moving_labels"], "regions": files["regions"]}
-    rest = dict.fromkeys(("fixed_mask", "moving_mask", "landmarks", "initial", "volume", "init", "threads"))
+    rest = dict.fromkeys(("fixed_mask", "moving_mask", "landmarks", "weights", "initial", "volume", "init", "threads"))
     given = {**o, **options, **rest, "nan": "error", "strict": False, "device": "cpu", "seed": 0, "dry_run": False, "overwrite": True}
     code = _register(files["fixed"], files["moving"], out, ["experiment=synthetic_predefined"], None, **given)
     click.echo(f"report: {os.path.join(out, 'report.html')}")

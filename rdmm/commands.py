@@ -130,15 +130,8 @@ def info(name: str) -> dict[str, Any]:
         transform = io.read_transform(name)
         assert isinstance(transform, Affine)
         return facts | {"kind": "affine, fixed -> moving, RAS+ mm", "matrix": np.round(transform.matrix.numpy(), 6).tolist()}
-    if name.endswith(".safetensors"):
-        from safetensors import safe_open
-
-        try:
-            with safe_open(path, framework="pt") as f:
-                shapes = {k: list(f.get_slice(k).get_shape()) for k in f.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise InputError(f"{path}: not a safetensors file ({error})") from error
-        return facts | {"kind": "tensors", **shapes}
+    if name.endswith((".safetensors", ".pt", ".pth", ".ckpt")):
+        return facts | _tensor_facts(path)
     if name.endswith(".json"):
         try:
             run = json.loads(path.read_text())
@@ -146,6 +139,30 @@ def info(name: str) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not a run.json of rdmm ({error})") from error
     raise InputError(f"{path}: an image or warp (.nii, .nii.gz), shape (.vtk, .ply), affine (.mat), .safetensors or run.json is wanted")
+
+
+def _tensor_facts(path: Path) -> dict[str, Any]:
+    """Of initial conditions their shapes; of a trained model what it is for."""
+    if not io.models.is_model(path):
+        from safetensors.torch import load
+
+        try:
+            return {"kind": "tensors", **{k: list(v.shape) for k, v in load(path.read_bytes()).items()}}
+        except Exception as error:
+            raise InputError(f"{path}: not a safetensors file ({error})") from error
+    model = io.models.read_model(path)
+    parts = [k for k in ("affine", "predictor") if model.settings.get(k)]
+    dynamics = model.settings.get("register", {}).get("dynamics", {}).get("_target_", "").rpartition(".")[2]
+    shape = next((model.settings[k].get("shape") for k in parts if isinstance(model.settings[k], dict)), None)
+    return {
+        "kind": "trained model",
+        "networks": " and ".join(parts),
+        "dynamics": dynamics,
+        "shape": shape,
+        "steps": model.settings.get("steps", 1),
+        "parameters": sum(x.numel() for x in model.tensors.values()),
+        **dict(model.facts),
+    }
 
 
 def _geometry(grid: Grid) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -47,6 +48,8 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     try:
         with initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
             config = hydra_compose(name, overrides=expanded)
+            if name == "register":
+                config = OmegaConf.create(_with_model(OmegaConf.to_container(config), overrides))
             plain = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explained(str(error), overrides, name)) from error
@@ -54,6 +57,69 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     if name in ("register", "shapes"):  # what eval.py compares; an experiment's settings are the rest of it
         plain.pop("study", None)
     return {str(k): v for k, v in plain.items()}
+
+
+BROUGHT = ("dynamics", "smoother", "intensity")
+"""Settings that a network was trained for, and that its model file brings along."""
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, whatever it holds."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration with the settings of the model file that it names: they give way to overrides, but for BROUGHT.
+
+    Raises:
+        ConfigError: an override is of what the model brings along, or the model's settings hold references.
+    """
+    typed = {o.split("=", 1)[0].lstrip("+~").split(".")[0].split("@")[0] for o in overrides}
+    learned = "networks.model.predictor"
+    if config["weights"] is None and config["initializer"]["_target_"] != learned:
+        return dict(config)
+    model = _resolve("networks.model.settings", "weights")(config["weights"])
+    clash = [k for k in BROUGHT if k in typed]
+    if clash:
+        raise ConfigError(f"{clash[0]}: the model brings its own {clash[0]}, which it was trained for; leave {clash[0]} out")
+    config |= {k: v for k, v in model.get("register", {}).items() if k not in typed}
+    if model.get("predictor") and "initializer" not in typed:
+        config["initializer"] = {"_target_": learned, "file": "${weights}"}
+    if model.get("affine") and "affine" not in typed:
+        config["affine"] = {"_target_": "networks.model.affine", "file": "${weights}"}
+    if config["initializer"]["_target_"] == learned:
+        if "optimizer" not in typed:
+            config["optimizer"] = {"_target_": "rdmm.optimise.NoOptimiser"}
+        if "stages" not in typed:
+            steps = int(model.get("steps", 1))
+            config["stages"] = {"_target_": "rdmm.stages.learned", "affine": "${affine}", "deform": "${deform}", "steps": steps}
+    return dict(config)
+
+
+def require_trusted(settings: Any, where: str) -> None:
+    """Settings that come from a file may name what conf/ names, and nothing else; references in them are not resolved.
+
+    Raises:
+        ConfigError: they hold something else.
+    """
+    if isinstance(settings, dict):
+        target = settings.get("_target_")
+        if target is not None and target not in _conf_targets():
+            raise ConfigError(f"{where}: _target_ {target!r} is not allowed: no file of conf/ names it")
+        for key, value in settings.items():
+            require_trusted(key, where)
+            require_trusted(value, where)
+    elif isinstance(settings, list):
+        for value in settings:
+            require_trusted(value, where)
+    elif isinstance(settings, str) and "${" in settings:
+        raise ConfigError(f"{where}: its settings hold the reference {settings!r}; references of other people's files are not resolved")
+
+
+@lru_cache
+def _conf_targets() -> frozenset[str]:
+    found = (re.findall(r"_target_: *([\w.]+)", p.read_text()) for p in (share() / "conf").rglob("*.yaml"))
+    return frozenset(t for targets in found for t in targets)
 
 
 def _sum(override: str) -> list[str]:
@@ -68,6 +134,35 @@ def _sum(override: str) -> list[str]:
     return ["similarity=sum", *(text for part in parts for text in part)]
 
 
+LARGEST_YAML, MOST_ALIASES = 2**20, 100
+
+
+def require_plain_yaml(folder: Path) -> None:
+    """Configuration files of other people are data: small, without tags that make objects, without floods of aliases.
+
+    Raises:
+        ConfigError: the first that is not.
+    """
+    import yaml
+
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml")):
+        if path.stat().st_size > LARGEST_YAML:
+            raise ConfigError(f"{path}: {path.stat().st_size} bytes are more than a configuration has ({LARGEST_YAML})")
+        aliases = depth = 0
+        try:
+            for event in yaml.parse(path.read_text(encoding="utf-8-sig")):
+                aliases += isinstance(event, yaml.AliasEvent)
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                tag = getattr(event, "tag", None)
+                if tag is not None:
+                    line = event.start_mark.line + 1 if event.start_mark else 1
+                    raise ConfigError(f"{path}: line {line}: the tag {tag!r} is not allowed in a configuration")
+                if aliases > MOST_ALIASES or depth > MOST_ALIASES:
+                    raise ConfigError(f"{path}: more than {MOST_ALIASES} aliases, or as many levels: not a configuration")
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+
+
 def check(overrides: Sequence[str], name: str = "register") -> None:
     """Raises ConfigError for an override that is no KEY=VALUE, or whose first key is unknown."""
     known = _known_keys(name) if overrides else []
@@ -77,7 +172,8 @@ def check(overrides: Sequence[str], name: str = "register") -> None:
 
 def _known_keys(name: str) -> list[str]:
     """Dotted keys of the composed defaults, and the groups."""
-    groups = [p.name for p in (share() / "conf").iterdir() if p.is_dir()]
+    conf = share() / "conf"
+    groups = [p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()]
     return groups + list(_flatten(compose((), name)))
 
 
@@ -135,6 +231,9 @@ def build(node: Any, where: str = "") -> Any:
     if "_target_" not in node:
         return {k: build(v, f"{where}.{k}".lstrip(".")) for k, v in node.items()}
     target = _resolve(str(node["_target_"]), where)
+    wanted = next((k for k, v in node.items() if v == "???"), None)
+    if wanted is not None:
+        raise ConfigError(f"{f'{where}.{wanted}'.lstrip('.')} is not set: give {f'{where}.{wanted}'.lstrip('.')}=...")
     arguments = {k: build(v, f"{where}.{k}".lstrip(".")) for k, v in node.items() if k != "_target_"}
     parameters = inspect.signature(target).parameters
     hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)

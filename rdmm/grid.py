@@ -149,9 +149,9 @@ class Grid:
 
 
 def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:
-    """Points (b, d, *t) under a homogeneous matrix (d+1, d+1) or a batch of them (b, d+1, d+1)."""
+    """Points (b, d, *t) under a homogeneous matrix (d+1, d+1) or a batch of them (b, d+1, d+1); a batch of 1 serves all."""
     m = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
-    m = m.expand(x.shape[0], *m.shape[-2:])
-    d = x.shape[1]
+    d, b = x.shape[1], max(x.shape[0], m.shape[0] if m.ndim == 3 else 1)
+    m, x = m.expand(b, *m.shape[-2:]), x.expand(b, *x.shape[1:])
     with torch.autocast(x.device.type, enabled=False):
         return torch.baddbmm(m[:, :d, d:], m[:, :d, :d], x.reshape(*x.shape[:2], -1)).reshape(x.shape)

@@ -76,7 +76,13 @@ class Problem:
             step: iteration or epoch, for the penalty's schedule.
         """
         with torch.autocast(ic.momentum.device.type, enabled=False):
-            return self._energy(ic, pair, step)
+            transform = self.dynamics.shoot(ic, pair.source)
+            return self.judged(ic, transform, pair, step), transform
+
+    def judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int = 0) -> Energy:
+        """The objective at ``ic`` whose map phi(1) is known."""
+        with torch.autocast(ic.momentum.device.type, enabled=False):
+            return self._judged(ic, transform, pair, step)
 
     def weight_penalty(self, ic: InitialConditions, source: Any, step: int) -> Tensor:
         """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""
@@ -94,9 +100,8 @@ class Problem:
         start, end = (marks.fixed, marks.moving) if isinstance(pair.fixed, Image) else (marks.moving, marks.fixed)
         return (whole(start) - end).square().sum(1).mean(1)
 
-    def _energy(self, ic: InitialConditions, pair: Pair, step: int) -> tuple[Energy, Transform]:
+    def _judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int) -> Energy:
         source = pair.source
-        transform = self.dynamics.shoot(ic, source)
         similarity = self.similarity_weight * self.similarity(pair.moved_by(transform), pair.fixed)
         velocity = 0.5 * self.dynamics.energy(ic, source)
         weights = self.weight_penalty(ic, source, step)
@@ -106,4 +111,4 @@ class Problem:
         total = similarity + velocity + weights + landmarks
         if self.barrier and isinstance(transform, Dense):
             total = total + self.barrier * ops.barrier(transform.displacement, transform.grid, FLOOR)
-        return Energy(total, similarity, velocity, weights, landmarks), transform
+        return Energy(total, similarity, velocity, weights, landmarks)

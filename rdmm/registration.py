@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rdmm import io, metrics, ops, trajectory
-from rdmm.config import build, compose
+from rdmm.config import build, compose, quoted
 from rdmm.dynamics import RDMM, SVF, Dynamics
 from rdmm.geodesic import Moment
 from rdmm.grid import Grid
@@ -262,10 +262,12 @@ def _deforms(stage: Any) -> list[Deform]:
 def overrides_of(keys: Mapping[str, Any]) -> list[str]:
     """KEY=VALUE texts of keyword arguments; ``__`` in a name stands for a dot."""
 
-    def text(value: Any) -> str:
+    def text(name: str, value: Any) -> str:
+        if name == "weights" and value is not None:
+            return quoted(os.fspath(value))
         return json.dumps(value) if not isinstance(value, str) else value
 
-    return [f"{k.replace('__', '.')}={text(v)}" for k, v in keys.items()]
+    return [f"{k.replace('__', '.')}={text(k, v)}" for k, v in keys.items()]
 
 
 def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0) -> Registration:
@@ -278,6 +280,8 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
     require_itk_grid(pair.fixed.grid, names[0])
     regions = None if pair.regions is None else pair.regions.to(target)
     marks = None
+    if config.get("weights"):
+        inputs = replace(inputs, files={**inputs.files, "weights": str(config["weights"])})
     if inputs.landmarks is not None:
         points = (pair.fixed.grid.from_world(torch.as_tensor(x.T[None])) for x in (inputs.landmarks.fixed, inputs.landmarks.moving))
         marks = Correspondence(*(x.to(pair.fixed.data.dtype).to(target) for x in points))

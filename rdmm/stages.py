@@ -14,7 +14,7 @@ from rdmm.affine import Model, Start, in_frame, moments_of, moments_of_points, p
 from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.initial import Initializer, Zero
 from rdmm.measure import Measure
-from rdmm.optimise import LBFGS, History, Optimiser, minimise
+from rdmm.optimise import LBFGS, History, NoOptimiser, Optimiser, minimise
 from rdmm.points import PointLDDMM
 from rdmm.problem import Problem, Similarity
 from rdmm.shape import Image, Pair, overlap_fraction
@@ -107,8 +107,17 @@ class Deform:
         ic, history = self.optimizer(self.problem, pair, ic)
         with torch.no_grad():
             transform, inverse = self.problem.dynamics.flow(ic, pair.source)
-            energy = self.problem.energy(ic, pair, len(history))[0].as_dict()
+            energy = self.problem.judged(ic, transform, pair, len(history)).as_dict()
         return Result(transform, inverse, energy, ic, history, {"deform": time.perf_counter() - begin}, pair.initial)
+
+
+def learned(affine: Stage, deform: Deform, steps: int) -> Chain:
+    """``affine``, then ``deform`` ``steps`` times, each predicting from where the last has led; only the last one's prediction is
+    refined by the optimizer (none: learned mode)."""
+    if steps < 1:
+        raise ConfigError(f"stages.steps must be at least 1, not {steps}")
+    predicted = replace(deform, optimizer=NoOptimiser())
+    return Chain([affine, *[predicted] * (steps - 1), deform])
 
 
 Init = Literal["auto", "header", "com", "axes"]

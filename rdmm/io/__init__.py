@@ -1,5 +1,6 @@
 """Files: validated readers, atomic writers. The only package that knows formats."""
 
+from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
 from rdmm.io.nifti import read_image, read_labels, read_mask, write_image
@@ -10,6 +11,7 @@ __all__ = [
     "Mesh",
     "Outputs",
     "is_mesh",
+    "models",
     "read_image",
     "read_labels",
     "read_landmarks",

@@ -1,0 +1,1 @@
+"""Networks that predict affine maps and initial conditions."""

@@ -1,0 +1,119 @@
+"""Affine maps from keypoints (KeyMorph: Yu, Wang, Dalca, Sabuncu, MIDL 2022; Wang et al., MedIA 2023)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from networks.unet import Backbone, CoarseUNet, full
+from rdmm.grid import Grid
+from rdmm.optimise import History
+from rdmm.shape import Image, Pair
+from rdmm.similarity import NCC
+from rdmm.stages import Result
+from rdmm.transform import Affine, Identity
+from rdmm.types import ConfigError, InputError, Tensor
+
+SHARPNESS = 3.0
+"""Of the maps, in their standard deviations: a keypoint is where a map stands out, not the middle of the image."""
+
+
+def fitted(x: Tensor, y: Tensor, ridge: float) -> Tensor:
+    """(b, d+1, d+1): the affine map with A x_i = y_i in the least squares, its linear part held to the identity by ``ridge``.
+
+    Args:
+        x, y: points (b, d, n).
+    """
+    b, d, n = x.shape
+    cx, cy = x.mean(2, keepdim=True), y.mean(2, keepdim=True)
+    x0, y0 = x - cx, y - cy
+    eye = torch.eye(d, dtype=x.dtype, device=x.device)
+    gram = x0 @ x0.transpose(1, 2) / n + ridge * eye
+    cross = y0 @ x0.transpose(1, 2) / n + ridge * eye
+    linear = torch.linalg.solve(gram, cross.transpose(1, 2)).transpose(1, 2)  # gram is symmetric
+    last = torch.zeros(b, 1, d + 1, dtype=x.dtype, device=x.device)
+    last[..., -1] = 1
+    return torch.cat([torch.cat([linear, cy - linear @ cx], 2), last], 1)
+
+
+class AffineNet(nn.Module):
+    """A Stage: an affine map in ``steps`` steps.
+
+    A network finds keypoints in each image on its own, the centres of mass of its maps; the map that takes the fixed image's to
+    the moving one's is their least-squares fit. Images need not overlap, and swapping them inverts the map, up to the ridge.
+
+    Args:
+        backbone: of the network.
+        shape: of the images in training; its longest edge is the resolution at which images are seen.
+        keypoints: their number.
+        steps: of refinement; after the first, the moving image is seen through the map so far.
+        channels: of an image.
+        reduction: voxels along the edge of one of the maps.
+        ridge: of the fit, in squared domain units.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        shape: Sequence[int],
+        keypoints: int = 32,
+        steps: int = 2,
+        channels: int = 1,
+        reduction: int = 4,
+        ridge: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        d = len(shape)
+        if d not in (2, 3) or min(shape) < 8:
+            raise ConfigError(f"shape must be 2 or 3 sizes of 8 voxels and more, not {list(shape)}")
+        if keypoints <= d or steps < 1 or not ridge > 0:
+            raise ConfigError(f"affine: more than {d} keypoints, steps >= 1 and ridge > 0 are wanted, not {keypoints}, {steps}, {ridge}")
+        self.ndim, self.channels, self.resolution, self.steps, self.ridge = d, channels, max(shape), steps, ridge
+        self.maps = CoarseUNet(backbone, d, channels, keypoints, reduction, quiet=False)
+
+    def points(self, image: Image) -> Tensor:
+        """Keypoints (b, d, k) in domain units of the image's grid."""
+        maps = self.maps(image.data)
+        s = maps.shape[2:]
+        with torch.autocast(maps.device.type, enabled=False):
+            flat = full(maps).flatten(2)
+            spread = flat.std(2, keepdim=True).clamp_min(1e-6)
+            mass = torch.softmax(SHARPNESS * (flat - flat.mean(2, keepdim=True)) / spread, 2)
+            x = image.grid.resized(s).identity(mass).flatten(2)
+            return (mass @ x[0].T).transpose(1, 2)
+
+    def matrices(self, pair: Pair[Image]) -> list[Tensor]:
+        """The map after each step, (b, d+1, d+1) in domain units of the fixed frame, without the pair's initial map."""
+        if not isinstance(pair.fixed, Image) or pair.fixed.grid.ndim != self.ndim or pair.fixed.data.shape[1] != self.channels:
+            raise InputError(f"this affine network is for {self.ndim}D images of {self.channels} channels")
+        if next(self.parameters()).device != pair.fixed.data.device:
+            self.to(pair.fixed.data.device)
+        level = pair.scaled(min(1.0, self.resolution / max(pair.fixed.grid.shape)))
+        grid = level.fixed.grid
+        x = self.points(level.fixed)
+        first = isinstance(pair.initial, Identity)
+        y = self._in_frame(self.points(level.moving), level.moving.grid, grid) if first else self.points(level.moved_by(Identity()))
+        with torch.autocast(x.device.type, enabled=False):
+            out = [fitted(x, y, self.ridge)]
+        for _ in range(self.steps - 1):
+            y = self.points(level.moved_by(Affine(out[-1])))
+            with torch.autocast(x.device.type, enabled=False):
+                out.append(out[-1] @ fitted(x, y, self.ridge))
+        return out
+
+    @staticmethod
+    def _in_frame(points: Tensor, own: Grid, frame: Grid) -> Tensor:
+        return points if own.same_frame(frame) else frame.from_world(own.to_world(points))
+
+    def forward(self, pair: Pair[Image]) -> Result:
+        begin = time.perf_counter()
+        with torch.no_grad():
+            matrix = self.matrices(pair)[-1].double()
+            transform = Affine(matrix[0] if len(matrix) == 1 else matrix)
+            f = float(NCC()(pair.moved_by(transform), pair.fixed).mean())
+        energy = {"total": f, "similarity": f, "velocity": 0.0, "weights": 0.0}
+        history: History = []
+        return Result(transform, transform.inverse(), energy, None, history, {"affine": time.perf_counter() - begin})

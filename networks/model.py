@@ -1,0 +1,106 @@
+"""Networks and the file they are kept in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from networks.affine import AffineNet
+from networks.predictor import Predictor
+from rdmm.config import build, require_trusted, share
+from rdmm.io.models import Model, read_model, write_model
+from rdmm.types import ConfigError, InputError, nearest
+
+
+class Networks(nn.Module):
+    """An affine network, a predictor of initial conditions, or both."""
+
+    def __init__(self, affine: AffineNet | None = None, predictor: Predictor | None = None) -> None:
+        super().__init__()
+        self.affine, self.predictor = affine, predictor
+
+
+def made(settings: Mapping[str, Any]) -> Networks:
+    """Networks as the nodes ``affine`` and ``predictor`` of settings describe them, untrained."""
+    parts = {k: build(settings.get(k), k) for k in ("affine", "predictor")}
+    for name, kind in (("affine", AffineNet), ("predictor", Predictor)):
+        if parts[name] is not None and not isinstance(parts[name], kind):
+            raise ConfigError(f"{name}: a network ({kind.__name__}) is wanted, not {type(parts[name]).__name__}")
+    return Networks(**parts)
+
+
+def save(path: str | os.PathLike[str], networks: Networks, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write a model file (rdmm.io.models)."""
+    write_model(path, Model(networks.state_dict(), settings, facts))
+
+
+def shipped() -> Path:
+    """The model that comes with rdmm."""
+    return share() / "networks" / "general3d.safetensors"
+
+
+def found(file: str | None) -> str:
+    """The model file that is meant: the given one, or the one that comes with rdmm."""
+    if file is not None:
+        return file
+    if not shipped().exists():
+        raise ConfigError("initializer=unet and affine=net need a trained model: pass --weights MODEL.safetensors")
+    return str(shipped())
+
+
+def load(file: str | None) -> Networks:
+    """Trained networks, ready to be used.
+
+    Raises:
+        InputError: the file cannot be used (rdmm.io.models.read_model), or its tensors are not those of its networks.
+    """
+    path = Path(found(file))
+    status = path.stat() if path.is_file() else None
+    return _load(str(path), (status.st_mtime_ns, status.st_size) if status else None)
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, _: tuple[int, int] | None) -> Networks:
+    model = read_model(path)
+    require_trusted(model.settings, path)
+    networks = made(model.settings)
+    expected = networks.state_dict()
+    for name in [*expected, *model.tensors]:
+        if name not in model.tensors:
+            raise InputError(f"{path}: no tensor {name!r}{nearest(name, model.tensors)}: the file does not fit its own settings")
+        if name not in expected:
+            raise InputError(f"{path}: tensor {name!r} belongs to no network of its settings{nearest(name, expected)}")
+        if model.tensors[name].shape != expected[name].shape:
+            have, want = tuple(model.tensors[name].shape), tuple(expected[name].shape)
+            raise InputError(f"{path}: tensor {name!r} is {have}, its network wants {want}: another architecture")
+    networks.load_state_dict(dict(model.tensors))
+    return networks.eval().requires_grad_(False)
+
+
+def predictor(file: str | None = None) -> Predictor:
+    """The predictor of a model file; what ``initializer=unet`` is."""
+    part = load(file).predictor
+    if part is None:
+        raise ConfigError(f"{found(file)}: holds an affine network only; use it with affine=net")
+    return part
+
+
+def affine(file: str | None = None) -> AffineNet:
+    """The affine network of a model file; what ``affine=net`` is."""
+    part = load(file).affine
+    if part is None:
+        raise ConfigError(f"{found(file)}: holds no affine network; use affine=opt or affine=none")
+    return part
+
+
+def settings(file: str | None = None) -> Mapping[str, Any]:
+    """The settings of a model file, which name nothing that conf/ does not (require_trusted)."""
+    path = found(file)
+    out = read_model(path).settings
+    require_trusted(out, path)
+    return out

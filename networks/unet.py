@@ -1,0 +1,135 @@
+"""UNets of MONAI, for images of any size, with their output on a coarser grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from rdmm.types import ConfigError, Tensor
+
+SLOPE = 0.1
+"""Of LeakyReLU below zero."""
+
+
+class Backbone(Protocol):
+    """Makes a network (b, inputs, *s) -> (b, outputs, *s) for sizes that are multiples of ``multiple``."""
+
+    @property
+    def multiple(self) -> int: ...
+
+    def __call__(self, ndim: int, inputs: int, outputs: int) -> nn.Module: ...
+
+
+def _check(features: Sequence[int], least: int) -> None:
+    if len(features) < least or any(not isinstance(f, int) or f < 1 for f in features):
+        raise ConfigError(f"backbone.features must be {least} or more whole numbers >= 1, one per level, not {list(features)}")
+
+
+@dataclass(frozen=True)
+class Basic:
+    """MONAI's BasicUNet: two convolutions a level, no normalisation, which would hide how far apart two images are.
+
+    Args:
+        features: channels of the five levels, from fine to coarse.
+    """
+
+    features: Sequence[int] = (32, 32, 64, 128, 128)
+
+    def __post_init__(self) -> None:
+        _check(self.features, 5)
+        if len(self.features) != 5:
+            raise ConfigError(f"backbone.features of BasicUNet are 5 numbers, not {len(self.features)}; backbone=residual takes others")
+
+    @property
+    def multiple(self) -> int:
+        return 2**4
+
+    def __call__(self, ndim: int, inputs: int, outputs: int) -> nn.Module:
+        from monai.networks.nets import BasicUNet
+
+        act = ("leakyrelu", {"negative_slope": SLOPE, "inplace": True})
+        features = (*self.features, self.features[0])
+        return BasicUNet(ndim, inputs, outputs, features=features, act=act, norm=None)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """MONAI's UNet of residual units.
+
+    Args:
+        features: channels of the levels, from fine to coarse.
+        units: residual units a level.
+    """
+
+    features: Sequence[int] = (32, 64, 128, 128)
+    units: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.features, 2)
+        if self.units < 0:
+            raise ConfigError(f"backbone.units must be >= 0, not {self.units}")
+
+    @property
+    def multiple(self) -> int:
+        return 2 ** (len(self.features) - 1)
+
+    def __call__(self, ndim: int, inputs: int, outputs: int) -> nn.Module:
+        from monai.networks.nets import UNet
+
+        strides = [2] * (len(self.features) - 1)
+        act = ("leakyrelu", {"negative_slope": SLOPE})
+        net = UNet(ndim, inputs, self.features[0], self.features, strides, num_res_units=self.units, act=act, norm=None)  # type: ignore[arg-type]
+        head = (nn.Conv2d if ndim == 2 else nn.Conv3d)(self.features[0], outputs, 1)
+        return nn.Sequential(net, head)  # a head of its own: MONAI's last unit adds its input to its output
+
+
+def folded(x: Tensor, r: int) -> Tensor:
+    """(b, c, *s) -> (b, c r^d, *(s / r)): each block of r^d voxels becomes channels, so that no detail is lost."""
+    b, c, *s = x.shape
+    d = len(s)
+    x = x.reshape(b, c, *(k for n in s for k in (n // r, r)))
+    blocks, inside = range(2, 2 + 2 * d, 2), range(3, 3 + 2 * d, 2)
+    return x.permute(0, 1, *inside, *blocks).reshape(b, c * r**d, *(n // r for n in s))
+
+
+class CoarseUNet(nn.Module):
+    """(b, inputs, *s) -> (b, outputs, *ceil(s / reduction)) for images of any size: padded by their edge, folded, cut.
+
+    Args:
+        quiet: start the last convolution near zero, so that an untrained network predicts next to nothing.
+    """
+
+    def __init__(self, backbone: Backbone, ndim: int, inputs: int, outputs: int, reduction: int = 2, quiet: bool = True) -> None:
+        super().__init__()
+        if reduction not in (1, 2, 4, 8):
+            raise ConfigError(f"reduction must be 1, 2, 4 or 8, not {reduction}")
+        self.reduction, self.multiple = reduction, backbone.multiple * reduction
+        self.net = backbone(ndim, inputs * reduction**ndim, outputs)
+        if quiet:
+            last = [m for m in self.net.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][-1]
+            nn.init.normal_(last.weight, std=1e-3)
+            if last.bias is not None:
+                nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.shape[2:]
+        missing = [-n % self.multiple for n in s]
+        x = F.pad(x, [k for n in reversed(missing) for k in (0, n)], mode="replicate")
+        out = self.net(folded(x, self.reduction))
+        return out[(..., *(slice(-(-n // self.reduction)) for n in s))]
+
+
+def full(x: Tensor) -> Tensor:
+    """What a network gave in half precision, in single precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def recomputed(net: nn.Module, x: Tensor) -> Tensor:
+    """net(x), computed again for its gradient instead of kept."""
+    return checkpoint(net, x, use_reentrant=False) if torch.is_grad_enabled() else net(x)

@@ -1,0 +1,120 @@
+"""Trained networks in one file: safetensors, with settings and a checksum in its header.
+
+The header's only entry ``rdmm`` is JSON: ``format``, ``version`` of rdmm, ``sha256`` of all, ``settings`` (from which the
+networks are built and which belong to their use), and ``facts`` for the reader. Nothing in a file is run or looked up: settings
+are plain data, and what they name is checked against the allow-list of ``rdmm.config``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rdmm.io.files import existing, write_atomically
+from rdmm.types import InputError, Tensor
+from rdmm.version import __version__
+
+FORMAT = 1
+LONGEST_HEADER = 2**20
+"""Bytes of a header that is read at all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a model file holds.
+
+    Args:
+        tensors: the networks' parameters by name.
+        settings: plain data (mappings, lists, numbers, texts) from which the networks are built.
+        facts: of its training, for the reader.
+    """
+
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
+    """sha256 of the header (its own entry left out) and of the tensors' names, types, shapes and values."""
+    out = hashlib.sha256(json.dumps({k: v for k, v in head.items() if k != "sha256"}, sort_keys=True).encode())
+    for name in sorted(tensors):
+        x = tensors[name].detach().cpu().contiguous()
+        out.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        out.update(x.numpy().tobytes())
+    return out.hexdigest()
+
+
+def write_model(path: str | os.PathLike[str], model: Model) -> None:
+    """Write a model file, old or new but never half."""
+    from safetensors.torch import save
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.tensors.items()}
+    head = {"format": FORMAT, "version": __version__, "settings": model.settings, "facts": model.facts}
+    head |= {"sha256": digest(tensors, head)}
+    write_atomically(path, save(tensors, metadata={"rdmm": json.dumps(head, sort_keys=True, allow_nan=False)}))
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a model of rdmm, or a pickle that passes for one; not whether it is sound."""
+    with open(path, "rb") as f:
+        start = f.read(64 * 1024)
+    return _is_pickle(start) or b'"rdmm":' in start
+
+
+def read_model(path: str | os.PathLike[str]) -> Model:
+    """Read and check a model file.
+
+    Raises:
+        InputError: it is missing, not safetensors (a pickle, say, which could run code and is never opened), not rdmm's, of a
+            newer format, or not what was written (sha256).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = existing(path)
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            tensors = {k: f.get_tensor(k) for k in sorted(f.keys())}
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not a sound safetensors file ({str(error).splitlines()[0]}); copy or train it again") from error
+    if "rdmm" not in metadata:
+        raise InputError(f"{path}: no model of rdmm: its header has no entry 'rdmm'; a file that train.py wrote is wanted")
+    head = _head(path, metadata["rdmm"])
+    if digest(tensors, head) != head["sha256"]:
+        raise InputError(f"{path}: is not what was written (sha256 differs); copy or train it again")
+    return Model(tensors, head["settings"], head["facts"])
+
+
+def _head(path: os.PathLike[str], text: str) -> dict[str, Any]:
+    try:
+        head = json.loads(text)
+        number = int(head["format"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{path}: the header cannot be read ({error}); copy or train the model again") from error
+    if number > FORMAT:
+        raise InputError(f"{path}: format {number}, written by rdmm {head.get('version')}; this is rdmm {__version__}: install a newer one")
+    missing = [k for k in ("sha256", "settings", "facts") if k not in head]
+    if missing or not isinstance(head["settings"], dict):
+        raise InputError(f"{path}: the header lacks {missing[0] if missing else 'settings'!r}")
+    return head
+
+
+def _refuse_pickle(path: os.PathLike[str]) -> None:
+    with open(path, "rb") as f:
+        start = f.read(9)
+    if _is_pickle(start):
+        raise InputError(f"{path}: a pickled checkpoint, which could run code: refused; give the .safetensors file that train.py wrote")
+    length = int.from_bytes(start[:8], "little")
+    if length > LONGEST_HEADER:
+        raise InputError(f"{path}: not a model: a header of {length} bytes is more than the {LONGEST_HEADER} that are read")
+
+
+def _is_pickle(start: bytes) -> bool:
+    """By the first nine bytes. A safetensors file begins with its header's length, which may look like a pickle's first byte;
+    then comes the header, {."""
+    return start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{"
