@@ -1,0 +1,236 @@
+"""Images and pairs from lists: CSV tables, and the data-set JSON of Learn2Reg."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rdmm.data.items import Item, inside
+from rdmm.io.files import existing
+from rdmm.types import ConfigError, nearest
+
+COLUMNS = ("image", "subject", "labels", "time", "split", "name")
+PAIR_COLUMNS = ("id", "fixed", "moving", "fixed_labels", "moving_labels", "split")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV of images, or a Learn2Reg JSON.
+
+    CSV: a header with ``image`` and ``subject``, and, where wanted, ``labels``, ``time``, ``split`` (train, validation, test) and
+    ``name``. Paths are below ``root``, by default the file's own folder.
+    """
+
+    path: str
+    root: str | None = None
+
+    def items(self) -> list[Item]:
+        path = existing(self.path)
+        root = Path(self.root).expanduser() if self.root else path.parent
+        items = _learn2reg(path, root) if path.suffix == ".json" else _table(path, root)
+        _require_unique([(i.name, i.where) for i in items], "name")
+        return items
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a list of pairs: paths by column, and where it stands."""
+
+    id: str
+    files: dict[str, Path]
+    split: str
+    where: str
+
+
+def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Row]:
+    """A CSV of pairs: ``fixed`` and ``moving``, and, where wanted, ``id``, ``fixed_labels``, ``moving_labels``, ``split``; or a
+    Learn2Reg JSON's ``registration_val`` and ``registration_test``.
+
+    Raises:
+        ConfigError: a column is missing or misspelt, an id is there twice or is no plain name, a path leads out of ``root``.
+    """
+    path = existing(path)
+    base = Path(root).expanduser() if root else path.parent
+    if path.suffix == ".json":
+        data = _json(path)
+        lists = {k: data.get(k, []) for k in ("registration_val", "registration_test")}
+        records = [(r, f"{path}: {k}[{i}]", k) for k, rows in lists.items() for i, r in enumerate(_list(rows, f"{path}: {k}"))]
+        split = {"registration_val": "validation", "registration_test": "test"}
+        raw = [(_mapping(r, w, ("fixed", "moving")) | {"split": split[k]}, w) for r, w, k in records]
+    else:
+        raw = _csv(path, PAIR_COLUMNS, ("fixed", "moving"))
+    out = []
+    for record, where in raw:
+        files = {k: _below(base, record[k], where) for k in PAIR_COLUMNS[1:5] if record.get(k)}
+        name = record.get("id") or "_".join(_stem(files[k]) for k in ("fixed", "moving"))
+        out.append(Row(_plain(name, where), files, _split(record.get("split", ""), where), where))
+    _require_unique([(r.id, r.where) for r in out], "id")
+    return out
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """A list of pairs (read_pairs). Images that are linked by pairs count as one subject: a split never parts them."""
+
+    path: str
+    root: str | None = None
+
+    def rows(self) -> list[Row]:
+        return read_pairs(self.path, self.root)
+
+    def items(self) -> list[Item]:
+        """Every image of the list, once."""
+        return list(self._linked()[0].values())
+
+    def couples(self) -> list[tuple[Item, Item]]:
+        """(fixed, moving) of every row."""
+        items, rows = self._linked()
+        return [(items[r.files["fixed"]], items[r.files["moving"]]) for r in rows]
+
+    def _linked(self) -> tuple[dict[Path, Item], list[Row]]:
+        rows = self.rows()
+        group: dict[Path, Path] = {}
+
+        def first(p: Path) -> Path:
+            while group.setdefault(p, p) != p:
+                p = group[p]
+            return p
+
+        for row in rows:
+            group[first(row.files["moving"])] = first(row.files["fixed"])
+        out: dict[Path, Item] = {}
+        for row in rows:
+            for kind in ("fixed", "moving"):
+                image = row.files[kind]
+                new = Item(_stem(image), str(first(image)), image, row.files.get(f"{kind}_labels"), split=row.split, where=row.where)
+                old = out.setdefault(image, new)
+                if old.split != new.split:
+                    raise ConfigError(
+                        f"{image} is in {old.split or 'no split'!r} ({old.where}) and in {new.split or 'no split'!r} ({new.where}): "
+                        "what is tested on must not be trained on"
+                    )
+        return out, rows
+
+
+def _table(path: Path, root: Path) -> list[Item]:
+    out = []
+    for record, where in _csv(path, COLUMNS, ("image", "subject")):
+        image = _below(root, record["image"], where)
+        labels = _below(root, record["labels"], where) if record.get("labels") else None
+        split = _split(record.get("split", ""), where)
+        name = _plain(record.get("name") or _stem(image), where)
+        out.append(Item(name, record["subject"], image, labels, record.get("time", ""), split, where))
+    return out
+
+
+def _learn2reg(path: Path, root: Path) -> list[Item]:
+    """``training`` and ``test`` of the published schema: {"image": "./imagesTr/NAME_0001_0000.nii.gz", "label": ...}.
+
+    Learn2Reg names a case NAME_<case>_<modality>; the case is the subject.
+    """
+    data, out = _json(path), []
+    for key, split in (("training", "train"), ("test", "test")):
+        for i, entry in enumerate(_list(data.get(key, []), f"{path}: {key}")):
+            where = f"{path}: {key}[{i}]"
+            record = {"image": entry} if isinstance(entry, str) else _mapping(entry, where, ("image",))
+            image = _below(root, record["image"], where)
+            labels = _below(root, record["label"], where) if record.get("label") else None
+            parts = _stem(image).rsplit("_", 2)
+            case, modality = (parts[-2], parts[-1]) if len(parts) == 3 else (_stem(image), "")
+            out.append(Item(_stem(image), case, image, labels, modality, split, where))
+    if not out:
+        raise ConfigError(f"{path}: no images: 'training' and 'test' are missing or empty; is it a Learn2Reg data set?")
+    return out
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a JSON object is wanted, not a {type(data).__name__}")
+    return data
+
+
+def _list(x: Any, where: str) -> list[Any]:
+    if not isinstance(x, list):
+        raise ConfigError(f"{where}: a list is wanted, not {type(x).__name__}")
+    return x
+
+
+def _mapping(x: Any, where: str, wanted: Sequence[str]) -> dict[str, str]:
+    if not isinstance(x, dict) or any(not isinstance(x.get(k), str) for k in wanted):
+        raise ConfigError(f"{where}: an object with {', '.join(wanted)} (texts) is wanted, not {json.dumps(x)[:80]}")
+    return {k: v for k, v in x.items() if isinstance(v, str)}
+
+
+def _csv(path: Path, known: Sequence[str], wanted: Sequence[str]) -> list[tuple[dict[str, str], str]]:
+    """Rows and where they stand; a byte-order mark and any line ends are fine."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        columns = [c.strip() for c in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {reader.line_num}: {error}") from error
+    missing = [c for c in wanted if c not in columns]
+    if missing:
+        raise ConfigError(
+            f"{path}: line 1: no column {missing[0]!r}{nearest(missing[0], columns)}; the header must hold {', '.join(wanted)}"
+        )
+    unknown = [c for c in columns if c not in known]
+    if unknown:
+        raise ConfigError(f"{path}: line 1: unknown column {unknown[0]!r}{nearest(unknown[0], known)}; known are {', '.join(known)}")
+    out = []
+    for number, row in rows:
+        where = f"{path}: line {number}"
+        empty = [c for c in wanted if not (row.get(c) or "").strip()]
+        if None in row or empty:
+            raise ConfigError(f"{where}: {f'{empty[0]} is empty' if empty else 'more fields than columns'}")
+        out.append(({k: (v or "").strip() for k, v in row.items()}, where))
+    if not out:
+        raise ConfigError(f"{path}: no rows under the header")
+    return out
+
+
+def _below(root: Path, name: str, where: str) -> Path:
+    if "\0" in name:
+        raise ConfigError(f"{where}: {name!r} is no path")
+    return inside(root, root / name, where)
+
+
+def _plain(name: str, where: str) -> str:
+    """A name that files can be called by."""
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0\n\r") or name.startswith("-"):
+        raise ConfigError(f"{where}: {name!r} cannot name a result: it is empty, a path, or begins with -")
+    return name
+
+
+def _split(text: str, where: str) -> str:
+    if text and text not in SPLITS:
+        raise ConfigError(f"{where}: split is one of {', '.join(SPLITS)}, not {text!r}{nearest(text, SPLITS)}")
+    return text
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _require_unique(names: Sequence[tuple[str, str]], what: str) -> None:
+    seen: dict[str, str] = {}
+    for name, where in names:
+        if name in seen:
+            raise ConfigError(f"{what} {name!r} is there twice: {seen[name]} and {where}")
+        seen[name] = where
