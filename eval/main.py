@@ -86,6 +86,8 @@ def _judged(
         else:
             registration = run(inputs, config, device=device, seed=seed)
         measures = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+        if isinstance(registration, Registration) and registration.dynamics is not None:
+            measures["similarity"] = registration.energy["similarity"] / config["similarity_weight"]
         return {"status": registration.status, **measures, "seconds": registration.result.seconds["total"]}, registration
     except RdmmError as error:
         return {"status": f"{type(error).__name__}: {error}"}, None

@@ -18,6 +18,7 @@ WORST = ("folds_percent", "folded_cells_percent", "energy_drift")
 """Measures of which the largest is shown, not the mean: one bad case is one too many."""
 
 SHOWN = {
+    "similarity": "similarity term",
     "dice": "Dice",
     "region_dice": "Dice of the region",
     "distance_after_mm": "distance mm",

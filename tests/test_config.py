@@ -2,25 +2,54 @@ import time
 
 import pytest
 import yaml
+from test_networks import trained
 
 from rdmm import ConfigError, dynamics, similarity
-from rdmm.config import ALLOWED, build, compose, share
+from rdmm.config import ALLOWED, build, compose, quoted, share
+from train.main import jobs
 
 CONF = share() / "conf"
-OPTIONS = sorted({f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml")} - {"similarity/sum"})  # a list of terms makes it
+OF_TRAINING = {f"{p.parent.name}/{p.stem}" for g in ("data", "backbone") for p in (CONF / g).glob("*.yaml")}
+OF_TRAINING |= {f"experiment/{p.stem}" for p in (CONF / "experiment").glob("*_net.yaml")}
+OPTIONS = sorted(
+    {f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml")} - OF_TRAINING - {"similarity/sum"}
+)  # a list of terms makes it
 OF_SHAPES = ("affine/points", "dynamics/points", "initializer/controls", "initializer/transported", "optimizer/shapes", "smoother/shapes")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_builds(option):
+def test_every_option_builds(option, tmp_path):
     group, name = option.split("/")
+    model = []
+    if option in ("affine/net", "initializer/unet"):
+        trained(tmp_path / "m.safetensors")
+        model = [f"weights={quoted(str(tmp_path / 'm.safetensors'))}"]
     of_shapes = option in OF_SHAPES or "override /dynamics: points" in (CONF / f"{option}.yaml").read_text()
     settings = "shapes" if of_shapes else "register"
-    config = compose([f"{group}={name}"], settings)
+    config = compose([f"{group}={name}", *model], settings)
     assert build(config["stages"], "stages")
     assert settings == "shapes" or build(config["intensity"])
     if group not in ("experiment",):
         assert build(config[group]) is not None
+
+
+@pytest.mark.parametrize("option", sorted(OF_TRAINING))
+def test_every_option_of_training_builds(option):
+    """Every network that a configuration describes is made, and its data set, before any file is asked for."""
+    group, name = option.split("/")
+    rest = [] if group != "data" or name != "folder" else ["data.source.root=somewhere"]
+    overrides = [f"{group}={name}", *([] if group != "backbone" else ["shape=[32,32]", "data=shapes"]), *rest]
+    assert jobs(compose(overrides, "train"), overrides)
+    assert build(compose(overrides, "train")["data"], "data").held_out
+
+
+@pytest.mark.parametrize("source", sorted(p.stem for p in (CONF / "data/source").glob("*.yaml")))
+def test_every_source_of_data_builds(source):
+    key = "path" if source in ("table", "pairs") else "root"
+    node = compose([f"data/source={source}", f"data.source.{key}=somewhere"], "train")["data"]["source"]
+    assert build(node, "data.source").items
+    with pytest.raises(ConfigError, match=f"data.source.{key} is not set"):
+        build(compose([f"data/source={source}"], "train")["data"], "data")
 
 
 def test_groups_bring_what_goes_with_them():
@@ -45,7 +74,7 @@ def test_targets_are_our_own():
     """Hydra's strings escape import-linter."""
     for path in CONF.rglob("*.yaml"):
         for target in targets(yaml.safe_load(path.read_text())):
-            assert target.startswith(("rdmm.", "networks.")), path
+            assert target.startswith(("rdmm.", "networks.", "train.")), path
 
 
 def test_a_list_of_similarities_is_their_weighted_sum():

@@ -1,0 +1,1 @@
+"""Training of the networks that predict affine maps and initial conditions."""

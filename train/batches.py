@@ -1,0 +1,107 @@
+"""Numbered pairs to batches: read ahead by workers, and both ways round."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from rdmm.data.common import stacked
+from rdmm.data.training import TrainingData
+from rdmm.inputs import Inputs
+from rdmm.shape import Image, Pair
+from rdmm.types import InputError, RdmmError
+
+
+def batched(samples: Sequence[Inputs]) -> Inputs:
+    """Pairs of one grid as one pair of batches; labels where every pair has them."""
+
+    def labels(name: str) -> Image | None:
+        found = [getattr(s, name) for s in samples]
+        return None if any(x is None for x in found) else stacked(found)
+
+    pair = Pair(stacked([s.pair.fixed for s in samples]), stacked([s.pair.moving for s in samples]))
+    return Inputs(pair, labels("fixed_labels"), labels("moving_labels"), labels=samples[0].labels)
+
+
+def both_ways(batch: Inputs) -> Inputs:
+    """Each pair, and then each with its images swapped."""
+
+    def joined(a: Image | None, b: Image | None) -> Image | None:
+        return None if a is None or b is None else stacked([a, b])
+
+    fixed, moving, a, b = batch.pair.fixed, batch.pair.moving, batch.fixed_labels, batch.moving_labels
+    pair = Pair(stacked([fixed, moving]), stacked([moving, fixed]))
+    return replace(batch, pair=pair, fixed_labels=joined(a, b), moving_labels=joined(b, a))
+
+
+def to_device(batch: Inputs, device: torch.device) -> Inputs:
+    fixed, moving = (x.to(device) for x in (batch.pair.fixed, batch.pair.moving))
+    a, b = (None if x is None else x.to(device) for x in (batch.fixed_labels, batch.moving_labels))
+    return replace(batch, pair=Pair(fixed, moving), fixed_labels=a, moving_labels=b)
+
+
+class _Numbered(Dataset):
+    """Pairs by number. A worker notes what it reads, so that its death can be laid at a file's door."""
+
+    def __init__(self, data: TrainingData, notes: str) -> None:
+        self.data, self.notes = data, notes
+
+    def __getitem__(self, number: int) -> Inputs | RdmmError:
+        if torch.utils.data.get_worker_info() is not None:
+            Path(self.notes, str(os.getpid())).write_text(self.data.name(number))
+        try:
+            return self.data.pair(number)
+        except RdmmError as error:  # as a value: DataLoader would wrap it into a text
+            return error
+
+
+def _first_threads(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def stream(data: TrainingData, numbers: Sequence[list[int]], workers: int) -> Iterator[Inputs]:
+    """A batch for each list of numbers, in order; the same whatever the number of workers.
+
+    Raises:
+        RdmmError: what reading a pair raised.
+        InputError: a worker died; with the files that it was reading.
+    """
+    with tempfile.TemporaryDirectory(prefix="rdmm-train-") as notes:
+        loader = DataLoader(
+            _Numbered(data, notes),
+            batch_sampler=numbers,
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=_first_threads,
+            multiprocessing_context="spawn" if workers else None,  # a fork would inherit the kernels' threads, and hang or die
+        )
+        try:
+            for samples in loader:
+                yield batched([_found(s) for s in samples])
+        except RuntimeError as error:
+            raise _blamed(error, Path(notes)) from error
+
+
+def _found(sample: Any) -> Inputs:
+    if isinstance(sample, RdmmError):
+        raise sample
+    assert isinstance(sample, Inputs)
+    return sample
+
+
+def _blamed(error: RuntimeError, notes: Path) -> Exception:
+    dead = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
+    if dead is None:
+        return error
+    read = [(notes / pid.strip()).read_text() for pid in dead.group(1).split(",") if (notes / pid.strip()).exists()]
+    return InputError(
+        f"a process that reads data died while it read {' and '.join(read) or 'its first pair'}; trainer.workers=0 shows more"
+    )

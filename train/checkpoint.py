@@ -1,0 +1,102 @@
+"""What a training run keeps: ``state.pt`` to go on from, ``last``, ``best`` and numbered model files to use.
+
+``state.pt`` alone decides where a run goes on: it is written after ``best`` and before ``last``, so that whatever file a
+run is killed at, the run that goes on writes the same files again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from networks.model import Networks, save
+from rdmm.io.files import existing, write_atomically
+from rdmm.types import ConfigError, InputError
+
+STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Args:
+        step: taken so far.
+        validated: the step of the last validation.
+        best: score of the best validation, and the step it was made at.
+        stale: validations since.
+        skipped: steps that were not taken, since their loss or gradient was not finite; in a row, and in all.
+    """
+
+    step: int = 0
+    validated: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    skipped_in_a_row: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """The files of one run.
+
+    Args:
+        settings: from which the networks are built (networks.model), written into every model file.
+        identity: settings that must not change when a run goes on.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    identity: Mapping[str, Any]
+
+    def state(self) -> dict[str, Any] | None:
+        """What state.pt holds, or None where there is none.
+
+        Raises:
+            InputError: it is not a state of train.py; it is never run.
+            ConfigError: its run had other settings.
+        """
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(existing(path), map_location="cpu", weights_only=True)
+            found = json.loads(state["identity"])
+        except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
+            text = str(error).strip().splitlines()[0]
+            raise InputError(f"{path}: no state of a training run, or a damaged one ({text[:120]}); remove it to start anew") from error
+        different = sorted(k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k))
+        if different:
+            k = different[0]
+            raise ConfigError(
+                f"{path}: was trained with {k}={found.get(k)}, not {self.identity.get(k)}; go on with that, or start in another folder"
+            )
+        return dict(state)
+
+    def keep(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress, numbered: bool) -> None:
+        """State and ``last``; a numbered model file besides."""
+        buffer = io.BytesIO()
+        state = {"networks": networks.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+        torch.save({**state, "identity": json.dumps(self.identity, sort_keys=True)}, buffer)
+        write_atomically(self.path / STATE, buffer.getvalue())
+        self.keep_model(LAST, networks, progress)
+        if numbered:
+            self.keep_model(f"step_{progress.step:07d}.safetensors", networks, progress)
+
+    def keep_model(self, name: str, networks: Networks, progress: Progress) -> None:
+        save(self.path / name, networks, self.settings, {"step": progress.step, "score": progress.best})
+
+
+def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested settings."""
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {k: v for key, value in node.items() for k, v in flattened(value, f"{prefix}{key}.").items()}

@@ -1,0 +1,137 @@
+"""What a run says of itself: TensorBoard, the log, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdmm import ops
+from rdmm.dynamics import RDMM, InitialConditions
+from rdmm.inputs import Inputs
+from rdmm.shape import Image
+from rdmm.transform import displacement
+from rdmm.types import Tensor
+from train.checkpoint import Progress
+from train.losses import Outcome
+
+log = logging.getLogger(__name__)
+
+
+class Log:
+    """Of one network's training.
+
+    Args:
+        folder: for TensorBoard's files; None: none are written (the other processes of a distributed run).
+        name: of the network.
+        dynamics: of a deformation, for sigma(x).
+    """
+
+    def __init__(self, folder: Path | None, name: str, total: int, dynamics: Any = None) -> None:
+        self.name, self.total, self.dynamics = name, total, dynamics
+        self.begin, self.taken = time.perf_counter(), 0
+        self.bar: Any = None
+        self.writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Log]:
+        """With a progress bar, where there is a terminal to show it on."""
+        shown: Any = contextlib.nullcontext()
+        if self.writer is not None and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            shown = Bar(console=Console(stderr=True))
+            self.bar = (shown, shown.add_task(self.name, total=self.total))
+        try:
+            with shown:
+                yield self
+        finally:
+            if self.writer is not None:
+                self.writer.close()
+
+    def step(self, progress: Progress, trainer: Any, outcome: Outcome, length: float, batch: Inputs) -> None:
+        if self.writer is None:
+            return
+        step = progress.step
+        self.taken += 1
+        if self.bar is not None:
+            bar, task = self.bar
+            bar.update(task, completed=step, description=f"{self.name}: loss {outcome.terms['loss']:.4f}")
+        if step % trainer.log_every == 0 or step == 1:
+            terms = {**outcome.terms, "gradient": length, "learning_rate": trainer.rate(step - 1), "skipped": progress.skipped}
+            for name, value in terms.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
+            speed = (time.perf_counter() - self.begin) / self.taken
+            log.info("%s step %d of %d: loss %.5f, %.2f s a step", self.name, step, self.total, outcome.terms["loss"], speed)
+        if step % trainer.picture_every == 0:
+            self._histograms(outcome.ic, step)
+            self._picture("train", batch, outcome, step)
+
+    def validation(self, progress: Progress, means: Mapping[str, float], shown: tuple[Inputs, Outcome] | None) -> None:
+        if self.writer is None:
+            return
+        for name, value in means.items():
+            self.writer.add_scalar(f"validation/{name}", value, progress.step)
+        words = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if math.isfinite(v))
+        log.info("%s validation at step %d: %s%s", self.name, progress.step, words, " (best so far)" if progress.stale == 0 else "")
+        if shown is not None:
+            self._picture("validation", *shown, progress.step)
+
+    def _histograms(self, conditions: list[InitialConditions], step: int) -> None:
+        for k, ic in enumerate(conditions):
+            self.writer.add_histogram(f"momentum/step{k}", ic.momentum.detach(), step)
+            for i in range(0 if ic.weights is None else ic.weights.shape[1]):
+                self.writer.add_histogram(f"preweights/step{k}_{i}", ic.weights[:, i].detach(), step)  # type: ignore[index]
+
+    def _picture(self, part: str, batch: Inputs, outcome: Outcome, step: int) -> None:
+        self.writer.add_figure(f"{part}/pair", picture(batch, outcome, self.dynamics), step)
+
+
+@torch.no_grad()
+def picture(batch: Inputs, outcome: Outcome, dynamics: Any = None) -> Any:
+    """Fixed, moving, warped with the deformed grid, log det J and, of RDMM, sigma(x) of the first pair: middle slices."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    grid = batch.pair.fixed.grid
+    warped = batch.pair.moving.moved_by(outcome.transform, grid)
+    u = displacement(outcome.transform, grid, batch.pair.fixed.data)[:1]
+    log_det = ops.jacobian_determinant(u, grid)[:, None].clamp_min(1e-3).log()
+    panels: list[tuple[str, Tensor, str]] = [("fixed", batch.pair.fixed.data, "gray"), ("moving", batch.pair.moving.data, "gray")]
+    panels += [("warped", warped.data, "gray"), ("log det J", log_det, "RdBu_r")]
+    if isinstance(dynamics, RDMM) and outcome.ic and outcome.ic[0].weights is not None:
+        shot = outcome.ic[0].grid(Image(batch.pair.fixed.data, grid))
+        panels.append(("sigma(x) in mm", ops.resize(dynamics.local_sigma(outcome.ic[0].weights, shot), grid.shape), "viridis"))
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3))
+    for panel, (title, x, colours) in zip(axes, panels, strict=True):
+        plane = _plane(x)
+        limit = {"vmin": -1, "vmax": 1} if colours == "RdBu_r" else {}
+        panel.imshow(plane, cmap=colours, origin="lower", **limit)
+        panel.set_title(title, fontsize=9)
+        panel.set_axis_off()
+    y = (grid.identity(u) + u)[0]
+    lines = [_plane(y[i][None, None]) / grid.spacing[i] for i in range(2)]
+    for a, b in zip(*(np.concatenate([x[::4], x.T[::4]]) if x.shape[0] == x.shape[1] else x[::4] for x in lines), strict=True):
+        axes[2].plot(a, b, color="tab:orange", linewidth=0.4)
+    figure.tight_layout()
+    return figure
+
+
+def _plane(x: Tensor) -> np.ndarray:
+    array = x[0, 0].detach().float().cpu().numpy()
+    return (array if array.ndim == 2 else array[:, :, array.shape[2] // 2]).T

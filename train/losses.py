@@ -1,0 +1,189 @@
+"""What networks are trained for. The deformation's loss is the objective of a registration, Problem.energy, at what they predict."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from networks.affine import AffineNet
+from networks.predictor import Predictor
+from rdmm import metrics, ops
+from rdmm.dynamics import InitialConditions
+from rdmm.inputs import Inputs
+from rdmm.problem import FLOOR, Problem, Similarity
+from rdmm.shape import Image, Pair
+from rdmm.transform import Affine, Transform, displacement
+from rdmm.types import ConfigError, DivergenceError, Tensor
+
+log = logging.getLogger(__name__)
+
+Terms = dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Of one forward pass.
+
+    Attributes:
+        loss: a scalar.
+        terms: its parts.
+        transform: the whole map, fixed -> moving, of every pair of the batch.
+        ic: initial conditions of each step.
+    """
+
+    loss: Tensor
+    terms: Terms
+    transform: Transform
+    ic: list[InitialConditions]
+
+
+class Objective(Protocol):
+    """(batch, epoch, seed of what is drawn, both: the batch's second half is its first one swapped) -> Outcome."""
+
+    @property
+    def trained(self) -> nn.Module: ...
+
+    def __call__(self, batch: Inputs, epoch: int, seed: int, both: bool) -> Outcome: ...
+
+
+def soft_dice(batch: Inputs, transform: Transform, count: int, seed: int) -> Tensor:
+    """1 - mean Dice of up to ``count`` labels that both images have, drawn by ``seed``; one-hot maps moved linearly."""
+    fixed, moving = batch.fixed_labels, batch.moving_labels
+    if fixed is None or moving is None:
+        raise ConfigError("trainer.dice_weight is above 0 but the data set has no labels: set it to 0, or name the label maps")
+    common = set(fixed.data.unique().tolist()) & set(moving.data.unique().tolist()) - {0.0}
+    labels = sorted(common if batch.labels is None else common & {float(x) for x in batch.labels})
+    if not labels:
+        return fixed.data.new_zeros(())
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = torch.tensor(labels)[order].to(fixed.data).view(1, -1, *(1,) * fixed.grid.ndim)
+    a = (fixed.data == chosen).to(fixed.data)
+    b = Image((moving.data == chosen).to(fixed.data), moving.grid).moved_by(transform, fixed.grid).data
+    both = 2 * (a * b).flatten(2).sum(2)
+    total = a.flatten(2).sum(2) + b.flatten(2).sum(2)
+    there = (a.flatten(2).sum(2) > 0).to(both)
+    return 1 - (there * both / total.clamp_min(1e-6)).sum() / there.sum().clamp_min(1)
+
+
+def inverse_consistency(transform: Transform, pair: Pair[Image]) -> Tensor:
+    """Mean square of phi_ab ∘ phi_ba - id in voxels, at half resolution, for a batch whose second half is the first one swapped."""
+    grid = pair.fixed.grid.scaled(0.5)
+    u = displacement(transform, grid, pair.fixed.data)
+    error = ops.compose(u, torch.roll(u, len(u) // 2, 0), grid, grid.identity(u))
+    h = torch.tensor(grid.spacing).to(error).view(1, -1, *(1,) * grid.ndim)
+    return (error / h).square().sum(1).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class AffineObjective:
+    """Similarity after every step + stretch_weight * |A - I|^2.
+
+    Args:
+        similarity: global ones serve best.
+    """
+
+    network: AffineNet
+    similarity: Similarity
+    stretch_weight: float = 0.0
+    dice_weight: float = 0.0
+    dice_labels: int = 8
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.network
+
+    def __call__(self, batch: Inputs, epoch: int, seed: int, both: bool) -> Outcome:
+        d = batch.pair.fixed.grid.ndim
+        matrices = self.network.matrices(batch.pair)
+        loss = matrices[-1].new_zeros(())
+        for matrix in matrices:
+            similarity = self.similarity(batch.pair.moved_by(Affine(matrix)), batch.pair.fixed).mean()
+            stretch = (matrix[:, :d, :d] - torch.eye(d).to(matrix)).square().sum((1, 2)).mean()
+            loss = loss + similarity + self.stretch_weight * stretch
+        terms = {"similarity": float(similarity.detach()), "stretch": float(stretch.detach())}
+        transform = Affine(matrices[-1])
+        if self.dice_weight:
+            dice = soft_dice(batch, transform, self.dice_labels, seed)
+            loss = loss + self.dice_weight * dice
+            terms["dice_loss"] = float(dice.detach())
+        return Outcome(loss, {"loss": float(loss.detach()), **terms}, transform, [])
+
+
+@dataclass(frozen=True, eq=False)
+class DeformationObjective:
+    """sum over steps of Problem.energy + dice_weight * (1 - Dice) + inverse_consistency * |phi_ab ∘ phi_ba - id|^2 (RDMM paper,
+    section 3.3). Each step predicts from where the last one has led; the affine network, where there is one, is frozen.
+
+    Where a predicted geodesic diverges, its energy alone is the loss, and the steps end there: that makes it slower.
+
+    Args:
+        steps: of refinement.
+        inverse_consistency: in squared voxels of half resolution.
+        folding: of the barrier B (Problem) of the whole map at the images' resolution: two maps that do not fold on their shooting
+            grids may, one after the other.
+        dice_labels: labels that each batch's Dice is taken of.
+    """
+
+    network: Predictor
+    problem: Problem
+    affine: AffineNet | None = None
+    steps: int = 2
+    inverse_consistency: float = 1e-4
+    folding: float = 1000.0
+    dice_weight: float = 0.0
+    dice_labels: int = 8
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.network
+
+    def __call__(self, batch: Inputs, epoch: int, seed: int, both: bool) -> Outcome:
+        pair = batch.pair
+        if self.affine is not None:
+            with torch.no_grad():
+                pair = pair.after(Affine(self.affine.matrices(pair)[-1]))
+        loss, conditions = pair.fixed.data.new_zeros(()), []
+        for _ in range(self.steps):
+            ic = self.network(pair)
+            conditions.append(ic)
+            try:
+                energy, transform = self.problem.energy(ic, pair, epoch)
+            except DivergenceError as error:
+                log.warning("%s", error)
+                loss = 0.5 * self.problem.dynamics.energy(ic, pair.source).mean()
+                return Outcome(loss, {"loss": float(loss.detach()), "diverged": 1.0}, pair.initial, conditions)
+            loss = loss + energy.total.mean()
+            pair = pair.after(pair.whole(transform))
+        terms = {k: v for k, v in energy.as_dict().items() if k not in ("total", "landmarks")}
+        whole = pair.initial
+        if self.dice_weight:
+            dice = soft_dice(batch, whole, self.dice_labels, seed)
+            loss = loss + self.dice_weight * dice
+            terms["dice_loss"] = float(dice.detach())
+        if both and self.inverse_consistency:
+            distance = inverse_consistency(whole, pair)
+            loss = loss + self.inverse_consistency * distance
+            terms["inverse_consistency"] = float(distance.detach())
+        if self.folding:
+            grid = pair.fixed.grid
+            squeezed = ops.barrier(displacement(whole, grid, pair.fixed.data), grid, FLOOR).mean()
+            loss = loss + self.folding * squeezed
+            terms["squeezed"] = float(squeezed.detach())
+        return Outcome(loss, {"loss": float(loss.detach()), **terms}, whole, conditions)
+
+
+@torch.no_grad()
+def judged(objective: Objective, sample: Inputs, epoch: int) -> tuple[Terms, Outcome]:
+    """Loss and similarity, folds in percent and, with labels, mean Dice of a held-out pair."""
+    outcome = objective(sample, epoch, 0, both=False)
+    grid, out = sample.pair.fixed.grid, dict(outcome.terms)
+    u = displacement(outcome.transform, grid, sample.pair.fixed.data)
+    out["folds_percent"] = 100 * float((ops.jacobian_determinant(u, grid) <= 0).double().mean())
+    if sample.fixed_labels is not None and sample.moving_labels is not None:
+        moved = sample.moving_labels.moved_by(outcome.transform, grid, mode="nearest")
+        out["dice"] = metrics.mean_dice(metrics.dice(moved.data, sample.fixed_labels.data, sample.labels))[0]
+    return out, outcome

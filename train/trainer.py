@@ -1,0 +1,255 @@
+"""The training loop. Step t is a function of the state before it and of the numbers (seed, t): nothing else is random, so a run
+that goes on from a checkpoint takes the steps that it would have taken."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from networks.model import Networks
+from rdmm.data.splits import generator
+from rdmm.data.training import TrainingData
+from rdmm.inputs import Inputs
+from rdmm.optimise import stop
+from rdmm.types import ConfigError, DivergenceError, ResourceError
+from train.batches import both_ways, stream, to_device
+from train.checkpoint import BEST, Folder, Progress
+from train.log import Log
+from train.losses import Objective, Outcome, Terms, judged
+from train.parallel import World
+
+log = logging.getLogger(__name__)
+
+MOST_SKIPPED = 20
+"""Steps in a row without a finite gradient before a run is given up."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a network is trained.
+
+    Args:
+        max_steps: of the optimizer (Adam).
+        batch: pairs a step, on each process.
+        learning_rate, warmup, floor: the rate rises over ``warmup`` steps and falls along a cosine to ``floor`` of itself.
+        clip: longest gradient.
+        both_directions: each pair is also trained on with its images swapped.
+        epoch: steps that the penalty's schedule counts as one.
+        validate_every, checkpoint_every, log_every, picture_every: in steps.
+        keep: whether checkpoints are also kept as numbered model files.
+        patience: validations without a better score before a run ends; 0: never.
+        workers: processes that read data.
+        amp: convolutions in bfloat16; shooting, smoothing and similarities stay in float32.
+        timeout: seconds that one process of a distributed run waits for another.
+    """
+
+    max_steps: int = 10000
+    batch: int = 4
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    floor: float = 0.01
+    clip: float = 1.0
+    both_directions: bool = True
+    epoch: int = 100
+    validate_every: int = 500
+    checkpoint_every: int = 500
+    log_every: int = 20
+    picture_every: int = 1000
+    keep: bool = False
+    patience: int = 0
+    workers: int = 0
+    amp: bool = False
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        positive = ("max_steps", "batch", "epoch", "validate_every", "checkpoint_every", "log_every", "picture_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name} must be at least 1, not {getattr(self, name)}")
+        if not (self.learning_rate > 0 and self.clip > 0 and self.timeout > 0 and 0 <= self.floor <= 1):
+            raise ConfigError("trainer: learning_rate, clip and timeout must be > 0 and floor in [0, 1]")
+        if min(self.warmup, self.patience, self.workers) < 0:
+            raise ConfigError("trainer: warmup, patience and workers must be >= 0")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, self.max_steps - self.warmup)
+        return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+UNCHANGED = (
+    "max_steps",
+    "batch",
+    "learning_rate",
+    "warmup",
+    "floor",
+    "clip",
+    "both_directions",
+    "epoch",
+    "validate_every",
+    "patience",
+    "amp",
+)
+"""Settings of the trainer that a run must keep when it goes on: the others do not change its weights."""
+
+
+def identity(trainer: Trainer) -> dict[str, Any]:
+    """The settings of UNCHANGED."""
+    return {f"trainer.{k}": v for k, v in asdict(trainer).items() if k in UNCHANGED}
+
+
+@dataclass(eq=False)
+class Training:
+    """One network's training: what it needs, and ``run``.
+
+    Args:
+        make: the objective of networks.
+        resume: go on from the folder's state, where there is one.
+    """
+
+    trainer: Trainer
+    data: TrainingData
+    networks: Networks
+    make: Callable[[Networks], Objective]
+    folder: Folder
+    world: World
+    seed: int
+    device: torch.device
+    resume: bool
+    log: Log
+
+    def run(self) -> Progress:
+        """Train to the last step, or until told to stop.
+
+        Raises:
+            DivergenceError: MOST_SKIPPED steps in a row had no finite gradient.
+            ResourceError: out of memory.
+        """
+        self.networks.to(self.device)
+        objective = self.make(self.networks)
+        parameters = [p for p in objective.trained.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=self.trainer.learning_rate)
+        progress = self._restored(optimizer)
+        validation = list(self.data.held_out("validation").values())[self.world.rank :: self.world.size]
+        if progress.step % self.trainer.validate_every == 0 and progress.validated < progress.step:  # stopped before it could
+            self._validate(objective, validation, progress)
+        try:
+            for batch in self._batches(progress):
+                stopped = self._step(objective, optimizer, parameters, batch, progress)
+                done = progress.step == self.trainer.max_steps
+                if not stopped and (done or progress.step % self.trainer.validate_every == 0):
+                    self._validate(objective, validation, progress)
+                last = done or stopped or 0 < self.trainer.patience <= progress.stale
+                if self.world.first and (last or progress.step % self.trainer.checkpoint_every == 0):
+                    self.folder.keep(self.networks, optimizer, progress, self.trainer.keep)
+                if last:
+                    break
+        except torch.OutOfMemoryError as error:
+            peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+            raise ResourceError(
+                f"out of memory at step {progress.step + 1} (peak {peak:.1f} GiB): use a smaller trainer.batch or shape, "
+                "network.predictor.recompute=true, or network.predictor.reduction=4; resume=true goes on from the last checkpoint"
+            ) from error
+        return progress
+
+    def _restored(self, optimizer: torch.optim.Optimizer) -> Progress:
+        state = self.folder.state() if self.resume else None
+        if state is None:
+            return Progress()
+        self.networks.load_state_dict(state["networks"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(**state["progress"])
+        if self.world.first:
+            self.folder.keep(self.networks, optimizer, progress, False)
+        log.info("going on from step %d", progress.step)
+        return progress
+
+    def _batches(self, progress: Progress) -> Any:
+        """Batch of each step to come; this process's share of it."""
+        b, w = self.trainer.batch, self.world
+        steps = range(progress.step, self.trainer.max_steps)
+        if 0 < self.trainer.patience <= progress.stale:
+            steps = range(0)
+        numbers = [[(step * w.size + w.rank) * b + i for i in range(b)] for step in steps]
+        return stream(self.data, numbers, self.trainer.workers) if numbers else ()
+
+    def _step(self, objective: Objective, optimizer: Any, parameters: list[nn.Parameter], batch: Inputs, progress: Progress) -> bool:
+        """One step of the optimizer; whether the run is told to stop."""
+        t = self.trainer
+        drawn = int(generator(self.seed, 5, progress.step, self.world.rank).integers(2**62))
+        torch.manual_seed(drawn)
+        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = t.rate(progress.step)
+        batch = to_device(both_ways(batch) if t.both_directions else batch, self.device)
+        outcome: Outcome | None = None
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16) if t.amp else nullcontext():
+                outcome = objective(batch, progress.step // t.epoch, drawn, t.both_directions)
+            outcome.loss.backward()
+        except DivergenceError as error:
+            log.warning("step %d: %s", progress.step + 1, error)
+        good = outcome is not None and bool(torch.isfinite(outcome.loss)) and _finite(parameters)
+        length = math.nan
+        ranks, stopped = self.world.mean_gradients(parameters, good, stop.is_set())
+        if ranks:
+            length = float(nn.utils.clip_grad_norm_(parameters, t.clip))
+            optimizer.step()
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+            if progress.skipped_in_a_row >= MOST_SKIPPED:
+                raise DivergenceError(f"{MOST_SKIPPED} steps in a row had no finite gradient: lower trainer.learning_rate")
+        progress.step += 1
+        if outcome is not None:
+            self.log.step(progress, t, outcome, length, batch)
+        return stopped
+
+    def _validate(self, objective: Objective, cases: list[Callable[[], Inputs]], progress: Progress) -> None:
+        """Means over the held-out pairs; the best model so far is kept. Without such pairs, the last one is."""
+        self.networks.eval()
+        progress.validated = progress.step
+        sums: dict[str, float] = {}
+        shown = None
+        for case in cases:
+            sample = to_device(case(), self.device)
+            terms, outcome = judged(objective, sample, progress.step // self.trainer.epoch)
+            shown = shown or (sample, outcome)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value
+        self.networks.train()
+        names = sorted(sums) if self.world.size == 1 else ["loss", "similarity", "folds_percent", "dice"]
+        numbers = self.world.total([*(sums.get(n, 0.0) for n in names), float(len(cases))])
+        means = {n: x / max(numbers[-1], 1) for n, x in zip(names, numbers, strict=False)}
+        score = _score(means) if numbers[-1] else float(progress.step)
+        if progress.best is None or score > progress.best:
+            progress.best, progress.best_step, progress.stale = score, progress.step, 0
+            if self.world.first:
+                self.folder.keep_model(BEST, self.networks, progress)
+        else:
+            progress.stale += 1
+        self.log.validation(progress, means, shown)
+
+
+def _finite(parameters: list[nn.Parameter]) -> bool:
+    return all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in parameters)
+
+
+def _score(means: Mapping[str, float]) -> float:
+    """Larger is better: Dice where there are labels, else what the images say."""
+    dice = means.get("dice", math.nan)
+    score = dice if math.isfinite(dice) and dice > 0 else -means.get("similarity", math.inf)
+    return score if math.isfinite(score) else -1e30
+
+
+__all__ = ["Terms", "Trainer", "Training", "identity"]
