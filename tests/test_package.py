@@ -28,7 +28,7 @@ def test_wheel_installs_one_name_with_its_settings(wheel):
     assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"rdmm"}
     shipped = {n.removeprefix("rdmm/_share/") for n in names if n.endswith(".yaml")}
     assert shipped == {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
-    assert "rdmm/py.typed" in names
+    assert {"rdmm/py.typed", "rdmm/_share/networks/model.py"} <= set(names)
 
 
 @pytest.mark.slow

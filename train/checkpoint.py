@@ -32,6 +32,7 @@ class Progress:
         validated: the step of the last validation.
         best: score of the best validation, and the step it was made at.
         stale: validations since.
+        length: running mean of the gradients' lengths.
         skipped: steps that were not taken, since their loss or gradient was not finite; in a row, and in all.
     """
 
@@ -40,6 +41,7 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     stale: int = 0
+    length: float = 0.0
     skipped_in_a_row: int = 0
     skipped: int = 0
 

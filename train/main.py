@@ -89,7 +89,7 @@ def jobs(config: Mapping[str, Any], overrides: list[str]) -> list[Job]:
         settings = {
             "predictor": own["network"]["predictor"],
             "steps": own["network"]["steps"],
-            "register": {k: own[k] for k in REGISTER},
+            "register": _thrifty({k: own[k] for k in REGISTER}),
             **({"affine": own["network"]["affine"]} if net else {}),
         }
         build(own["deform"]["problem"], "deform.problem")
@@ -97,6 +97,13 @@ def jobs(config: Mapping[str, Any], overrides: list[str]) -> list[Job]:
     for job in out:
         made(job.settings)
     return out
+
+
+def _thrifty(node: Any) -> Any:
+    """Settings whose integrators recompute what gradients need: how memory was spent in training is not for those who use the model."""
+    if not isinstance(node, dict):
+        return node
+    return {k: True if k == "adjoint" else _thrifty(v) for k, v in node.items()}
 
 
 def _require_weights(config: Mapping[str, Any]) -> None:
@@ -169,7 +176,7 @@ def _trained(job: Job, networks: Networks, data: TrainingData, path: Path, ranks
     config = job.config
     path.mkdir(parents=True, exist_ok=True)
     same = flattened({"data": config["data"], "seed": config["seed"], "settings": dict(job.settings), "loss": config["loss"]})
-    folder = Folder(path, job.settings, {**same, **identity(job.trainer)})
+    folder = Folder(path, job.settings, {**same, **identity(job.trainer), "processes": ranks.size})
     dynamics = None if job.name == "affine" else build(config["dynamics"], "dynamics")
     with Log(path if ranks.first else None, job.name, job.trainer.max_steps, dynamics).open() as logged:
         made_for = partial(objective, job)

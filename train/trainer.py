@@ -27,6 +27,9 @@ from train.parallel import World
 
 log = logging.getLogger(__name__)
 
+MEMORY = 0.02
+"""Share of a new gradient's length in their running mean."""
+
 MOST_SKIPPED = 20
 """Steps in a row without a finite gradient before a run is given up."""
 
@@ -39,7 +42,8 @@ class Trainer:
         max_steps: of the optimizer (Adam).
         batch: pairs a step, on each process.
         learning_rate, warmup, floor: the rate rises over ``warmup`` steps and falls along a cosine to ``floor`` of itself.
-        clip: longest gradient.
+        clip: longest gradient, in means of those before it: energies have no scale of their own, and one pair that almost diverges must
+            not undo what the others have taught.
         both_directions: each pair is also trained on with its images swapped.
         epoch: steps that the penalty's schedule counts as one.
         validate_every, checkpoint_every, log_every, picture_every: in steps.
@@ -55,7 +59,7 @@ class Trainer:
     learning_rate: float = 1e-3
     warmup: int = 100
     floor: float = 0.01
-    clip: float = 1.0
+    clip: float = 2.0
     both_directions: bool = True
     epoch: int = 100
     validate_every: int = 500
@@ -202,7 +206,9 @@ class Training:
         length = math.nan
         ranks, stopped = self.world.mean_gradients(parameters, good, stop.is_set())
         if ranks:
-            length = float(nn.utils.clip_grad_norm_(parameters, t.clip))
+            longest = t.clip * progress.length or math.inf
+            length = float(nn.utils.clip_grad_norm_(parameters, longest))
+            progress.length += (min(length, longest) - progress.length) * (MEMORY if progress.length else 1.0)
             optimizer.step()
             progress.skipped_in_a_row = 0
         else:
