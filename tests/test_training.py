@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GRIDS
+from test_faults_input import picture, saved
 from test_networks import SMOOTHER, TINY, pair_of, stirred
 
 from networks.affine import AffineNet
@@ -22,8 +23,9 @@ from networks.unet import Basic
 from rdmm import LDDMM, RDMM, ConfigError, DivergenceError, InputError, Integrator, Problem, ResourceError
 from rdmm.config import share
 from rdmm.data.augment import diffeomorphism
+from rdmm.data.contrast import Contrasts
 from rdmm.data.splits import generator
-from rdmm.data.training import ShapePairs
+from rdmm.data.training import ContrastPairs, ShapePairs
 from rdmm.inputs import Inputs
 from rdmm.metrics import dice, mean_dice
 from rdmm.optimise import stop
@@ -33,6 +35,7 @@ from rdmm.transform import Dense, Identity, invert
 from train.batches import both_ways
 from train.checkpoint import BEST, LAST, STATE, Folder
 from train.log import Log
+from train.log import picture as drawn
 from train.losses import AffineObjective, DeformationObjective, inverse_consistency, judged, soft_dice
 from train.parallel import World
 from train.trainer import Trainer, Training
@@ -193,6 +196,27 @@ def test_one_seed_one_result(tmp_path):
     for name in ("a", "b"):
         training(tmp_path / name, networks(weights=True)).run()
     assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+
+
+def test_what_a_run_says_of_itself(tmp_path):
+    """Scalars, pictures and histograms for TensorBoard, of RDMM with its sigma(x), in 2D and 3D."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    nets = networks(weights=True)
+    run = training(tmp_path, nets, max_steps=3, validate_every=3, log_every=1, picture_every=3)
+    run.log = Log(tmp_path, "rdmm", 3, problem(RDMM).dynamics)
+    with run.log.open():
+        run.run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/gradient", "train/learning_rate", "validation/dice", "validation/folds_percent"} <= set(tags["scalars"])
+    assert {"momentum/step0", "preweights/step1_0"} <= set(tags["histograms"])
+    assert {"train/pair", "validation/pair"} <= set(tags["images"])
+    volume = ContrastPairs(Contrasts((16, 20, 18))).pair(0)
+    nets = Networks(None, Predictor(SMOOTHER, TINY, (16, 20, 18), True))
+    figure = drawn(volume, objective(nets)(volume, 0, 0, False), problem(RDMM).dynamics)
+    assert [a.get_title() for a in figure.axes] == ["fixed", "moving", "warped", "log det J", "sigma(x) in mm"]
 
 
 def test_a_frozen_affine_network_stays_as_it_is(tmp_path):
@@ -445,3 +469,40 @@ def test_when_one_process_dies_the_other_ends(tmp_path):
     assert time.perf_counter() - begin < 120
     state = torch.load(tmp_path / "run/rdmm" / STATE, weights_only=True)
     assert state["progress"]["step"] == 2
+
+
+# ---- docs/training.md
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_a_registration(tmp_path):
+    """The page's commands, on a folder of small volumes of which one is broken."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(12):
+        saved(folder / f"90{number // 2}_{('00m', '12m')[number % 2]}.nii.gz", picture(number))
+    (folder / "900_00m.nii.gz").write_bytes(b"broken")
+    keys = ["experiment=images_net", f"data.source.root={folder}", "data.source.images='{subject}_{time}.nii.gz'", "shape=[16,16,16]"]
+    keys += ["data.shares=[0.6,0.2,0.2]", "data.limit=2", "data.skip_bad=true", "backbone.features=[4,4,4,4,4]", "trainer.max_steps=3"]
+    keys += ["table.limit=1", "table.optimized=['optimizer.iterations=[2,2,2]']", "threads=1", f"hydra.run.dir={tmp_path}/run"]
+    done = subprocess.run([sys.executable, "train.py", *keys], cwd=share(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "run/table.md").read_text()
+    assert all(f"| test | {m} | 1 | 0 |" in text for m in ("affine-net", "affine-opt", "rdmm-net", "rdmm-net+5", "rdmm-opt"))
+    model = tmp_path / "run/rdmm/best.safetensors"
+    main = [sys.executable, "-c", "from rdmm.cli import main; main()"]
+    images = [str(folder / "901_00m.nii.gz"), str(folder / "902_00m.nii.gz")]
+    register = [
+        *main,
+        "register",
+        *images,
+        "-o",
+        f"{tmp_path}/out/",
+        "--weights",
+        str(model),
+        "optimizer=refine",
+        "optimizer.iterations=[2]",
+    ]
+    done = subprocess.run(register, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"1Warp.nii.gz", "0GenericAffine.mat", "Sigma0.nii.gz"} <= {p.name for p in (tmp_path / "out").iterdir()}
