@@ -95,7 +95,6 @@ class AffineNet(nn.Module):
         if next(self.parameters()).device != pair.fixed.data.device:
             self.to(pair.fixed.data.device)
         level = pair.scaled(min(1.0, self.resolution / max(pair.fixed.grid.shape)))
-        grid = level.fixed.grid
         x, y = self._both(level)
         with torch.autocast(x.device.type, enabled=False):
             out = [fitted(x, y, self.ridge)]

@@ -111,7 +111,7 @@ class CoarseUNet(nn.Module):
             raise ConfigError(f"reduction must be 1, 2, 4 or 8, not {reduction}")
         self.reduction, self.multiple = reduction, backbone.multiple * reduction
         self.format = torch.channels_last if ndim == 2 else torch.channels_last_3d  # a fifth to a half faster than the default
-        self.net = backbone(ndim, inputs * reduction**ndim, outputs).to(memory_format=self.format)
+        self.net = backbone(ndim, inputs * reduction**ndim, outputs).to(memory_format=self.format)  # type: ignore[call-overload]
         if quiet:
             last = [m for m in self.net.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][-1]
             nn.init.normal_(last.weight, std=1e-3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ import torch
 from rdmm.types import InputError, Tensor
 
 Matrix = tuple[tuple[float, ...], ...]
+
+SMALL = 2**20
+"""Voxels of a grid whose coordinates are kept."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,10 @@ class Grid:
         return np.asarray(self.affine) @ np.diag([*(1.0 / h for h in self.spacing), 1.0])
 
     def identity(self, like: Tensor) -> Tensor:
-        """Coordinates of all voxels in domain units, (1, d, *s), with the dtype and device of ``like``."""
-        axes = [torch.arange(n, dtype=like.dtype, device=like.device) * h for n, h in zip(self.shape, self.spacing, strict=True)]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+        """Coordinates of all voxels in domain units, (1, d, *s), with the dtype and device of ``like``: never written to, as a
+        small grid has only one, by which a displacement knows its own voxels (Dense)."""
+        make = _identity if math.prod(self.shape) <= SMALL else _identity.__wrapped__
+        return make(self.shape, self.spacing, like.dtype, like.device)
 
     def resized(self, shape: Sequence[int]) -> Grid:
         """The grid of another number of voxels in the same frame: the first and last voxels keep their places."""
@@ -146,6 +150,12 @@ class Grid:
         index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, self.ndim)
         world = index @ np.asarray(self.affine)[:-1, :-1].T + np.asarray(self.affine)[:-1, -1]
         return np.stack([world.min(0), world.max(0)])
+
+
+@lru_cache(maxsize=16)
+def _identity(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    axes = [torch.arange(n, dtype=dtype, device=device) * h for n, h in zip(shape, spacing, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
 def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:

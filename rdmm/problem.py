@@ -79,10 +79,10 @@ class Problem:
             transform = self.dynamics.shoot(ic, pair.source)
             return self.judged(ic, transform, pair, step), transform
 
-    def judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int = 0) -> Energy:
-        """The objective at ``ic`` whose map phi(1) is known."""
+    def judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int = 0, moved: Any = None) -> Energy:
+        """The objective at ``ic`` whose map phi(1), and perhaps the shape that it moves, is known."""
         with torch.autocast(ic.momentum.device.type, enabled=False):
-            return self._judged(ic, transform, pair, step)
+            return self._judged(ic, transform, pair, step, pair.moved_by(transform) if moved is None else moved)
 
     def weight_penalty(self, ic: InitialConditions, source: Any, step: int) -> Tensor:
         """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""
@@ -100,9 +100,9 @@ class Problem:
         start, end = (marks.fixed, marks.moving) if isinstance(pair.fixed, Image) else (marks.moving, marks.fixed)
         return (whole(start) - end).square().sum(1).mean(1)
 
-    def _judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int) -> Energy:
+    def _judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int, moved: Any) -> Energy:
         source = pair.source
-        similarity = self.similarity_weight * self.similarity(pair.moved_by(transform), pair.fixed)
+        similarity = self.similarity_weight * self.similarity(moved, pair.fixed)
         velocity = 0.5 * self.dynamics.energy(ic, source)
         weights = self.weight_penalty(ic, source, step)
         landmarks = torch.zeros_like(velocity)

@@ -61,7 +61,8 @@ class Dense:
     grid: Grid
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x + sample(self.displacement.to(x), x, self.grid)
+        u = self.displacement.to(x)
+        return x + (u if x is self.grid.identity(x) else sample(u, x, self.grid))
 
 
 @dataclass(frozen=True, eq=False)

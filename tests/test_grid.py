@@ -119,3 +119,18 @@ def test_invert(grid):
     assert residual < 1e-4
     assert float((Dense(u, grid)(Dense(w, grid)(x)) - x).abs().max()) < 1e-4 * max(grid.spacing) * 2
     assert torch.equal(displacement(Identity(), grid, x), torch.zeros_like(x))
+
+
+def test_coordinates_of_a_small_grid_are_one_tensor(grid):
+    """By which a displacement knows its own voxels, and is looked up there without interpolation."""
+    like = torch.zeros(1, dtype=torch.float64)
+    x = grid.identity(like)
+    assert x is grid.identity(like)
+    assert x is not grid.identity(like.float())
+    torch.manual_seed(0)
+    u = torch.randn(2, grid.ndim, *grid.shape, dtype=torch.float64)
+    at_voxels = Dense(u, grid)(x)
+    assert torch.equal(at_voxels, x + u)
+    assert torch.allclose(at_voxels, Dense(u, grid)(x.clone()), atol=1e-12)
+    large = Grid.unit((2048, 1024))
+    assert large.identity(like) is not large.identity(like)

@@ -14,9 +14,9 @@ from networks.predictor import Predictor
 from rdmm import metrics, ops
 from rdmm.dynamics import InitialConditions
 from rdmm.inputs import Inputs
-from rdmm.problem import FLOOR, Problem, Similarity
+from rdmm.problem import FLOOR, Energy, Problem, Similarity
 from rdmm.shape import Image, Pair
-from rdmm.transform import Affine, Transform, displacement
+from rdmm.transform import Affine, Dense, Identity, Transform, displacement
 from rdmm.types import ConfigError, DivergenceError, Tensor
 
 log = logging.getLogger(__name__)
@@ -151,13 +151,12 @@ class DeformationObjective:
             ic = self.network(pair)
             conditions.append(ic)
             try:
-                energy, transform = self.problem.energy(ic, pair, epoch)
+                energy, pair = self._stepped(ic, pair, epoch)
             except DivergenceError as error:
                 log.warning("%s", error)
                 loss = 0.5 * self.problem.dynamics.energy(ic, pair.source).mean()
                 return Outcome(loss, {"loss": float(loss.detach()), "diverged": 1.0}, pair.initial, conditions)
             loss = loss + energy.total.mean()
-            pair = pair.after(pair.whole(transform))
         terms = {k: v for k, v in energy.as_dict().items() if k not in ("total", "landmarks")}
         whole = pair.initial
         if self.dice_weight:
@@ -174,6 +173,15 @@ class DeformationObjective:
             loss = loss + self.folding * squeezed
             terms["squeezed"] = float(squeezed.detach())
         return Outcome(loss, {"loss": float(loss.detach()), **terms}, whole, conditions)
+
+    def _stepped(self, ic: InitialConditions, pair: Pair[Image], epoch: int) -> tuple[Energy, Pair[Image]]:
+        """Problem.energy, and the pair seen through the whole map, which is looked up once on the image's voxels."""
+        grid = pair.fixed.grid
+        with torch.autocast(pair.fixed.data.device.type, enabled=False):
+            transform = self.problem.dynamics.shoot(ic, pair.source)  # type: ignore[arg-type]
+            whole = Dense(displacement(pair.whole(transform), grid, pair.fixed.data), grid)
+            seen = pair.after(whole)
+            return self.problem.judged(ic, transform, pair, epoch, seen.moved_by(Identity())), seen
 
 
 @torch.no_grad()
