@@ -100,10 +100,8 @@ def sigma(folder: Path, limit: int, out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=80)
     edges, rest = (statistics.fmean(m[i] for m in means) for i in (0, 1))
-    print(
     smaller = sum(a < b for a, b in means)
     print(f"mean sigma(x) within 2 pixels of edges {edges:.3f} mm, elsewhere {rest:.3f} mm; smaller in {smaller} of {len(means)}")
-    )
 
 
 if __name__ == "__main__":
