@@ -133,7 +133,7 @@ class DeformationObjective:
     affine: AffineNet | None = None
     steps: int = 2
     inverse_consistency: float = 1e-4
-    folding: float = 1000.0
+    folding: float = 20.0
     dice_weight: float = 0.0
     dice_labels: int = 8
 
