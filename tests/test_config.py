@@ -37,7 +37,7 @@ def test_every_option_builds(option, tmp_path):
 def test_every_option_of_training_builds(option):
     """Every network that a configuration describes is made, and its data set, before any file is asked for."""
     group, name = option.split("/")
-    rest = [] if group != "data" or name != "folder" else ["data.source.root=somewhere"]
+    rest = ["data.source.root=somewhere"] if option in ("data/folder", "experiment/images_net") else []
     overrides = [f"{group}={name}", *([] if group != "backbone" else ["shape=[32,32]", "data=shapes"]), *rest]
     assert jobs(compose(overrides, "train"), overrides)
     assert build(compose(overrides, "train")["data"], "data").held_out
