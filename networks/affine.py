@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from networks.seen import level_of
 from networks.unet import Backbone, CoarseUNet, full
 from rdmm.grid import Grid
 from rdmm.optimise import History
@@ -15,7 +16,7 @@ from rdmm.shape import Image, Pair
 from rdmm.similarity import NCC
 from rdmm.stages import Result
 from rdmm.transform import Affine, Identity
-from rdmm.types import ConfigError, InputError, Tensor
+from rdmm.types import ConfigError, Tensor
 
 SHARPNESS = 3.0
 """Of the maps, in their standard deviations: a keypoint is where a map stands out, not the middle of the image."""
@@ -90,11 +91,9 @@ class AffineNet(nn.Module):
 
     def matrices(self, pair: Pair[Image]) -> list[Tensor]:
         """The map after each step, (b, d+1, d+1) in domain units of the fixed frame, without the pair's initial map."""
-        if not isinstance(pair.fixed, Image) or pair.fixed.grid.ndim != self.ndim or pair.fixed.data.shape[1] != self.channels:
-            raise InputError(f"this affine network is for {self.ndim}D images of {self.channels} channels")
+        level = level_of(pair, self.ndim, self.channels, self.resolution)
         if next(self.parameters()).device != pair.fixed.data.device:
             self.to(pair.fixed.data.device)
-        level = pair.scaled(min(1.0, self.resolution / max(pair.fixed.grid.shape)))
         x, y = self._both(level)
         with torch.autocast(x.device.type, enabled=False):
             out = [fitted(x, y, self.ridge)]

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from networks.seen import level_of
 from networks.unet import Backbone, CoarseUNet, full, recomputed
 from rdmm.dynamics import InitialConditions
 from rdmm.shape import Image, Pair
 from rdmm.smoother import MultiGaussian
 from rdmm.transform import Identity
-from rdmm.types import ConfigError, InputError, Tensor
+from rdmm.types import ConfigError, Tensor
 
 
 class Predictor(nn.Module):
@@ -66,10 +67,7 @@ class Predictor(nn.Module):
 
     def seen(self, pair: Pair[Image]) -> tuple[Tensor, Pair[Image]]:
         """(b, 2c, *s): the pre-aligned moving image and the fixed one, and the pair at the resolution of both."""
-        if not isinstance(pair.fixed, Image) or pair.fixed.grid.ndim != self.ndim or pair.fixed.data.shape[1] != self.channels:
-            kind = f"{pair.fixed.grid.ndim}D images of {pair.fixed.data.shape[1]} channels" if isinstance(pair.fixed, Image) else "shapes"
-            raise InputError(f"this network is for {self.ndim}D images of {self.channels} channels, not for {kind}")
-        level = pair.scaled(min(1.0, self.resolution / max(pair.fixed.grid.shape)))
+        level = level_of(pair, self.ndim, self.channels, self.resolution)
         x = torch.cat([level.moved_by(Identity()).data, level.fixed.data], 1)
         if next(self.parameters()).device != x.device:
             self.to(x.device)

@@ -158,7 +158,7 @@ def _tensor_facts(path: Path) -> dict[str, Any]:
         "kind": "trained model",
         "networks": " and ".join(parts),
         "dynamics": dynamics,
-        "shape": shape,
+        "shape": "x".join(map(str, shape or [])),
         "steps": model.settings.get("steps", 1),
         "parameters": sum(x.numel() for x in model.tensors.values()),
         **dict(model.facts),
