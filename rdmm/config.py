@@ -91,8 +91,8 @@ def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
         if "optimizer" not in typed:
             config["optimizer"] = {"_target_": "rdmm.optimise.NoOptimiser"}
         if "stages" not in typed:
-            steps = int(model.get("steps", 1))
-            config["stages"] = {"_target_": "rdmm.stages.learned", "affine": "${affine}", "deform": "${deform}", "steps": steps}
+            steps = {"steps": model.get("steps", 1)}
+            config["stages"] = {"_target_": "rdmm.stages.learned", "affine": "${affine}", "deform": "${deform}", **steps}
     return dict(config)
 
 

@@ -94,6 +94,10 @@ class Grid:
         make = _identity if math.prod(self.shape) <= SMALL else _identity.__wrapped__
         return make(self.shape, self.spacing, like.dtype, like.device)
 
+    def has_as_identity(self, x: Tensor) -> bool:
+        """Whether x is this grid's own ``identity``; of a large grid, of which none is kept, False."""
+        return x.shape[2:] == self.shape and math.prod(self.shape) <= SMALL and x is self.identity(x)
+
     def resized(self, shape: Sequence[int]) -> Grid:
         """The grid of another number of voxels in the same frame: the first and last voxels keep their places."""
         ratio = [(n - 1) / (k - 1) for n, k in zip(self.shape, shape, strict=True)]

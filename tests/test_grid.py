@@ -133,4 +133,5 @@ def test_coordinates_of_a_small_grid_are_one_tensor(grid):
     assert torch.equal(at_voxels, x + u)
     assert torch.allclose(at_voxels, Dense(u, grid)(x.clone()), atol=1e-12)
     large = Grid.unit((2048, 1024))
+    assert grid.has_as_identity(x) and not grid.has_as_identity(x.clone()) and not large.has_as_identity(large.identity(like))
     assert large.identity(like) is not large.identity(like)

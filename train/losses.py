@@ -69,6 +69,12 @@ def soft_dice(batch: Inputs, transform: Transform, count: int, seed: int) -> Ten
     return 1 - (there * both / total.clamp_min(1e-6)).sum() / there.sum().clamp_min(1)
 
 
+def noted(terms: Terms, name: str, value: Tensor) -> Tensor:
+    """The scalar, with its number put into ``terms``."""
+    terms[name] = float(value.detach())
+    return value
+
+
 def inverse_consistency(transform: Transform, pair: Pair[Image]) -> Tensor:
     """Mean square of phi_ab ∘ phi_ba - id in voxels, at half resolution, for a batch whose second half is the first one swapped."""
     grid = pair.fixed.grid.scaled(0.5)
@@ -107,9 +113,7 @@ class AffineObjective:
         terms = {"similarity": float(similarity.detach()), "stretch": float(stretch.detach())}
         transform = Affine(matrices[-1])
         if self.dice_weight:
-            dice = soft_dice(batch, transform, self.dice_labels, seed)
-            loss = loss + self.dice_weight * dice
-            terms["dice_loss"] = float(dice.detach())
+            loss = loss + self.dice_weight * noted(terms, "dice_loss", soft_dice(batch, transform, self.dice_labels, seed))
         return Outcome(loss, {"loss": float(loss.detach()), **terms}, transform, [])
 
 
@@ -160,18 +164,13 @@ class DeformationObjective:
         terms = {k: v for k, v in energy.as_dict().items() if k not in ("total", "landmarks")}
         whole = pair.initial
         if self.dice_weight:
-            dice = soft_dice(batch, whole, self.dice_labels, seed)
-            loss = loss + self.dice_weight * dice
-            terms["dice_loss"] = float(dice.detach())
+            loss = loss + self.dice_weight * noted(terms, "dice_loss", soft_dice(batch, whole, self.dice_labels, seed))
         if both and self.inverse_consistency:
-            distance = inverse_consistency(whole, pair)
-            loss = loss + self.inverse_consistency * distance
-            terms["inverse_consistency"] = float(distance.detach())
+            loss = loss + self.inverse_consistency * noted(terms, "inverse_consistency", inverse_consistency(whole, pair))
         if self.folding:
             grid = pair.fixed.grid
             squeezed = ops.barrier(displacement(whole, grid, pair.fixed.data), grid, FLOOR).mean()
-            loss = loss + self.folding * squeezed
-            terms["squeezed"] = float(squeezed.detach())
+            loss = loss + self.folding * noted(terms, "squeezed", squeezed)
         return Outcome(loss, {"loss": float(loss.detach()), **terms}, whole, conditions)
 
     def _stepped(self, ic: InitialConditions, pair: Pair[Image], epoch: int) -> tuple[Energy, Pair[Image]]:

@@ -24,7 +24,7 @@ from eval.main import Study
 from eval.main import rows as studied
 from eval.tables import write as write_table
 from networks.model import Networks, load, made
-from rdmm.config import build, check, compose, require_plain_yaml, share
+from rdmm.config import build, check, compose, quoted, require_plain_yaml, share
 from rdmm.data.training import TrainingData
 from rdmm.io import write_atomically
 from rdmm.optimise import stop
@@ -199,13 +199,16 @@ def _start(networks: Networks, source: str, out: Path) -> None:
 
 
 def _check_folders(planned: list[Job], out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to train over another run, before anything is read."""
+    """Refuse to train over another run, before anything is read; told to, take its files away, lest a later resume=true finds them."""
     for job in planned:
         there = out / job.name / STATE
         if there.exists() and not resume and not overwrite:
             raise OutputError(
                 f"{there}: a run is there already; resume=true goes on with it, overwrite=true starts anew, or name another hydra.run.dir"
             )
+        if not resume:
+            for name in (STATE, BEST, LAST):
+                (out / job.name / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,10 @@ def table(config: Mapping[str, Any], models: Mapping[str, Path], out: Path) -> P
         return None
     methods: dict[str, list[str]] = {}
     for name, path in models.items():
-        weights = f"weights='{path}'"
+        weights = f"weights={quoted(str(path))}"
         alone = ["initializer=zero", "optimizer=none", "stages=single"]
         if name == "affine":
-            some = f"weights='{list(models.values())[-1]}'"  # a deformation's, for its similarity
+            some = f"weights={quoted(str(list(models.values())[-1]))}"  # a deformation's, for its similarity
             methods |= {"affine-net": [some, *alone], "affine-opt": [some, *alone, "affine=opt"]}
             continue
         net = "affine" in models

@@ -144,9 +144,9 @@ class Training:
         optimizer = torch.optim.Adam(parameters, lr=self.trainer.learning_rate)
         progress = self._restored(optimizer)
         validation = list(self.data.held_out("validation").values())[self.world.rank :: self.world.size]
-        if progress.step % self.trainer.validate_every == 0 and progress.validated < progress.step:  # stopped before it could
-            self._validate(objective, validation, progress)
         try:
+            if progress.step % self.trainer.validate_every == 0 and progress.validated < progress.step:  # stopped before it could
+                self._validate(objective, validation, progress)
             for batch in self._batches(progress):
                 stopped = self._step(objective, optimizer, parameters, batch, progress)
                 done = progress.step == self.trainer.max_steps
