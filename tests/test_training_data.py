@@ -268,10 +268,11 @@ class Dying:
         return ShapePairs((32, 32)).pair(number)
 
 
-def test_a_worker_that_dies_is_an_error_that_names_the_file():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_is_an_error_that_names_the_file(workers):
     """Fault 52."""
-    with pytest.raises(InputError, match=r"died while it read pair3.nii.gz"):
-        list(stream(Dying(), [[0, 1], [2, 3], [4, 5]], 1))
+    with pytest.raises(InputError, match=r"died while it read pair3.nii.gz;"):
+        list(stream(Dying(), [[0, 1], [2, 3], [4, 5]], workers))
 
 
 def test_the_common_grid_keeps_places_in_the_world(grid):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import re
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,14 +48,15 @@ def to_device(batch: Inputs, device: torch.device) -> Inputs:
 
 
 class _Numbered(Dataset):
-    """Pairs by number. A worker notes what it reads, so that its death can be laid at a file's door."""
+    """Pairs by number. A worker notes its process and what it reads, so that its death can be laid at a file's door."""
 
-    def __init__(self, data: TrainingData, notes: str) -> None:
+    def __init__(self, data: TrainingData, notes: Any) -> None:
         self.data, self.notes = data, notes
 
     def __getitem__(self, number: int) -> Inputs | RdmmError:
-        if torch.utils.data.get_worker_info() is not None:
-            Path(self.notes, str(os.getpid())).write_text(self.data.name(number))
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            self.notes[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), number]
         try:
             return self.data.pair(number)
         except RdmmError as error:  # as a value: DataLoader would wrap it into a text
@@ -74,20 +74,26 @@ def stream(data: TrainingData, numbers: Sequence[list[int]], workers: int) -> It
         RdmmError: what reading a pair raised.
         InputError: a worker died; with the files that it was reading.
     """
-    with tempfile.TemporaryDirectory(prefix="rdmm-train-") as notes:
-        loader = DataLoader(
-            _Numbered(data, notes),
-            batch_sampler=numbers,
-            num_workers=workers,
-            collate_fn=list,
-            worker_init_fn=_first_threads,
-            multiprocessing_context="spawn" if workers else None,  # a fork would inherit the kernels' threads, and hang or die
-        )
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit the kernels' threads, and hang or die
+    notes = spawn.RawArray("q", 2 * workers)
+    loader = DataLoader(
+        _Numbered(data, notes),
+        batch_sampler=numbers,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_first_threads,
+        multiprocessing_context=spawn if workers else None,
+    )
+    batches = iter(loader)  # kept: the living workers end with it, and would be blamed too
+    try:
         try:
-            for samples in loader:
+            for samples in batches:
                 yield batched([_found(s) for s in samples])
-        except RuntimeError as error:
-            raise _blamed(error, Path(notes)) from error
+        except (ConnectionError, EOFError):  # of a worker that is about to die
+            time.sleep(5)  # until the signal of its death, which DataLoader raises as a RuntimeError
+            raise
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        raise _blamed(error, data, list(notes)) from error
 
 
 def _found(sample: Any) -> Inputs:
@@ -97,11 +103,12 @@ def _found(sample: Any) -> Inputs:
     return sample
 
 
-def _blamed(error: RuntimeError, notes: Path) -> Exception:
-    dead = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
-    if dead is None:
+def _blamed(error: Exception, data: TrainingData, notes: list[int]) -> Exception:
+    """The error of a worker's death, which names what it read; any other as it is."""
+    alive = {child.pid for child in multiprocessing.active_children()}
+    read = [data.name(number) for pid, number in zip(notes[::2], notes[1::2], strict=True) if pid and pid not in alive]
+    if not read and "DataLoader worker" not in str(error):
         return error
-    read = [(notes / pid.strip()).read_text() for pid in dead.group(1).split(",") if (notes / pid.strip()).exists()]
     return InputError(
         f"a process that reads data died while it read {' and '.join(read) or 'its first pair'}; trainer.workers=0 shows more"
     )
