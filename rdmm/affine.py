@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from rdmm import ops
 from rdmm.grid import Grid
 from rdmm.measure import Measure
 from rdmm.shape import Image
@@ -108,10 +109,7 @@ def moments_of(image: Image) -> Moments:
     mass = (mass - mass.min()).flatten()
     if image.mask is not None:
         mass = mass * image.mask[0, 0].flatten()
-    mass = mass / mass.sum().clamp_min(1e-12)
-    centre = (x * mass).sum(1)
-    offset = x - centre[:, None]
-    return centre.cpu().numpy(), ((offset * mass) @ offset.T).cpu().numpy()
+    return _centre_and_covariance(x, mass / ops.total(mass, 0).clamp_min(1e-12))
 
 
 def moments_of_points(measure: Measure) -> Moments:
@@ -119,10 +117,15 @@ def moments_of_points(measure: Measure) -> Moments:
     atoms = measure.atoms()
     assert atoms.weights is not None
     x, mass = atoms.points[0].detach().double(), atoms.weights[0].detach().double()
-    mass = mass / mass.sum()
-    centre = (x * mass).sum(1)
+    return _centre_and_covariance(x, mass / ops.total(mass, 0))
+
+
+def _centre_and_covariance(x: Tensor, mass: Tensor) -> Moments:
+    """Of points x (d, n) with masses (n,) that sum to 1."""
+    centre = ops.total(x * mass)
     offset = x - centre[:, None]
-    return centre.cpu().numpy(), ((offset * mass) @ offset.T).cpu().numpy()
+    covariance = torch.stack([ops.total(offset * (mass * along)) for along in offset])
+    return centre.cpu().numpy(), covariance.cpu().numpy()
 
 
 def starts(fixed: Moments, moving: Moments, middle: np.ndarray, kind: str) -> list[Start]:

@@ -167,5 +167,24 @@ def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:
     m = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
     d, b = x.shape[1], max(x.shape[0], m.shape[0] if m.ndim == 3 else 1)
     m, x = m.expand(b, *m.shape[-2:]), x.expand(b, *x.shape[1:])
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.baddbmm(m[:, :d, d:], m[:, :d, :d], x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+    points = x.reshape(b, d, -1)
+    if not (m.requires_grad and torch.is_grad_enabled()):
+        return _affine(m, points).reshape(x.shape)
+    # in blocks, so that the gradient of the matrix, a sum over points, does not depend on the number of threads
+    whole = points.shape[2] - points.shape[2] % BLOCK
+    blocks = points[..., :whole].unflatten(2, (-1, BLOCK)).transpose(1, 2)
+    k = blocks.shape[1]
+    moved = _affine(m[:, None].expand(b, k, -1, -1).reshape(b * k, *m.shape[1:]), blocks.reshape(b * k, d, BLOCK))
+    moved = moved.view(b, k, d, BLOCK).transpose(1, 2).reshape(b, d, whole)
+    return torch.cat([moved, _affine(m, points[..., whole:])], 2).reshape(x.shape)
+
+
+def _affine(m: Tensor, points: Tensor) -> Tensor:
+    """Points (b, d, n) under matrices (b, d+1, d+1)."""
+    d = points.shape[1]
+    with torch.autocast(points.device.type, enabled=False):
+        return torch.baddbmm(m[:, :d, d:], m[:, :d, :d], points)
+
+
+BLOCK = 4096
+"""Points of which sums are taken at once (see also ops.total)."""

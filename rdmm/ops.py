@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from rdmm.grid import Grid
+from rdmm.grid import BLOCK, Grid
 from rdmm.types import DivergenceError, Tensor
 
 Mode = Literal["linear", "nearest"]
@@ -200,7 +200,8 @@ def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
 
         return compiled_barrier(u, grid.spacing, floor)
     corners = corner_determinants(u, grid)[: 2**grid.ndim]
-    return (floor - corners).clamp_min(0).square().movedim(0, 1).flatten(1).mean(1)
+    excess = (floor - corners).clamp_min(0).square().movedim(0, 1)
+    return total(excess) / excess[0].numel()
 
 
 def compose(u: Tensor, w: Tensor, grid: Grid, identity: Tensor) -> Tensor:
@@ -208,9 +209,49 @@ def compose(u: Tensor, w: Tensor, grid: Grid, identity: Tensor) -> Tensor:
     return w + sample(u, identity + w, grid)
 
 
+def total(x: Tensor, start: int = 1, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum over the axes from ``start`` on, in blocks that do not depend on the number of threads: nor does the result, to the bit."""
+    x = x.flatten(start)
+    n = x.shape[-1]
+    if n <= BLOCK:
+        return x.sum(-1, dtype=dtype)
+    whole = n - n % BLOCK
+    blocks = x[..., :whole].unflatten(-1, (-1, BLOCK)).sum(-1, dtype=dtype)
+    return total(blocks, start) + x[..., whole:].sum(-1, dtype=dtype)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: torch.Size) -> Tensor:
+        ctx.shape = x.shape
+        return x.expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return total(gradient, 2).view(ctx.shape), None
+
+
+def spread(x: Tensor, like: Tensor) -> Tensor:
+    """x (b, c, 1...) as large as ``like`` (b, c, *s); the gradient is summed with total's promise."""
+    return _Spread.apply(x, like.shape)
+
+
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """(k,) Euclidean products of the items of a and b (k, *s), with total's promise and no volume in between."""
+    a, b = a.flatten(1), b.flatten(1)
+    whole = a.shape[1] - a.shape[1] % BLOCK
+    x, y = (z[:, :whole].unflatten(1, (-1, BLOCK)) for z in (a, b))
+    return total(torch.einsum("kbt,kbt->kb", x, y)) + torch.einsum("kt,kt->k", a[:, whole:], b[:, whole:])
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean product of two tensors of one shape, with total's promise."""
+    return dots(a[None], b[None])[0]
+
+
 def integral(f: Tensor, grid: Grid) -> Tensor:
     """(b,) integral of f (b, ..., *s) over the domain."""
-    return f.flatten(1).sum(1) * grid.cell
+    return total(f) * grid.cell
 
 
 def inner(a: Tensor, b: Tensor, grid: Grid) -> Tensor:

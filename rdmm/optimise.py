@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from rdmm import ops
 from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.grid import Grid
 from rdmm.points import PointLDDMM, controls
@@ -57,7 +58,7 @@ class LineSearch:
     def _trial(self, x: Tensor, direction: Tensor, t: float) -> Trial:
         try:
             f, g = self.objective(x + t * direction)
-            slope = float(g @ direction)
+            slope = float(ops.dot(g, direction))
         except DivergenceError as error:
             log.debug("a step of %.3g diverges (%s): backing off", t, error)
             return Trial(t, math.inf, math.nan, None)
@@ -67,7 +68,7 @@ class LineSearch:
 
     def __call__(self, x: Tensor, f0: float, g0: Tensor, direction: Tensor, t: float) -> Trial | None:
         """The accepted trial, or the best one with a lower value, or None: no progress along this direction."""
-        start = Trial(0.0, f0, float(g0 @ direction), g0)
+        start = Trial(0.0, f0, float(ops.dot(g0, direction)), g0)
         low, high, best = start, None, start
         for _ in range(self.evaluations):
             if stop.is_set():
@@ -160,7 +161,7 @@ def _lbfgs(
         if float(g.abs().max()) == 0 or stop.is_set():
             break
         direction = _direction(g, pairs)
-        if float(g @ direction) >= 0:
+        if float(ops.dot(g, direction)) >= 0:
             pairs.clear()
             direction = -g
         step = 1.0 if pairs else first_step(direction)
@@ -171,8 +172,8 @@ def _lbfgs(
             pairs.clear()  # curvature misled the search: fall back to a gradient step
             continue
         s, y = trial.t * direction, trial.gradient - g
-        curvature = float(s @ y)
-        if curvature > 1e-10 * float(y @ y):
+        curvature = float(ops.dot(s, y))
+        if curvature > 1e-10 * float(ops.dot(y, y)):
             pairs.append((s, y, curvature))
         slow = slow + 1 if f - trial.f < tolerance * abs(f) else 0
         x, f, g = x + s, trial.f, trial.gradient
@@ -189,14 +190,14 @@ def _direction(g: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tens
     """-H g by the two-loop recursion."""
     q, shares = -g, []
     for s, y, curvature in reversed(pairs):
-        share = float(s @ q) / curvature
+        share = float(ops.dot(s, q)) / curvature
         q = q - share * y
         shares.append(share)
     if pairs:
         s, y, curvature = pairs[-1]
-        q = q * (curvature / float(y @ y))
+        q = q * (curvature / float(ops.dot(y, y)))
     for (s, y, curvature), share in zip(pairs, reversed(shares), strict=True):
-        q = q + (share - float(y @ q) / curvature) * s
+        q = q + (share - float(ops.dot(y, q)) / curvature) * s
     return q
 
 

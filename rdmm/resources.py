@@ -47,7 +47,6 @@ def set_threads(threads: int | None) -> None:
         return
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
-    torch.set_num_threads(threads)
     try:
         import numba
 
@@ -55,6 +54,7 @@ def set_threads(threads: int | None) -> None:
         numba.set_num_threads(min(threads, most))
     except ImportError:
         pass
+    torch.set_num_threads(threads)  # after numba, which sets OpenMP's threads when it starts its own
 
 
 def chosen_device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
+from rdmm import ops
 from rdmm.affine import Model, Start, in_frame, moments_of, moments_of_points, parameter_count, starts, widened, world_matrix
 from rdmm.dynamics import RDMM, InitialConditions
 from rdmm.initial import Initializer, Zero
@@ -203,7 +204,7 @@ class AffineOpt:
         def objective(p: Tensor) -> tuple[float, Tensor]:
             p = p.detach().requires_grad_()
             moved = level.moved_by(in_frame(world_matrix(p, start, grid.length), grid))
-            if moved.mask is not None and float(moved.mask.mean()) < LEAST_OVERLAP:
+            if moved.mask is not None and float(ops.total(moved.mask, 0)) < LEAST_OVERLAP * moved.mask.numel():
                 raise DivergenceError("the images hardly overlap")
             f = self.similarity(moved, level.fixed).sum()
             (gradient,) = torch.autograd.grad(f, p)

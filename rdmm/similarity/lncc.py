@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from rdmm.grid import Grid
 from rdmm.ops import compiled
 from rdmm.shape import Image
-from rdmm.similarity.masks import TINY, moments, overlap
+from rdmm.similarity.masks import TINY, mean, moments, overlap
 from rdmm.types import ConfigError, Tensor
 
 KAPPA = 1e-4
@@ -46,9 +46,7 @@ def local_correlation(a: Tensor, b: Tensor, weight: Tensor | None, radius: Radiu
     """(b,) mean of cc^2 over space and channels, in plain torch: a, b (b, c, *s), weight (b, 1, *s) or None."""
     w = torch.ones_like(a[:, :1]) if weight is None else weight
     shape = (*a.shape[:2], *(1,) * len(radius))
-    total = w.flatten(1).sum(1).view(-1, 1, *(1,) * len(radius))
-    a = a - ((a * w).flatten(2).sum(2).view(shape) / total).detach()
-    b = b - ((b * w).flatten(2).sum(2).view(shape) / total).detach()
+    a, b = (x - mean(x, w).detach() for x in (a, b))
     va, vb, _ = (x.view(shape) + TINY for x in moments(a, b, w))
     count = box_sum(w, radius).clamp_min(1e-6)
     ma, mb = box_sum(w * a, radius) / count, box_sum(w * b, radius) / count
@@ -56,7 +54,7 @@ def local_correlation(a: Tensor, b: Tensor, weight: Tensor | None, radius: Radiu
     var_b = (box_sum(w * b * b, radius) / count - mb**2).clamp_min(0)
     cov = box_sum(w * a * b, radius) / count - ma * mb
     cc = (cov.abs() + KAPPA * (va * vb).sqrt()) ** 2 / ((var_a + KAPPA * va) * (var_b + KAPPA * vb))
-    return ((cc * w).flatten(2).sum(2) / total.flatten(1)).mean(1)
+    return mean(cc, w).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)

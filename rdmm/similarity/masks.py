@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rdmm.ops import total
 from rdmm.shape import Image
 from rdmm.types import DivergenceError, InputError, Tensor
 
@@ -29,22 +30,25 @@ def overlap(moved: Image, target: Image) -> Tensor | None:
     if not masks:
         return None
     weight = masks[0] if len(masks) == 1 else masks[0] * masks[1]
-    if not bool((weight.flatten(1).sum(1) > 1).all()):
+    if not bool((total(weight) > 1).all()):
         raise DivergenceError("the masks of the two images do not overlap: nothing to compare")
     return weight
 
 
-def mean(x: Tensor, weight: Tensor | None, dims: tuple[int, ...] | None = None) -> Tensor:
+def mean(x: Tensor, weight: Tensor | None) -> Tensor:
     """Weighted mean of x (b, c, *s) over space, (b, c, 1...); with ``weight`` (b, 1, *s) or None."""
-    dims = dims or tuple(range(2, x.ndim))
+    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
     if weight is None:
-        return x.mean(dims, keepdim=True)
-    return (x * weight).sum(dims, keepdim=True) / weight.sum(dims, keepdim=True)
+        return (total(x, 2) / x[0, 0].numel()).view(shape)
+    return (total(x * weight, 2) / total(weight)[:, None]).view(shape)
 
 
 def moments(a: Tensor, b: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Variances of a, of b and their covariance over space, (b, c) each."""
-    a, b = a - mean(a, weight), b - mean(b, weight)
+    """Variances of a, of b and their covariance over space, (b, c) each.
+
+    Their derivatives by the means are 0, so the means are detached.
+    """
+    a, b = (x - mean(x, weight).detach() for x in (a, b))
     return tuple(mean(x, weight).flatten(1) for x in (a * a, b * b, a * b))  # type: ignore[return-value]
 
 

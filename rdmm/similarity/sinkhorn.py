@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rdmm.grid import Grid
+from rdmm.ops import spread, total
 from rdmm.shape import Image
 from rdmm.similarity.masks import overlap
 from rdmm.transport.grid import potentials
@@ -79,7 +80,7 @@ class GridSinkhorn:
         a, b = (x.clamp_min(0) if bool((x < 0).any()) else x for x in (a, b))
         if self.reach is not None:
             masses = [0.5 * (masses[0] + masses[1])] * 2 if self.normalise else [torch.ones_like(m) for m in masses]
-        return a / masses[0], b / masses[1]
+        return a / spread(masses[0], a), b / spread(masses[1], b)
 
 
 def _mass(x: Tensor, name: str) -> Tensor:
@@ -92,7 +93,7 @@ def _mass(x: Tensor, name: str) -> Tensor:
     require_density(values, f"the {name} image")
     if bool((values.flatten(1).amin(1) == values.flatten(1).amax(1)).any()):
         raise InputError(f"transport: the {name} image is constant: no contrast (std=0), nothing to match")
-    return x.flatten(2).sum(2).view(*x.shape[:2], *(1,) * (x.ndim - 2))
+    return total(x, 2).view(*x.shape[:2], *(1,) * (x.ndim - 2))
 
 
 def require_density(x: Tensor, name: str) -> None:

@@ -18,6 +18,7 @@ from functools import lru_cache
 
 import torch
 
+from rdmm.ops import dots, total
 from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
@@ -104,14 +105,14 @@ def marginal_error(a: Tensor, f: Tensor, new: Tensor, damping: float) -> float:
     pi 1 = a exp(f - new / damping), and 1 / damping - 1 = eps / rho. The largest of the k problems."""
     kept = a if damping == 1 else (f * (1 - 1 / damping)).exp_().mul_(a)
     wrong = (f - new).div_(damping).clamp_max_(50).expm1_().abs_().mul_(kept)
-    return float((wrong.flatten(1).sum(1) / kept.flatten(1).sum(1)).max())
+    return float((total(wrong) / total(kept)).max())
 
 
 def _extrapolated(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_residual: Tensor) -> Tensor:
     """The point on the line through two iterates whose residual is least in the mean over a; the two last ones are written over."""
     change = torch.sub(residual, last_residual, out=last_residual)
     weighted = a * change
-    along, length = (torch.einsum("kt,kt->k", weighted.flatten(1), x.flatten(1)) for x in (residual, change))
+    along, length = (dots(weighted, x) for x in (residual, change))
     step = (along / length.clamp_min(1e-30)).clamp(-LONGEST, LONGEST).view(-1, *(1,) * (new.ndim - 1))
     return torch.sub(last, new, out=last).mul_(step).add_(new)
 
@@ -130,5 +131,5 @@ def divergence(a: Tensor, b: Tensor, found: Potentials, blur: float, reach: floa
             rho = reach**2
             slopes.append((rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)))
             share = (rho + eps / 2) / (rho + eps)
-    value = sum((x * s).flatten(1).sum(1, dtype=torch.float64) for x, s in zip((a, b), slopes, strict=True))
+    value = sum(total(x * s, dtype=torch.float64) for x, s in zip((a, b), slopes, strict=True))
     return (share * value).to(a.dtype), slopes[0], slopes[1]  # type: ignore[union-attr]
