@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from rdmm import io
 from rdmm.dynamics import InitialConditions
+from rdmm.io.files import Outputs
 from rdmm.stages import Result
 from rdmm.version import __version__
 
@@ -55,3 +57,11 @@ def write_conditions(path: Path, ic: InitialConditions) -> None:
 
     tensors = {k: getattr(ic, k) for k in ("momentum", "weights", "points") if getattr(ic, k) is not None}
     io.write_atomically(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def write_run(outputs: Outputs, summary: Mapping[str, Any], written: Sequence[Path]) -> Path:
+    """run.json, the last file of a run: it vouches for the others by their checksums."""
+    path = outputs.path("run.json")
+    whole = {**summary, "outputs": {outputs.name(p): io.sha256(p) for p in written}}
+    io.write_atomically(path, json.dumps(jsonable(whole), indent=1, allow_nan=False).encode())
+    return path

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from rdmm.io.files import Outputs
 from rdmm.io.nifti import NanPolicy, Source
 from rdmm.io.warps import require_itk_grid
 from rdmm.optimise import stop
-from rdmm.record import described, jsonable, write_conditions
+from rdmm.record import described, write_conditions, write_run
 from rdmm.resources import chosen_device, set_threads
 from rdmm.shape import Correspondence, Image, Pair
 from rdmm.stages import Chain, Deform, Result, Stage
@@ -37,7 +37,7 @@ from rdmm.weights import local_sigma
 log = logging.getLogger(__name__)
 
 RESULTS = ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "InverseWarped.nii.gz", "run.json", "report.html")
-TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TIMES = tuple(k / 8 for k in range(9))
 OPTIONAL = (
     "0GenericAffine.mat",
     "WarpedLabels.nii.gz",
@@ -138,13 +138,27 @@ class Registration:
             return dynamics.geodesic(ic, self.pair.fixed, times)
 
     @cached_property
+    def moments(self) -> list[Moment]:
+        """The last deformable stage at TIMES."""
+        return self.geodesic(TIMES)
+
+    @property
+    def shot(self) -> Grid:
+        """The shooting grid of the last deformable stage."""
+        assert self.result.ic is not None
+        return self.result.ic.grid(self.pair.fixed)
+
+    def on_the_way(self) -> Iterator[tuple[Moment, Transform]]:
+        """The moments, and the maps fixed -> moving at them."""
+        for moment in self.moments:
+            yield moment, composed(Dense(moment.displacement, self.shot), self.result.before)
+
+    @cached_property
     def energy_drift(self) -> float:
         """Largest relative change of <m, v> over t in [0, 1]: 0 on a geodesic; NaN without one (SVF, affine)."""
-        moments = self.geodesic(TIMES)
-        if not moments or isinstance(self.dynamics, SVF):
+        if isinstance(self.dynamics, SVF) or not self.moments:
             return float("nan")
-        grid = self.result.ic.grid(self.pair.fixed)  # type: ignore[union-attr]
-        energies = [float(ops.inner(m.momentum, m.velocity, grid)) for m in moments]
+        energies = [float(ops.inner(m.momentum, m.velocity, self.shot)) for m in self.moments]
         return max(abs(e / energies[0] - 1) for e in energies) if energies[0] > 0 else 0.0
 
     def sigmas(self) -> tuple[Tensor, Tensor] | None:
@@ -153,7 +167,8 @@ class Registration:
         if not isinstance(dynamics, RDMM) or ic is None:
             return None
         grid, scales = self.pair.fixed.grid, dynamics.smoother.scales(self.pair.fixed.grid)
-        start, end = (local_sigma(m.weights, scales) * grid.length for m in self.geodesic((0.0, 1.0)) if m.weights is not None)
+        ends = (self.moments[0].weights, self.moments[-1].weights)
+        start, end = (local_sigma(w, scales) * grid.length for w in ends if w is not None)
         return ops.resize(start, grid.shape), ops.resize(end, grid.shape)
 
     @cached_property
@@ -229,12 +244,12 @@ class Registration:
             write("initial_conditions.safetensors", write_conditions, self.result.ic)
         summary = self.summary()
         if report:
-            from rdmm.report import pictures, render
+            from rdmm import pictures
+            from rdmm.report import render
 
-            write("report.html", io.write_atomically, render(summary, pictures(self)).encode())
-        text = json.dumps(jsonable(summary), indent=1, allow_nan=False)
-        write("run.json", io.write_atomically, text.encode())
-        return written
+            summary["thumbnail"] = pictures.thumbnail(self)
+            write("report.html", io.write_atomically, render(summary, pictures.pictures(self), pictures.frames(self)).encode())
+        return [*written, write_run(outputs, summary, written)]
 
     @property
     def output(self) -> Output:
@@ -244,7 +259,7 @@ class Registration:
         ic, dynamics = self.result.ic, self.dynamics
         if ic is None or dynamics is None or not self.output.times:
             return []
-        grid, shot, before = self.pair.fixed.grid, ic.grid(self.pair.fixed), self.result.before
+        grid, shot, before = self.pair.fixed.grid, self.shot, self.result.before
 
         def warped(moment: Moment) -> Image:
             return self.pair.moving.moved_by(composed(Dense(moment.displacement, shot), before), grid)
@@ -270,8 +285,8 @@ def overrides_of(keys: Mapping[str, Any]) -> list[str]:
     return [f"{k.replace('__', '.')}={text(k, v)}" for k, v in keys.items()]
 
 
-def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0) -> Registration:
-    """Register what was read, as the (composed) config says."""
+def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0, command: str = "") -> Registration:
+    """Register what was read, as the (composed) config says; ``command`` is noted in run.json."""
     torch.manual_seed(seed)
     target = chosen_device(device)
     stages, intensity, output = (build(config[k], k) for k in ("stages", "intensity", "output"))
@@ -287,7 +302,8 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
         marks = Correspondence(*(x.to(pair.fixed.data.dtype).to(target) for x in points))
     fixed, moving = (intensity(x, name).to(target) for x, name in zip((pair.fixed, pair.moving), names, strict=True))
     result = staged(stages, Pair(fixed, moving, pair.initial, regions, marks), device)
-    settings = {"seed": seed, "device": device, "threads": torch.get_num_threads(), "stages": stages, "output": output}
+    noted = {"command": command, "seed": seed, "device": device, "threads": torch.get_num_threads()}
+    settings = {**noted, "stages": stages, "output": output}
     return Registration(inputs, result, config, settings, "interrupted" if stop.is_set() else "done")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io as buffers
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from rdmm.io.files import Outputs
 from rdmm.measure import Measure
 from rdmm.optimise import stop
 from rdmm.points import PointLDDMM
-from rdmm.record import described, jsonable, write_conditions
+from rdmm.record import described, write_conditions, write_run
 from rdmm.registration import overrides_of, staged
 from rdmm.report import render
 from rdmm.resources import chosen_device, set_threads
@@ -128,8 +127,7 @@ class ShapeRegistration:
             write("initial_conditions.safetensors", write_conditions, self.result.ic)
         summary = self.summary()
         write("report.html", io.write_atomically, render(summary, self.pictures()).encode())
-        write("run.json", io.write_atomically, json.dumps(jsonable(summary), indent=1, allow_nan=False).encode())
-        return written
+        return [*written, write_run(outputs, summary, written)]
 
     def _parts(self) -> tuple[Affine | None, Transform, Transform]:
         """The affine map that the moving shape goes through first, the flow after it, and the flow's inverse."""
@@ -218,8 +216,8 @@ def _dynamics(stage: Any) -> PointLDDMM | None:
     return found[-1] if found and isinstance(found[-1], PointLDDMM) else None
 
 
-def run(shapes: Shapes, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0) -> ShapeRegistration:
-    """Register what was read, as the (composed) config says."""
+def run(shapes: Shapes, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0, command: str = "") -> ShapeRegistration:
+    """Register what was read, as the (composed) config says; ``command`` is noted in run.json."""
     torch.manual_seed(seed)
     target, stages = chosen_device(device), build(config["stages"], "stages")
     marks = None
@@ -227,7 +225,8 @@ def run(shapes: Shapes, config: Mapping[str, Any], *, device: str = "cpu", seed:
         marks = Correspondence(*(_domain(x, shapes.frame).to(target) for x in shapes.landmarks))
     pair = Pair(shapes.pair.fixed.to(target), shapes.pair.moving.to(target), landmarks=marks)
     result = staged(stages, pair, device)
-    settings = {"seed": seed, "device": device, "threads": torch.get_num_threads(), "stages": stages}
+    noted = {"command": command, "seed": seed, "device": device, "threads": torch.get_num_threads()}
+    settings = {**noted, "stages": stages}
     return ShapeRegistration(shapes, result, config, settings, "interrupted" if stop.is_set() else "done")
 
 

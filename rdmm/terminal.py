@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -64,29 +63,6 @@ def set_log(quiet: bool, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("rdmm").setLevel(level)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[dict[str, int]]:
-    """First SIGINT or SIGTERM: searches end with their best iterate. Second: at once. Yields {"signal": n} when one came."""
-    from rdmm.optimise import stop
-
-    seen: dict[str, int] = {}
-
-    def handler(number: int, _: Any) -> None:
-        if seen:
-            os._exit(128 + number)
-        seen["signal"] = number
-        stop.set()
-        click.echo("rdmm: interrupted: writing the best result so far (once more: quit at once)", err=True)
-
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        stop.clear()
-        for s, old in before.items():
-            signal.signal(s, old)
 
 
 @contextlib.contextmanager

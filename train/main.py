@@ -29,7 +29,7 @@ from rdmm.data.training import TrainingData
 from rdmm.io import write_atomically
 from rdmm.optimise import stop
 from rdmm.resources import chosen_device, set_threads
-from rdmm.terminal import interruptible
+from rdmm.interruption import interruptible
 from rdmm.types import ConfigError, OutputError, RdmmError
 from train.checkpoint import BEST, LAST, STATE, Folder, Progress, flattened
 from train.log import Log

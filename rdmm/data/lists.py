@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from rdmm.io.files import existing
 from rdmm.types import ConfigError, nearest
 
 COLUMNS = ("image", "subject", "labels", "time", "split", "name")
-PAIR_COLUMNS = ("id", "fixed", "moving", "fixed_labels", "moving_labels", "split")
+PAIR_FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "initial")
+PAIR_COLUMNS = ("id", *PAIR_FILES, "split")
 SPLITS = ("train", "validation", "test")
 
 
@@ -50,8 +51,8 @@ class Row:
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Row]:
-    """A CSV of pairs: ``fixed`` and ``moving``, and, where wanted, ``id``, ``fixed_labels``, ``moving_labels``, ``split``; or a
-    Learn2Reg JSON's ``registration_val`` and ``registration_test``.
+    """A CSV of pairs: ``fixed`` and ``moving``, and, where wanted, ``id``, ``split``, and further files (PAIR_FILES); or a Learn2Reg
+    JSON's ``registration_val`` and ``registration_test``, with the label maps and masks that its list of images names.
 
     Raises:
         ConfigError: a column is missing or misspelt, an id is there twice or is no plain name, a path leads out of ``root``.
@@ -63,16 +64,32 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
         lists = {k: data.get(k, []) for k in ("registration_val", "registration_test")}
         records = [(r, f"{path}: {k}[{i}]", k) for k, rows in lists.items() for i, r in enumerate(_list(rows, f"{path}: {k}"))]
         split = {"registration_val": "validation", "registration_test": "test"}
-        raw = [(_mapping(r, w, ("fixed", "moving")) | {"split": split[k]}, w) for r, w, k in records]
+        known = _further(data, path)
+        raw = [(known(_mapping(r, w, ("fixed", "moving"))) | {"split": split[k]}, w) for r, w, k in records]
+        if not raw:
+            raise ConfigError(f"{path}: no pairs: 'registration_val' and 'registration_test' are missing or empty")
     else:
         raw = _csv(path, PAIR_COLUMNS, ("fixed", "moving"))
     out = []
     for record, where in raw:
-        files = {k: _below(base, record[k], where) for k in PAIR_COLUMNS[1:5] if record.get(k)}
+        files = {k: _below(base, record[k], where) for k in PAIR_FILES if record.get(k)}
         name = record.get("id") or "_".join(_stem(files[k]) for k in ("fixed", "moving"))
         out.append(Row(_plain(name, where), files, _split(record.get("split", ""), where), where))
     _require_unique([(r.id, r.where) for r in out], "id")
     return out
+
+
+def _further(data: dict[str, Any], path: Path) -> Callable[[dict[str, str]], dict[str, str]]:
+    """Adds to a pair the label maps and masks that a Learn2Reg JSON names beside its images."""
+    entries = [e for k in ("training", "test") for e in _list(data.get(k, []), f"{path}: {k}") if isinstance(e, dict)]
+    names = {"labels": "label", "mask": "mask"}
+    found = {(e.get("image"), ours): e[theirs] for e in entries for ours, theirs in names.items() if isinstance(e.get(theirs), str)}
+
+    def known(pair: dict[str, str]) -> dict[str, str]:
+        more = {f"{side}_{ours}": found.get((pair[side], ours)) for side in ("fixed", "moving") for ours in names}
+        return {k: v for k, v in more.items() if v} | pair
+
+    return known
 
 
 @dataclass(frozen=True)

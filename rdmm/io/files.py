@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,34 @@ class Outputs:
 
     def path(self, name: str) -> Path:
         return Path(f"{self.prefix}{name}")
+
+    def name(self, path: Path) -> str:
+        """The name under which ``path`` gives this path."""
+        return os.fspath(path)[len(os.fspath(self.path("x"))) - 1 :]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold this prefix against other processes.
+
+        Raises:
+            OutputError: another run is writing there.
+        """
+        from filelock import FileLock, Timeout
+
+        folder, name = self.path("x").parent, self.path("").name if not self.prefix.endswith(os.sep) else ""
+        path = folder / f".{name}rdmm.lock"
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputError(f"{self.prefix}: another run of rdmm is writing there; wait for it, or choose another -o") from None
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.release()
 
 
 def checked_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:

@@ -1,0 +1,189 @@
+"""The commands for one file or transform. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from rdmm.terminal import common, set_log, show, transforms
+from rdmm.types import ConfigError
+
+DIRECTION = "Warps pull back: they take a fixed point to the moving point that belongs there, y = A(x + u(x)), RAS+ world millimetres."
+
+
+@click.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("image")
+@transforms
+@click.option("-r", "--reference", required=True, help="Image whose grid the result gets.")
+@click.option("-o", "--out", required=True)
+@click.option("--labels", is_flag=True, help="Nearest neighbour, whole numbers.")
+@click.option("--invert", is_flag=True, help="Apply the inverse of the whole list, found by iteration where it holds a warp.")
+@common
+def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: bool, invert: bool, overwrite: bool, **o: Any) -> None:
+    """Resample IMAGE onto the grid of a reference through transforms.
+
+    \b
+    Examples:
+      rdmm apply moving.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped.nii.gz
+      rdmm apply labels.nii.gz --labels -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped_labels.nii.gz
+      rdmm apply fixed.nii.gz -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -r moving.nii.gz -o inverse_warped.nii.gz
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    show(commands.apply(image, list(names), reference, out, labels=labels, invert=invert, overwrite=overwrite), o["as_json"])
+
+
+@click.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("csv")
+@transforms
+@click.option("-o", "--out", required=True)
+@common
+def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any) -> None:
+    """Map points (columns x, y[, z]) of the fixed image into the moving one; they go through the first -t first.
+
+    \b
+    Examples:
+      rdmm points fixed_points.csv -t out/1Warp.nii.gz -t out/0GenericAffine.mat -o moving_points.csv
+      rdmm points moving_points.csv -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -o fixed_points.csv
+      rdmm points p.csv -t affine.mat -o q.csv
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    show(commands.points(csv, list(names), out, overwrite=overwrite), o["as_json"])
+
+
+@click.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("warp")
+@click.option("-o", "--out", required=True)
+@common
+def invert(warp: str, out: str, overwrite: bool, **o: Any) -> None:
+    """Invert a warp on its own grid, by iteration.
+
+    \b
+    Examples:
+      rdmm invert out/1Warp.nii.gz -o inverse.nii.gz
+      rdmm invert warp.nii.gz -o inverse.nii.gz --overwrite
+      rdmm invert warp.nii.gz -o inverse.nii.gz --json
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    show(commands.invert_warp(warp, out, overwrite=overwrite), o["as_json"])
+
+
+@click.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("warp")
+@click.option("-o", "--out", required=True)
+@click.option("--log", "take_log", is_flag=True, help="The logarithm, with determinants clamped at 0.001.")
+@common
+def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> None:
+    """Jacobian determinant of a warp, by central differences; folds on stdout.
+
+    \b
+    Examples:
+      rdmm jacobian out/1Warp.nii.gz -o jacobian.nii.gz
+      rdmm jacobian out/1Warp.nii.gz -o log_jacobian.nii.gz --log
+      rdmm jacobian warp.nii.gz -o jacobian.nii.gz --json
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    show(commands.jacobian(warp, out, take_log=take_log, overwrite=overwrite), o["as_json"])
+
+
+@click.command(no_args_is_help=True)
+@click.argument("images", nargs=-1)
+@click.option("-o", "--out", required=True, help="Barycenter, on the grid of the first image.")
+@click.option("--weights", help="One number an image, with commas between; the same for all where it is not given.")
+@click.option("--labels", is_flag=True, help="Label maps: the barycenter of each label; a voxel gets the largest.")
+@click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
+@common
+def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: bool, blur: float, overwrite: bool, **o: Any) -> None:
+    """Wasserstein barycenter of density images (intensities >= 0), or of label maps.
+
+    \b
+    Examples:
+      rdmm barycenter a.nii.gz b.nii.gz c.nii.gz -o mean.nii.gz
+      rdmm barycenter a.nii.gz b.nii.gz -o quarter.nii.gz --weights .75,.25
+      rdmm barycenter labels_1.nii.gz labels_2.nii.gz -o mean_labels.nii.gz --labels
+    """
+    set_log(o["quiet"], o["debug"])
+    try:
+        shares = [float(w) for w in weights.split(",")] if weights else []
+    except ValueError:
+        raise ConfigError(f"--weights is a list of numbers with commas between, e.g. .5,.5; not {weights!r}") from None
+    if shares and len(shares) != len(images):
+        raise ConfigError(f"{len(images)} images but {len(shares)} weights; give one weight an image")
+    from rdmm import commands
+
+    show(commands.barycenter(list(images), out, weights=shares, labels=labels, blur=blur, overwrite=overwrite), o["as_json"])
+
+
+@click.command(no_args_is_help=True)
+@click.argument("fixed")
+@click.argument("moving")
+@click.argument("labels")
+@click.option("-o", "--out", required=True, help="Labels on the grid of FIXED, where it is above 0.")
+@click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
+@click.option("--reach", type=float, help="sqrt(rho): how far mass is moved rather than created; all of it where it is not given.")
+@common
+def transfer(fixed: str, moving: str, labels: str, out: str, blur: float, reach: float | None, overwrite: bool, **o: Any) -> None:
+    """Carry LABELS of the density MOVING to the density FIXED by the transport plan between them.
+
+    \b
+    Examples:
+      rdmm transfer fixed_mask.nii.gz moving_mask.nii.gz moving_labels.nii.gz -o labels.nii.gz
+      rdmm transfer fixed.nii.gz moving.nii.gz moving_labels.nii.gz -o labels.nii.gz --blur .02
+      rdmm transfer fixed.nii.gz moving.nii.gz moving_labels.nii.gz -o labels.nii.gz --reach .1
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    show(commands.transfer(fixed, moving, labels, out, blur=blur, reach=reach, overwrite=overwrite), o["as_json"])
+
+
+@click.command(no_args_is_help=True)
+@click.option("--fixed-labels", help="Label map of the fixed image.")
+@click.option("--moving-labels", help="Label map of the moving image.")
+@transforms
+@click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+).")
+@common
+def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None, **o: Any) -> None:
+    """Dice, landmark error, folds of transforms made by any tool.
+
+    \b
+    Examples:
+      rdmm evaluate --fixed-labels f.nii.gz --moving-labels m.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat
+      rdmm evaluate -t out/1Warp.nii.gz -t out/0GenericAffine.mat --landmarks points.csv
+      rdmm evaluate -t out/1Warp.nii.gz --json
+    """
+    set_log(o["quiet"], o["debug"])
+    if (fixed_labels is None) != (moving_labels is None):
+        raise ConfigError("give both --fixed-labels and --moving-labels, or neither")
+    from rdmm import commands
+
+    show(commands.evaluate(list(names), fixed_labels, moving_labels, landmarks), o["as_json"])
+
+
+@click.command(no_args_is_help=True)
+@click.argument("file")
+@common
+def info(file: str, **o: Any) -> None:
+    """What a file holds: image, warp, affine, initial conditions, trained model, run.
+
+    \b
+    Examples:
+      rdmm info fixed.nii.gz
+      rdmm info out/1Warp.nii.gz
+      rdmm info out/0GenericAffine.mat --json
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import commands
+
+    show(commands.info(file), o["as_json"])
+
+
+COMMANDS: tuple[click.Command, ...] = (apply, points, invert, jacobian, barycenter, transfer, evaluate, info)
