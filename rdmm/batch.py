@@ -21,9 +21,10 @@ from rdmm import io
 from rdmm.data.lists import Row, read_pairs
 from rdmm.io import Outputs
 from rdmm.jobs import Job
-from rdmm.launchers import Launcher, Local, Outcome, Submitit, measures
-from rdmm.record import jsonable
+from rdmm.launchers import Launcher, Local, Outcome, Submitit
+from rdmm.record import jsonable, measures
 from rdmm.resources import available_memory
+from rdmm.runs import write_index
 from rdmm.types import ConfigError, OutputError, RdmmError
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Batch:
                     rows[id] = {"status": "not started", "message": "the batch was interrupted", "exit_code": 130}
                     yield id, rows[id]
             self._write(jobs, rows)
+            write_index(Path(self.out))
 
     def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome]) -> None:
         """table.csv and failures.json, in the order of the list."""
@@ -166,7 +168,7 @@ def launcher(name: str, jobs: Mapping[str, Job], wanted: int | None, slurm: Sequ
         if slurm:
             raise ConfigError("--slurm goes with --launcher submitit")
         number, gib = at_once(jobs, wanted)
-        log.info("%d pairs, %d at a time, each up to about %.1f GiB", len(jobs), number, gib)
+        log.info("%d pairs, %d at a time, each up to about %.2f GiB", len(jobs), number, gib)
         return Local(number)
     wrong = [s for s in slurm if "=" not in s]
     if wrong:

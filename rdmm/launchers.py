@@ -23,6 +23,7 @@ from typing import Any
 from rdmm.interruption import interruptible
 from rdmm.jobs import Job
 from rdmm.optimise import stop
+from rdmm.record import measures
 from rdmm.types import ConfigError, RdmmError
 
 Outcome = dict[str, Any]
@@ -49,12 +50,6 @@ def outcome(job: Job) -> Outcome:
         return failure(type(error).__name__, f"unexpected: {error}", 1)
     code = 130 if done.status == "interrupted" else 0
     return {"status": done.status, "message": "", "exit_code": code, **measures(done.summary())}
-
-
-def measures(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a run.json that a table shows."""
-    numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float)}
-    return {**numbers, "seconds": summary["seconds"]["total"], "peak_memory_mb": summary["peak_memory_mb"]}
 
 
 def failure(status: str, message: str, code: int) -> Outcome:

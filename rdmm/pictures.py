@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -47,7 +48,8 @@ def _folds(registration: Registration) -> str:
     return f"Deformed grid and log det J; folds: {m['folds_percent']:.3g} % of the voxels, {m['folded_cells_percent']:.3g} % of the cells"
 
 
-def _png(figure: Any) -> str:
+def figure_png(figure: Any) -> str:
+    """A matplotlib figure, closed, as base64 PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
@@ -108,7 +110,7 @@ def _images(registration: Registration) -> str:
             )
             panel.set_title(title)
         row[0].set_ylabel(name)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _deformation(registration: Registration) -> str:
@@ -132,7 +134,7 @@ def _deformation(registration: Registration) -> str:
         shown = row[1].imshow(_slice(log, axis, grid), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect=_aspect(axis, grid))
         row[1].set_title("log det J")
         figure.colorbar(shown, ax=row[1], fraction=0.046)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _sigma(sigmas: tuple[Tensor, Tensor], grid: Grid) -> str:
@@ -147,7 +149,7 @@ def _sigma(sigmas: tuple[Tensor, Tensor], grid: Grid) -> str:
             panel.set_title(f"sigma at t = {t}")
             figure.colorbar(shown, ax=panel, fraction=0.046)
         row[0].set_ylabel(name)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _curve(registration: Registration) -> str:
@@ -158,7 +160,7 @@ def _curve(registration: Registration) -> str:
     axes.set_xlabel("iteration")
     axes.set_yscale("log" if history and all(h["total"] > 0 for h in history) else "linear")
     axes.legend()
-    return _png(figure)
+    return figure_png(figure)
 
 
 def thumbnail(registration: Registration) -> str:
@@ -168,9 +170,8 @@ def thumbnail(registration: Registration) -> str:
     a, b = (_slice(_unit(x.data[0, 0]), axis, grid) for x in (registration.pair.fixed, registration.warped))
     strip = np.concatenate([x[::-1] for x in (a, b, (b - a + 1) / 2)], 1)
     picture = _grey(strip)
-    height = 64
-    width = max(1, round(height * strip.shape[1] / strip.shape[0] / _aspect(axis, grid)))
-    return _encoded(picture.resize((width, height)), "JPEG")
+    width = max(1, round(HEIGHT * strip.shape[1] / strip.shape[0] / _aspect(axis, grid)))
+    return _encoded(picture.resize((width, HEIGHT)), "JPEG")
 
 
 def frames(registration: Registration) -> list[dict[str, Any]]:
@@ -224,3 +225,27 @@ def _encoded(picture: Any, kind: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format=kind)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+HEIGHT = 64
+
+
+def shrunk(picture: str, rows: int) -> str:
+    """The first of ``rows`` rows of a base64 PNG as a small base64 JPEG."""
+    from PIL import Image as Pillow
+
+    whole = Pillow.open(io.BytesIO(base64.b64decode(picture))).convert("L")
+    row = whole.crop((0, 0, whole.width, whole.height // rows))
+    return _encoded(row.resize((max(1, HEIGHT * row.width // row.height), HEIGHT)), "JPEG")
+
+
+def dotted(points: np.ndarray, size: Sequence[float]) -> str:
+    """Points (n, 2), to the right and down, as grey dots on black: base64 PNG of four pixels a unit."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    picture = Pillow.new("L", (round(4 * size[0]), round(4 * size[1])))
+    draw = ImageDraw.Draw(picture)
+    for x, y in 4 * points[:: max(1, len(points) // 8000)]:
+        draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill=150)
+    return _encoded(picture, "PNG")

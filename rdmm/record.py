@@ -51,6 +51,12 @@ def jsonable(x: Any) -> Any:
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
+def measures(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a run.json that a table shows."""
+    numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float)}
+    return {**numbers, "seconds": summary["seconds"]["total"], "peak_memory_mb": summary["peak_memory_mb"]}
+
+
 def write_conditions(path: Path, ic: InitialConditions) -> None:
     """Momentum, and pre-weights or control points where there are any."""
     from safetensors.torch import save

@@ -126,8 +126,8 @@ class Registration:
     @property
     def dynamics(self) -> Dynamics | None:
         """Of the last deformable stage, whose initial conditions ``result.ic`` are."""
-        deforms = _deforms(self.settings["stages"])
-        return deforms[-1].problem.dynamics if deforms and self.result.ic is not None else None  # type: ignore[return-value]
+        found = deforms(self.settings["stages"])
+        return found[-1].problem.dynamics if found and self.result.ic is not None else None  # type: ignore[return-value]
 
     def geodesic(self, times: Sequence[float]) -> list[Moment]:
         """The last deformable stage at ``times``, on its shooting grid; [] where there is none."""
@@ -268,9 +268,10 @@ class Registration:
         return list(trajectory.written(moments, dynamics, shot, grid, like, warped, outputs.path))
 
 
-def _deforms(stage: Any) -> list[Deform]:
+def deforms(stage: Any) -> list[Deform]:
+    """The deformations of a chain, in order."""
     if isinstance(stage, Chain):
-        return [d for s in stage.stages for d in _deforms(s)]
+        return [d for s in stage.stages for d in deforms(s)]
     return [stage] if isinstance(stage, Deform) else []
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io as buffers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from rdmm.inputs import Shapes, read_shapes
 from rdmm.io.files import Outputs
 from rdmm.measure import Measure
 from rdmm.optimise import stop
+from rdmm.pictures import dotted, figure_png, shrunk
 from rdmm.points import PointLDDMM
 from rdmm.record import described, write_conditions, write_run
 from rdmm.registration import overrides_of, staged
@@ -126,7 +125,8 @@ class ShapeRegistration:
             write("Flow.vtk", self._write_flow)
             write("initial_conditions.safetensors", write_conditions, self.result.ic)
         summary = self.summary()
-        write("report.html", io.write_atomically, render(summary, self.pictures()).encode())
+        summary["thumbnail"] = self.thumbnail()
+        write("report.html", io.write_atomically, render(summary, self.pictures(), self.frames()).encode())
         return [*written, write_run(outputs, summary, written)]
 
     def _parts(self) -> tuple[Affine | None, Transform, Transform]:
@@ -154,11 +154,43 @@ class ShapeRegistration:
 
     def pictures(self) -> list[tuple[str, str]]:
         """(heading, base64 PNG): both shapes before and after, in each plane, with the flow's grid."""
-        figure = by_method({"warped": self})
-        buffer = buffers.BytesIO()
-        figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
-        plt.close(figure)
-        return [("Shapes before and after", base64.b64encode(buffer.getvalue()).decode())]
+        return [("Shapes before and after", figure_png(by_method({"warped": self})))]
+
+    def thumbnail(self) -> str:
+        """A small base64 JPEG of the shapes before and after, in the first plane."""
+        return shrunk(self.pictures()[0][1], len(_planes(self.shapes.frame.ndim)))
+
+    def frames(self) -> list[dict[str, Any]]:
+        """The control points on their way over the fixed shape, in each plane: for the page's script (pictures.frames)."""
+        dynamics, ic, frame = _dynamics(self.settings["stages"]), self.result.ic, self.shapes.frame
+        if dynamics is None or ic is None:
+            return []
+        with torch.no_grad():
+            path = [frame.to_world(q)[0].numpy() for q, _ in dynamics.path(ic, TIMES)]
+        fixed = self.in_world(self.shapes.pair.fixed).T
+        low, high = (f([f(x, 1) for x in (fixed, *path)], 0) for f in (np.min, np.max))
+        unit = 100 / float((high - low).max())
+
+        def place(x: np.ndarray, i: int, j: int) -> np.ndarray:
+            return np.stack([(x[i] - low[i]) * unit + 2, (high[j] - x[j]) * unit + 2], 1)
+
+        def plane(q: np.ndarray, i: int, j: int) -> dict[str, Any]:
+            size = [float((high - low)[k] * unit + 4) for k in (i, j)]
+            dots = "".join(f"M{x:.1f},{y:.1f}h.01" for x, y in place(q, i, j))
+            return {
+                "name": f"{'xyz'[i]}{'xyz'[j]} plane: fixed shape (grey), control points",
+                "width": size[0],
+                "height": size[1],
+                "picture": dotted(place(fixed, i, j), size),
+                "lines": dots,
+            }
+
+        planes = _planes(frame.ndim)
+        return [{"t": t, "planes": [plane(q, i, j) for i, j in planes]} for t, q in zip(TIMES, path, strict=True)]
+
+
+def _planes(d: int) -> list[tuple[int, int]]:
+    return [(0, 1)] if d == 2 else [(0, 1), (0, 2), (1, 2)]
 
 
 def by_method(done: Mapping[str, ShapeRegistration]) -> Any:
@@ -166,7 +198,7 @@ def by_method(done: Mapping[str, ShapeRegistration]) -> Any:
     first = next(iter(done.values()))
     pair, d = first.shapes.pair, first.shapes.frame.ndim
     shown = [("moving", pair.moving), *((name, r.warped) for name, r in done.items())]
-    planes = [(0, 1)] if d == 2 else [(0, 1), (0, 2), (1, 2)]
+    planes = _planes(d)
     columns = len(shown) if d == 3 else min(4, len(shown))
     rows = len(planes) * -(-len(shown) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 5 * rows), squeeze=False)

@@ -186,4 +186,22 @@ def info(file: str, **o: Any) -> None:
     show(commands.info(file), o["as_json"])
 
 
-COMMANDS: tuple[click.Command, ...] = (apply, points, invert, jacobian, barycenter, transfer, evaluate, info)
+@click.command(no_args_is_help=True)
+@click.argument("run")
+@common
+def report(run: str, overwrite: bool, **o: Any) -> None:
+    """Make report.html of a run (its folder, prefix or run.json) anew, or index.html of a batch's folder.
+
+    \b
+    Examples:
+      rdmm report out/ --overwrite
+      rdmm report out/run1_ --overwrite
+      rdmm report study/ --overwrite
+    """
+    set_log(o["quiet"], o["debug"])
+    from rdmm import runs
+
+    show({"written": str(runs.report(run, overwrite=overwrite))}, o["as_json"])
+
+
+COMMANDS: tuple[click.Command, ...] = (apply, points, invert, jacobian, barycenter, transfer, evaluate, info, report)

@@ -1,0 +1,171 @@
+"""report.html and index.html as a browser shows them; rdmm report."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import pytest
+import torch
+from browser import Browser, chromium
+
+import rdmm
+from rdmm import Image, io
+from rdmm.data.synthetic import shapes_pair
+from rdmm.report import render_study
+from rdmm.runs import report, study_rows, write_index
+from rdmm.types import InputError, OutputError
+
+HOSTILE = "<script>document.title='owned'<%2Fscript>&\"x'.nii.gz"
+"""A name of a file (fault 85)."""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two runs of images, one of them of a file with a hostile name, and one failure."""
+    folder = tmp_path_factory.mktemp("study")
+    for k, name in enumerate("fixed.nii.gz", HOSTILE):
+        pair, fixed_labels, moving_labels = shapes_pair(k, (40, 32))
+        for path, x, whole in (
+            (name, pair.fixed.data, False),
+            (f"m{k}.nii.gz", pair.moving.data, False),
+            (f"l{k}.nii.gz", fixed_labels, True),
+        ):
+            io.write_image(folder / path, x, pair.fixed.grid, integer=whole)
+        io.write_image(folder / f"k{k}.nii.gz", moving_labels, pair.fixed.grid, integer=True)
+        done = rdmm.register(
+            fixed=folder / name,
+            moving=folder / f"m{k}.nii.gz",
+            fixed_labels=folder / f"l{k}.nii.gz",
+            moving_labels=folder / f"k{k}.nii.gz",
+            overrides=["dynamics=rdmm", "optimizer.iterations=[2,2,2]"],
+        )
+        done.save(f"{folder}/out/r{k}/")
+    failure = {"id": "<img src=x onerror=alert(1)>", "status": "InputError", "message": "<b>cut</b>", "exit_code": 3}
+    (folder / "out" / "failures.json").write_text(json.dumps([failure]))
+    write_index(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if chromium() is None:
+        pytest.skip("no Chromium on this machine (Debian's package chromium): pages are not looked at in a browser")
+    shown = Browser(tmp_path / "profile")
+    yield shown
+    shown.close()
+    assert not shown.errors
+    outside = [r for r in shown.requests if not r.startswith(("file://", "data:"))]
+    assert not outside, "a page asked for something over the network"
+
+
+def test_a_page_moves_through_time(study, browser):
+    browser.open(study / "r0" / "report.html")
+    assert browser.value("document.querySelectorAll('#planes svg').length") == 1
+    assert browser.value("document.getElementById('now').textContent") == "t = 1.000"
+    lines = browser.value("document.querySelector('#planes path').getAttribute('d')")
+    browser.call("Runtime.evaluate", expression="time.value = 0; time.dispatchEvent(new Event('input'))")
+    assert browser.value("document.getElementById('now').textContent") == "t = 0.000"
+    straight = browser.value("document.querySelector('#planes path').getAttribute('d')")
+    assert straight != lines and straight.count("M") == lines.count("M")
+    assert (
+        browser.value("[...document.querySelectorAll('#planes image')].filter((i) => i.getAttribute('visibility') === 'visible').length")
+        == 1
+    )
+    browser.call("Runtime.evaluate", expression="lines.click()")
+    assert browser.value("document.querySelector('#planes path').getAttribute('d')") == ""
+    browser.call("Runtime.evaluate", expression="play.click()")
+    assert browser.value("play.textContent") == "Stop"
+    assert browser.value("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+
+
+def test_names_are_texts(study, browser):
+    """Fault 85."""
+    browser.open(study / "r1" / "report.html")
+    assert HOSTILE in browser.value("document.querySelector('h1').textContent")
+    assert browser.value("document.title") != "owned"
+    browser.open(study / "index.html")
+    assert browser.value("document.body.textContent.includes('<img src=x onerror=alert(1)>')")
+    assert browser.value("document.querySelectorAll('tbody img').length") == 2
+
+
+def test_a_study_is_sorted_worst_first_and_as_one_likes(study, browser):
+    browser.open(study / "index.html")
+    ids = "[...document.querySelectorAll('tbody tr')].map((row) => row.cells[1].textContent.trim())"
+    dice = {r["id"]: r.get("dice") for r in study_rows(study)}
+    worst = sorted(("r0", "r1"), key=dice.get)
+    assert browser.value(ids)[0].startswith("<img") and browser.value(ids)[1:] == worst
+    head = "[...document.querySelectorAll('th button')].find((b) => b.textContent === 'dice')"
+    browser.call("Runtime.evaluate", expression=f"{head}.click()")
+    assert browser.value(ids)[:2] == worst
+    browser.call("Runtime.evaluate", expression=f"{head}.click()")
+    assert browser.value(ids)[1:] == worst[::-1]
+    assert browser.value("document.querySelector('tbody a').getAttribute('href')").endswith("/report.html")
+
+
+def test_a_large_page_opens_within_a_second(browser, tmp_path):
+    """128^3, and 500 rows of a study."""
+    x = torch.linspace(-1, 1, 128)
+    ball = (1.5 - 2 * (x.view(-1, 1, 1) ** 2 + x.view(-1, 1) ** 2 + x**2)).clamp(0, 1)[None, None]
+    texture = torch.rand(1, 1, 128, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.2
+    grid = rdmm.Grid.unit((128, 128, 128))
+    pair = {"fixed": Image(ball + texture, grid), "moving": Image(ball.roll(3, 2) + texture, grid)}
+    done = rdmm.register(**pair, overrides=["affine=none", "dynamics=svf", "optimizer.scales=[0.25]", "optimizer.iterations=[1]"])
+    done.save(f"{tmp_path}/big/")
+    browser.open(tmp_path / "big" / "report.html")
+    seconds = [browser.open(tmp_path / "big" / "report.html") for _ in range(3)]
+    assert min(seconds) < 1
+    assert browser.value("document.querySelectorAll('#planes svg').length") == 3
+    run = json.loads((tmp_path / "big" / "run.json").read_text())
+    rows = [{"id": f"p{k}", "status": "done", "message": "", "dice": k / 500, "thumbnail": run["thumbnail"]} for k in range(500)]
+    (tmp_path / "index.html").write_text(render_study("many", rows))
+    assert min(browser.open(tmp_path / "index.html") for _ in range(3)) < 1
+
+
+def test_pages_ask_for_nothing(study):
+    """Without a browser: no address but those of the page's own data."""
+    for path in study.rglob("*.html"):
+        text = path.read_text()
+        assert not re.search(r"(?:src|href)=\"(?!data:|[\w%]+/report\.html)", text)
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+        assert "<script>document.title" not in text and "onerror=alert(1)>" not in text
+
+
+def test_the_same_page_again(study, tmp_path):
+    """rdmm report reads the run back: the same measures and texts, pictures of the same size."""
+    path = study / "r0" / "report.html"
+    before = path.read_text()
+    with pytest.raises(OutputError, match="--overwrite"):
+        report(str(study / "r0"), overwrite=False)
+    assert report(str(study / "r0" / "run.json"), overwrite=True) == path
+    after = path.read_text()
+
+    def plain(text: str) -> str:
+        return re.sub(r"[\w+/=]{200,}", "", text)
+
+    def measures(text: str) -> str:
+        return text[text.index('id="measures"') : text.index("Configuration")]
+
+    assert measures(plain(before)) == measures(plain(after))
+    frames = [json.loads(re.search(r'id="frames">(.*?)</script>', t).group(1)) for t in (before, after)]
+    assert [f["t"] for f in frames[0]] == [f["t"] for f in frames[1]] == [k / 8 for k in range(9)]
+    assert frames[0][0]["planes"][0]["lines"] == frames[1][0]["planes"][0]["lines"]
+    run = json.loads((study / "r0" / "run.json").read_text())
+    assert run["outputs"]["report.html"] == io.sha256(path)
+    assert base64.b64decode(run["thumbnail"])[:3] == b"\xff\xd8\xff"
+
+
+def test_a_run_whose_files_changed_is_refused(study, tmp_path):
+    import shutil
+
+    shutil.copytree(study / "r0", tmp_path / "r0")
+    (tmp_path / "r0" / "1Warp.nii.gz").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"1Warp.nii.gz: not the file of this run"):
+        report(str(tmp_path / "r0"), overwrite=True)
+    (tmp_path / "r0" / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"not a run.json"):
+        report(str(tmp_path / "r0"), overwrite=True)
+    with pytest.raises(InputError, match="no such file"):
+        report(str(tmp_path / "r7"), overwrite=True)
+    assert study_rows(tmp_path)[0]["status"] == "unreadable"
