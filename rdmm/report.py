@@ -87,9 +87,14 @@ def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
+    """As one reads it; what was not measured (None, NaN) is a dash."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _cell(value: Any) -> dict[str, Any]:
     number = float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    return {"text": _text(value), "number": number}
+    return {"text": "" if value is None else _text(value), "number": number}

@@ -25,7 +25,7 @@ HOSTILE = "<script>document.title='owned'<%2Fscript>&\"x'.nii.gz"
 def study(tmp_path_factory):
     """Two runs of images, one of them of a file with a hostile name, and one failure."""
     folder = tmp_path_factory.mktemp("study")
-    for k, name in enumerate("fixed.nii.gz", HOSTILE):
+    for k, name in enumerate(("fixed.nii.gz", HOSTILE)):
         pair, fixed_labels, moving_labels = shapes_pair(k, (40, 32))
         for path, x, whole in (
             (name, pair.fixed.data, False),
