@@ -12,6 +12,7 @@ import torch
 
 from rdmm import io, metrics, ops
 from rdmm.grid import Grid
+from rdmm.io import foreign
 from rdmm.io.files import checked_output, existing
 from rdmm.shape import Image
 from rdmm.similarity.sinkhorn import GridSinkhorn, require_density
@@ -73,14 +74,45 @@ def _warp(name: str) -> tuple[torch.Tensor, Grid]:
     return transform.transform.displacement, transform.grid
 
 
-def invert_warp(warp: str, out: str, *, overwrite: bool) -> dict[str, Any]:
-    """``rdmm invert``."""
+def _space(fixed: str | None, moving: str | None) -> foreign.Space:
+    """The grids, as stored, of the images that are named."""
+    return foreign.Space(*(None if name is None else io.read_image(name, nan="mask").grid for name in (fixed, moving)))
+
+
+def convert(
+    source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """``rdmm convert``: one transform, fixed -> moving, from one tool's form to another's."""
     path = checked_output(out, overwrite=overwrite)
-    u, grid = _warp(warp)
-    w, residual = invert(u.double(), grid)
+    space = _space(fixed, moving)
+    transform = foreign.read_foreign(source, source_form, space)
+    foreign.write_foreign(path, transform, form, space)
+    return {"written": str(path)}
+
+
+def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, moving: str | None, overwrite: bool) -> dict[str, Any]:
+    """``rdmm compose``: a list of -t arguments as one transform."""
+    path = checked_output(out, overwrite=overwrite)
+    foreign.write_foreign(path, io.read_transforms(names), form, _space(fixed, moving))
+    return {"written": str(path)}
+
+
+def invert_transform(
+    source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """``rdmm invert``: an affine exactly, anything with a warp by iteration on the warp's own grid (or the fixed image's)."""
+    path = checked_output(out, overwrite=overwrite)
+    space = _space(fixed, moving)
+    transform = foreign.read_foreign(source, source_form, space)
+    turned = foreign.Space(space.moving, space.fixed)
+    if isinstance(transform, Affine):
+        foreign.write_foreign(path, transform.inverse(), form, turned)
+        return {"residual_voxels": 0.0, "written": str(path)}
+    grid = foreign.grid_of(transform, space)
+    w, residual = invert(displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64)), grid)
     if residual > 0.5:
-        raise InputError(f"{warp}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
-    io.write_warp(path, w, grid)
+        raise InputError(f"{source}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
+    foreign.write_foreign(path, Placed(Dense(w, grid), grid), form, turned)
     return {"residual_voxels": residual, "written": str(path)}
 
 

@@ -32,7 +32,7 @@ class Grid:
     """
 
     shape: tuple[int, ...]
-    affine: Matrix
+    affine: Matrix | np.ndarray  # kept as a Matrix
 
     def __post_init__(self) -> None:
         matrix = np.asarray(self.affine, dtype=np.float64)
@@ -52,7 +52,7 @@ class Grid:
     @classmethod
     def unit(cls, shape: Sequence[int]) -> Grid:
         """The papers' domain [0, 1]^d: spacing 1 / (n - 1) along each axis, origin 0."""
-        return cls(tuple(shape), np.diag([*(1.0 / (n - 1) for n in shape), 1.0]))  # type: ignore[arg-type]
+        return cls(tuple(shape), np.diag([*(1.0 / (n - 1) for n in shape), 1.0]))
 
     @property
     def ndim(self) -> int:
@@ -101,7 +101,7 @@ class Grid:
     def resized(self, shape: Sequence[int]) -> Grid:
         """The grid of another number of voxels in the same frame: the first and last voxels keep their places."""
         ratio = [(n - 1) / (k - 1) for n, k in zip(self.shape, shape, strict=True)]
-        return Grid(tuple(shape), np.asarray(self.affine) @ np.diag([*ratio, 1.0]))  # type: ignore[arg-type]
+        return Grid(tuple(shape), np.asarray(self.affine) @ np.diag([*ratio, 1.0]))
 
     def scaled(self, factor: float, smallest: int = 4) -> Grid:
         """The grid of the same frame whose voxels are 1 / ``factor`` times the smallest edge of this one's, or as long as
@@ -130,7 +130,7 @@ class Grid:
             backward = linear[world, axis] < 0
             change[axis, world] = -1 if backward else 1
             change[axis, -1] = self.shape[axis] - 1 if backward else 0
-        return Grid(tuple(self.shape[a] for a in order), np.asarray(self.affine) @ change)  # type: ignore[arg-type]
+        return Grid(tuple(self.shape[a] for a in order), np.asarray(self.affine) @ change)
 
     def restored(self, x: Tensor, like: Grid) -> Tensor:
         """x (..., *s) on this grid in the storage order of ``like``, a grid of the same voxels."""

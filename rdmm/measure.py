@@ -140,7 +140,7 @@ def frame_of(measures: Sequence[Measure], voxels: int = 64, margin: float = 0.15
     affine = torch.eye(d + 1, dtype=torch.float64)
     affine[:d, :d] *= h
     affine[:d, d] = low
-    return Grid(tuple(max(4, math.ceil(float(s) / h) + 1) for s in size), affine.numpy())  # type: ignore[arg-type]
+    return Grid(tuple(max(4, math.ceil(float(s) / h) + 1) for s in size), affine.numpy())
 
 
 def surface(labels: Tensor, grid: Grid, label: int) -> Measure:

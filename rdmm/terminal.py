@@ -59,6 +59,22 @@ def transforms(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
 
 
+def images_of(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The images that a transform is between, for forms that count in voxels, and the form that is written."""
+    for option in (
+        click.option("--fixed", metavar="IMAGE", help="Fixed image: the grid of a warp that is written, and of FSL's and Learn2Reg's."),
+        click.option("--moving", metavar="IMAGE", help="Moving image, for FSL, AFNI and Learn2Reg."),
+        click.option("--to", "form", metavar="FORM", help="itk, fsl, afni or learn2reg; without it, by the name of OUT."),
+    ):
+        command = option(command)
+    return command
+
+
+def source_form(command: Callable[..., Any]) -> Callable[..., Any]:
+    text = "itk, fsl, afni or learn2reg; without it, what the file's name and header tell."
+    return click.option("--from", "source_form", metavar="FORM", help=text)(command)
+
+
 def set_log(quiet: bool, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rdmm.terminal import common, set_log, show, transforms
+from rdmm.terminal import common, images_of, set_log, show, source_form, transforms
 from rdmm.types import ConfigError
 
 DIRECTION = "Warps pull back: they take a fixed point to the moving point that belongs there, y = A(x + u(x)), RAS+ world millimetres."
@@ -56,22 +56,66 @@ def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
-@click.argument("warp")
+@click.argument("transform")
 @click.option("-o", "--out", required=True)
+@source_form
+@images_of
 @common
-def invert(warp: str, out: str, overwrite: bool, **o: Any) -> None:
-    """Invert a warp on its own grid, by iteration.
+def invert(transform: str, out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    """Invert a transform: an affine exactly, a warp on its own grid by iteration.
 
     \b
     Examples:
       rdmm invert out/1Warp.nii.gz -o inverse.nii.gz
-      rdmm invert warp.nii.gz -o inverse.nii.gz --overwrite
-      rdmm invert warp.nii.gz -o inverse.nii.gz --json
+      rdmm invert Composite.h5 -o inverse.nii.gz --fixed fixed.nii.gz
+      rdmm invert flirt.mat -o inverse.mat --fixed fixed.nii.gz --moving moving.nii.gz --to fsl
     """
-    set_log(o["quiet"], o["debug"])
+    set_log(quiet, debug)
     from rdmm import commands
 
-    show(commands.invert_warp(warp, out, overwrite=overwrite), o["as_json"])
+    show(commands.invert_transform(transform, out, **options), as_json)
+
+
+@click.command(no_args_is_help=True, epilog=DIRECTION)
+@click.argument("source")
+@click.argument("out")
+@source_form
+@images_of
+@common
+def convert(source: str, out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    """Convert a transform between ITK/ANTs (.nii.gz, .mat, .txt, .tfm, .h5), FSL (.mat, .nii.gz), AFNI (.aff12.1D, .nii.gz) and
+    Learn2Reg (.npz, disp_*.nii.gz).
+
+    \b
+    Examples:
+      rdmm convert Composite.h5 warp.nii.gz --fixed fixed.nii.gz
+      rdmm convert out/1Warp.nii.gz fnirt.nii.gz --to fsl --fixed fixed.nii.gz --moving moving.nii.gz
+      rdmm convert out/CompositeWarp.nii.gz disp_0001_0002.npz --fixed fixed.nii.gz --moving moving.nii.gz
+    """
+    set_log(quiet, debug)
+    from rdmm import commands
+
+    show(commands.convert(source, out, **options), as_json)
+
+
+@click.command(no_args_is_help=True, epilog=DIRECTION)
+@transforms
+@click.option("-o", "--out", required=True)
+@images_of
+@common
+def compose(names: tuple[str, ...], out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    """Make one transform of several: affines stay one affine, a .h5 keeps its parts, anything else becomes a warp on the fixed grid.
+
+    \b
+    Examples:
+      rdmm compose -t out/1Warp.nii.gz -t out/0GenericAffine.mat -o whole.nii.gz
+      rdmm compose -t out/1Warp.nii.gz -t out/0GenericAffine.mat -o Composite.h5
+      rdmm compose -t [a.mat,1] -t b.mat -o c.mat
+    """
+    set_log(quiet, debug)
+    from rdmm import commands
+
+    show(commands.compose(list(names), out, **options), as_json)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
@@ -204,4 +248,4 @@ def report(run: str, overwrite: bool, **o: Any) -> None:
     show({"written": str(runs.report(run, overwrite=overwrite))}, o["as_json"])
 
 
-COMMANDS: tuple[click.Command, ...] = (apply, points, invert, jacobian, barycenter, transfer, evaluate, info, report)
+COMMANDS: tuple[click.Command, ...] = (apply, points, invert, convert, compose, jacobian, barycenter, transfer, evaluate, info, report)

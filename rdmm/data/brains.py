@@ -25,7 +25,7 @@ def halved(image: Image, labels: Image) -> tuple[Image, Image]:
     centre = affine @ np.array([[2, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 2, 0.5], [0, 0, 0, 1.0]])
     corner = affine @ np.diag([2.0, 2, 2, 1])
     data = torch.nn.functional.avg_pool3d(image.data, 2)
-    return Image(data, Grid(shape, centre)), Image(labels.data[..., ::2, ::2, ::2], Grid(shape, corner))  # type: ignore[arg-type]
+    return Image(data, Grid(shape, centre)), Image(labels.data[..., ::2, ::2, ::2], Grid(shape, corner))
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class CommonGrid:
         axes = np.asarray(first.grid.affine)[:-1, :-1] / np.asarray(first.grid.voxel)
         affine[:-1, :-1] = axes * np.asarray(spacing)
         affine[:-1, -1] = middle(first.grid) - affine[:-1, :-1] @ ((np.asarray(self.shape) - 1) / 2)
-        return Grid(tuple(self.shape), affine)  # type: ignore[arg-type]
+        return Grid(tuple(self.shape), affine)
 
     def onto(self, grid: Grid, image: Image, labels: Image | None) -> Read:
         """An image (after a low-pass, where the grid is coarser) and its labels on the common grid."""

@@ -51,7 +51,7 @@ class Contrasts:
     @property
     def grid(self) -> Grid:
         """Voxels of 1 mm."""
-        return Grid(tuple(self.shape), np.eye(len(self.shape) + 1))  # type: ignore[arg-type]
+        return Grid(tuple(self.shape), np.eye(len(self.shape) + 1))
 
     def pair(self, rng: np.random.Generator) -> Inputs:
         """A pair and both label maps (0 background)."""

@@ -27,7 +27,7 @@ def strided(labels: Image, steps: Sequence[int]) -> Image:
     x, y, z = steps
     data = labels.data[..., ::x, ::y, ::z]
     affine = np.asarray(labels.grid.affine) @ np.diag([*steps, 1])
-    return Image(data, Grid(tuple(data.shape[2:]), affine))  # type: ignore[arg-type]
+    return Image(data, Grid(tuple(data.shape[2:]), affine))
 
 
 def pictured(labels: Image, voxels: float = 0.6) -> Image:

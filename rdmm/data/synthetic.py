@@ -125,7 +125,7 @@ def shapes_pair(
         1 foreground object, 2 and 3 inside it, 4 and above outside. The same for the same seed.
     """
     rng = np.random.default_rng(seed)
-    grid = Grid(tuple(shape), np.eye(len(shape) + 1))  # type: ignore[arg-type]
+    grid = Grid(tuple(shape), np.eye(len(shape) + 1))
     scene = _scene(rng, len(shape))
     (fixed, fixed_labels), (moving, moving_labels) = (_drawn(VARIATIONS[variation](scene, rng), grid) for _ in range(2))
     regions = Image((moving_labels > 0).float() * (moving_labels < OUTSIDE), grid)

@@ -167,7 +167,7 @@ class ShapePairs:
 
     @property
     def grid(self) -> Grid:
-        return Grid(tuple(self.shape), np.eye(len(self.shape) + 1))  # type: ignore[arg-type]
+        return Grid(tuple(self.shape), np.eye(len(self.shape) + 1))
 
     def _seed(self, part: int, number: int) -> int:
         return int(generator(self.seed, part, number).integers(2**62))

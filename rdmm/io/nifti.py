@@ -234,7 +234,7 @@ def _plane(affine: np.ndarray) -> np.ndarray:
 
 def _grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
     try:
-        return Grid(shape, affine)  # type: ignore[arg-type]
+        return Grid(shape, affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

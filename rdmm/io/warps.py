@@ -17,7 +17,7 @@ import torch
 from rdmm.grid import Grid
 from rdmm.io.files import existing, write_atomically
 from rdmm.io.nifti import _grid, _plane, _read_raw, embedded, nifti_bytes, write_nifti
-from rdmm.transform import Affine, Composed, Dense, Identity, Placed, Transform
+from rdmm.transform import Affine, Composed, Dense, Identity, Placed, Transform, displacement, framed
 from rdmm.types import InputError, OutputError, Tensor
 
 _VECTOR_INTENT, _DISPLACEMENT_INTENT = 1007, 1006
@@ -41,6 +41,19 @@ def world_displacement(u: Tensor, grid: Grid) -> np.ndarray:
     """u (1, d, *s) in domain units -> (*s, d) in RAS millimetres."""
     vectors = u.detach().cpu().double().numpy()[0]
     return np.moveaxis(np.tensordot(grid.frame[:-1, :-1], vectors, axes=1), 0, -1)
+
+
+def world_vectors(transform: Transform, grid: Grid) -> np.ndarray:
+    """T(x) - x at the voxels of ``grid``, (*s, d) in RAS millimetres."""
+    u = displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64))
+    return world_displacement(u, grid)
+
+
+def from_vectors(vectors: np.ndarray, grid: Grid) -> Placed:
+    """The map of world millimetres x -> x + v, of v (*s, d) at the voxels of ``grid``."""
+    d = grid.ndim
+    u = np.tensordot(np.linalg.inv(grid.frame)[:d, :d], np.moveaxis(vectors, -1, 0), axes=1)
+    return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid), grid)
 
 
 def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Grid | None = None) -> None:
@@ -72,9 +85,7 @@ def read_warp(path: str | os.PathLike[str]) -> Placed:
         raise InputError(f"{path}: the displacement has NaN or Inf")
     d = shape[4]
     grid = _grid(path, shape[:d], raw.affine if d == 3 else _plane(raw.affine))
-    vectors = raw.array.reshape(*shape[:d], d).astype(np.float64) @ lps(d)[:d, :d]
-    u = np.tensordot(np.linalg.inv(grid.frame)[:d, :d], np.moveaxis(vectors, -1, 0), axes=1)
-    return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid), grid)
+    return from_vectors(raw.array.reshape(*shape[:d], d).astype(np.float64) @ lps(d)[:d, :d], grid)
 
 
 def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
@@ -87,6 +98,16 @@ def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
     buffer = io.BytesIO()
     savemat(buffer, {f"AffineTransform_double_{d}_{d}": parameters, "fixed": np.zeros((d, 1))}, format="4")  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
+
+
+def write_affine_text(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
+    """The same as ITK's text file (.txt, .tfm)."""
+    d = matrix.shape[0] - 1
+    m = lps(d) @ matrix @ lps(d)
+    numbers = " ".join(repr(float(x)) for x in (*m[:d, :d].ravel(), *m[:d, d]))
+    lines = ["#Insight Transform File V1.0", "#Transform 0", f"Transform: AffineTransform_double_{d}_{d}"]
+    lines += [f"Parameters: {numbers}", f"FixedParameters: {' '.join(['0'] * d)}"]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def read_affine(path: str | os.PathLike[str]) -> Affine:
@@ -145,8 +166,11 @@ def read_transform(name: str) -> Transform:
         return read_affine(name)
     if name.endswith((".nii", ".nii.gz")):
         return read_warp(name)
-    existing(name)
-    raise InputError(f"{name}: a transform is a warp (.nii, .nii.gz) or an ITK affine (.mat, .txt, .tfm)")
+    if existing(name).suffix == ".h5":
+        from rdmm.io.h5 import read_h5
+
+        return read_h5(Path(name))
+    raise InputError(f"{name}: a transform is a warp (.nii, .nii.gz), an ITK affine (.mat, .txt, .tfm) or composite (.h5)")
 
 
 def read_transforms(names: list[str]) -> Transform:
