@@ -16,7 +16,7 @@ from rdmm.io import foreign
 from rdmm.io.files import checked_output, existing
 from rdmm.shape import Image
 from rdmm.similarity.sinkhorn import GridSinkhorn, require_density
-from rdmm.transform import Affine, Dense, Identity, Placed, Transform, displacement, framed, invert
+from rdmm.transform import Affine, Dense, Identity, Placed, Transform, composed, framed, invert
 from rdmm.transport.barycenter import barycenter as barycenter_of
 from rdmm.transport.barycenter import carried
 from rdmm.types import InputError, Tensor
@@ -29,7 +29,7 @@ def apply(image: str, names: list[str], reference: str, out: str, *, labels: boo
     grid = io.read_image(reference).grid
     transform = io.read_transforms(names)
     if invert:
-        transform = _inverse(transform, source.grid)
+        transform, _ = _inverse(transform, source.grid, " ".join(names))
     if grid.ndim != source.grid.ndim:
         raise InputError(f"{image} is {source.grid.ndim}D but the reference {reference} is {grid.ndim}D")
     moved = source.moved_by(framed(transform, grid), grid, mode="nearest" if labels else "linear")
@@ -37,15 +37,27 @@ def apply(image: str, names: list[str], reference: str, out: str, *, labels: boo
     return {"written": str(path)}
 
 
-def _inverse(transform: Transform, grid: Grid) -> Transform:
-    """Inverse of a world transform: exact for affine maps, else by iteration on the grid of the image it is applied to."""
+def _inverse(transform: Transform, grid: Grid, name: str) -> tuple[Transform, float]:
+    """Inverse of a world transform, and the residual in voxels: exact for affine maps, else of the affine part exactly and of the rest
+    by iteration on ``grid``."""
     if isinstance(transform, Affine):
-        return transform.inverse()
-    u = displacement(framed(transform, grid), grid, torch.zeros(1))
+        return transform.inverse(), 0.0
+    affine, u = _parted(framed(transform, grid), grid)
     w, residual = invert(u, grid)
     if residual > 0.5:
-        raise InputError(f"the transform cannot be inverted on the image's grid (residual {residual:.2g} voxels): does it fold?")
-    return Placed(Dense(w, grid), grid)
+        raise InputError(f"{name}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
+    return Placed(composed(affine.inverse(), Dense(w, grid)), grid), residual
+
+
+def _parted(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
+    """(A, u) with T = A ∘ (id + u) at the voxels: A the affine map nearest to T there."""
+    x = grid.identity(torch.zeros(1, dtype=torch.float64))
+    ends = transform(x)
+    points = torch.cat([x, torch.ones_like(x[:, :1])], 1).flatten(2)[0]
+    matrix = torch.eye(grid.ndim + 1, dtype=x.dtype)
+    matrix[:-1] = torch.linalg.lstsq(points.T, ends.flatten(2)[0].T).solution.T
+    affine = Affine(matrix)
+    return affine, affine.inverse()(ends) - x
 
 
 def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str, Any]:
@@ -100,19 +112,14 @@ def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, 
 def invert_transform(
     source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
 ) -> dict[str, Any]:
-    """``rdmm invert``: an affine exactly, anything with a warp by iteration on the warp's own grid (or the fixed image's)."""
+    """``rdmm invert``: an affine exactly; of anything with a warp its affine part exactly and the rest by iteration, on the warp's own
+    grid (or the fixed image's), written on the moving image's where that is given."""
     path = checked_output(out, overwrite=overwrite)
     space = _space(fixed, moving)
     transform = foreign.read_foreign(source, source_form, space)
-    turned = foreign.Space(space.moving, space.fixed)
-    if isinstance(transform, Affine):
-        foreign.write_foreign(path, transform.inverse(), form, turned)
-        return {"residual_voxels": 0.0, "written": str(path)}
-    grid = foreign.grid_of(transform, space)
-    w, residual = invert(displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64)), grid)
-    if residual > 0.5:
-        raise InputError(f"{source}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
-    foreign.write_foreign(path, Placed(Dense(w, grid), grid), form, turned)
+    grid = space.fixed if isinstance(transform, Affine) else foreign.grid_of(transform, space)
+    inverse, residual = _inverse(transform, grid, source)  # type: ignore[arg-type]  # an affine map asks for no grid
+    foreign.write_foreign(path, inverse, form, foreign.Space(space.moving or grid, space.fixed))
     return {"residual_voxels": residual, "written": str(path)}
 
 
