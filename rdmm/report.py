@@ -43,6 +43,7 @@ def render(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str]], fram
         status=summary["status"],
         pictures=pictures,
         frames=list(frames),
+        lines=[{"t": frame["t"], "lines": [plane["lines"] for plane in frame["planes"]]} for frame in frames],
         points=any("points" in plane["name"] for frame in frames[:1] for plane in frame["planes"]),
         metrics=[(k, _text(v)) for k, v in summary["metrics"].items()],
         facts=facts,

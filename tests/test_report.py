@@ -128,7 +128,7 @@ def test_pages_ask_for_nothing(study):
     for path in study.rglob("*.html"):
         text = path.read_text()
         assert not re.search(r"(?:src|href)=\"(?!data:|[\w%]+/report\.html)", text)
-        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+        assert "http" not in re.sub(r"base64,[^\"]+", "", text)
         assert "<script>document.title" not in text and "onerror=alert(1)>" not in text
 
 
@@ -150,7 +150,7 @@ def test_the_same_page_again(study, tmp_path):
     assert measures(plain(before)) == measures(plain(after))
     frames = [json.loads(re.search(r'id="frames">(.*?)</script>', t).group(1)) for t in (before, after)]
     assert [f["t"] for f in frames[0]] == [f["t"] for f in frames[1]] == [k / 8 for k in range(9)]
-    assert frames[0][0]["planes"][0]["lines"] == frames[1][0]["planes"][0]["lines"]
+    assert frames[0][0]["lines"] == frames[1][0]["lines"]
     run = json.loads((study / "r0" / "run.json").read_text())
     assert run["outputs"]["report.html"] == io.sha256(path)
     assert base64.b64decode(run["thumbnail"])[:3] == b"\xff\xd8\xff"

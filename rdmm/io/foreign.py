@@ -18,7 +18,7 @@ import torch
 from rdmm.grid import Grid
 from rdmm.io.files import existing, write_atomically
 from rdmm.io.h5 import read_h5, write_h5
-from rdmm.io.nifti import _grid, _read_raw, embedded, nifti_bytes, write_nifti
+from rdmm.io.nifti import _grid, _read_raw, embedded, nifti_bytes, peek_shape, write_nifti
 from rdmm.io.warps import from_vectors, lps, read_affine, read_warp, world_vectors, write_affine, write_affine_text, write_warp
 from rdmm.transform import Affine, Placed, Transform, displacement, flat, framed
 from rdmm.types import ConfigError, InputError, OutputError, nearest
@@ -285,12 +285,11 @@ def form_of(name: str, given: str | None) -> Form:
     if path.suffix == ".mat" and path.is_file() and _is_text(path):
         return FORMS["fsl"]
     if path.name.endswith(IMAGES) and path.is_file():
-        intent = int(_read_raw(path, path.read_bytes(), strict=False).header["intent_code"])
-        if intent != 1007:
-            kinds = "fsl" if intent in (FSL_FIELD, *FSL_OTHERS) else None
-            if kinds is None:
-                raise ConfigError(f"{name}: its header does not tell which tool's vectors these are: pass --from {'|'.join(FORMS)}")
-            return FORMS[kinds]
+        intent, shape = int(_read_raw(path, path.read_bytes(), strict=False).header["intent_code"]), peek_shape(path)
+        if intent in (FSL_FIELD, *FSL_OTHERS):
+            return FORMS["fsl"]
+        if intent != 1007 and len(shape) > 3 and shape[-1] in (2, 3):
+            raise ConfigError(f"{name}: its header does not tell which tool's vectors these are: pass --from {'|'.join(FORMS)}")
     return FORMS["itk"]
 
 
