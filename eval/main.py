@@ -1,17 +1,21 @@
 """``python eval.py experiment=NAME [KEY=VALUE ...]``: every case of a data set by every method of an experiment.
 
 An experiment (``conf/experiment``) is a set of settings for ``rdmm register``, and a ``study``: data sets, and methods, each
-the settings by which it differs. The table (``table.csv``, ``table.md``) and the figures go to Hydra's run folder.
+the settings by which it differs, or the warps of another tool. The tables (``table.csv``, ``.json``, ``.md``, ``.tex``), the figures and
+``index.html`` go to Hydra's run folder. Exit code 4: some rows are failures.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,13 +25,45 @@ from rdmm import shapes
 from rdmm.config import build, check, compose, share
 from rdmm.data import Cases
 from rdmm.inputs import Inputs, Shapes
+from rdmm.io import foreign, write_atomically
 from rdmm.registration import Registration, run
-from rdmm.resources import set_threads
+from rdmm.report import render_study
+from rdmm.resources import peak_memory, set_threads
 from rdmm.shapes import ShapeRegistration
-from rdmm.types import ConfigError, RdmmError
+from rdmm.stages import Result, Skip
+from rdmm.transform import Identity, Transform, composed, framed
+from rdmm.types import ConfigError, RdmmError, nearest
 
 log = logging.getLogger(__name__)
 OWN = ("study.", "device=", "threads=", "seed=", "hydra.", "hydra/")
+
+
+@dataclass(frozen=True)
+class External:
+    """Another tool's results, judged by the same code.
+
+    Args:
+        warps: files of the map fixed -> moving, ``{case}`` standing for the case's name, in the order of ``-t``.
+        form: itk, fsl, afni or learn2reg; None: what their names and headers tell.
+    """
+
+    warps: Sequence[str]
+    form: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.warps or isinstance(self.warps, str):
+            raise ConfigError("an external method needs warps: a list of files, e.g. [results/{case}1Warp.nii.gz]")
+
+    def __call__(self, case: str, inputs: Inputs) -> Registration:
+        """What it made of a case. Raises InputError where a file is missing."""
+        grid, like = inputs.pair.fixed.grid, inputs.stored or (inputs.pair.fixed.grid, inputs.pair.moving.grid)
+        whole: Transform = Identity()
+        for name in self.warps:
+            read = foreign.read_foreign(name.replace("{case}", case), self.form, foreign.Space(*like))
+            whole = composed(whole, framed(read, grid))
+        pair = replace(inputs.pair, initial=Identity())
+        result = Result(whole, Identity(), {}, seconds={"total": math.nan})
+        return Registration(replace(inputs, pair=pair), result, {}, {"stages": Skip()}, has_inverse=False)
 
 
 @dataclass(frozen=True)
@@ -36,17 +72,22 @@ class Study:
 
     Args:
         data: data sets by name.
-        methods: settings of ``rdmm register`` by the method's name, on top of the experiment's.
+        methods: by name, the settings of ``rdmm register`` on top of the experiment's (``weights=FILE`` for a trained model), or
+            {warps: [...]}, the results of another tool (External).
         settings: further settings by the data set's name, for all methods.
+        baseline: the method that the others are tested against.
         limit: cases of each data set, from the first; None: all.
         pictures: cases of each data set that a figure is made of.
+        submission: ``nii.gz`` or ``npz``: also write each map as Learn2Reg takes it, ``submission/<method>/disp_<case>``.
     """
 
     data: Mapping[str, Cases]
-    methods: Mapping[str, list[str]]
+    methods: Mapping[str, Any]
     settings: Mapping[str, list[str]]
+    baseline: str | None = None
     limit: int | None = None
     pictures: int = 2
+    submission: Literal["nii.gz", "npz"] | None = None
 
     def __post_init__(self) -> None:
         if not self.data or not self.methods:
@@ -54,43 +95,98 @@ class Study:
         unknown = set(self.settings) - set(self.data)
         if unknown:
             raise ConfigError(f"study.settings: there is no data set {sorted(unknown)[0]!r}; there are {', '.join(self.data)}")
+        if self.baseline is not None and self.baseline not in self.methods:
+            raise ConfigError(f"study.baseline: there is no method {self.baseline!r}{nearest(self.baseline, self.methods)}")
+        if self.submission not in (None, "nii.gz", "npz"):
+            raise ConfigError(f"study.submission is nii.gz or npz, not {self.submission!r}")
+        for name, method in self.methods.items():
+            if isinstance(method, Mapping):
+                _external(name, method)
+
+
+def _external(name: str, method: Mapping[str, Any]) -> External:
+    unknown = sorted(set(method) - {"warps", "form"})
+    if unknown:
+        raise ConfigError(f"study.methods.{name}: no key {unknown[0]!r}{nearest(unknown[0], ('warps', 'form'))}; warps and form are known")
+    return External(method.get("warps", ()), method.get("form"))
 
 
 def rows(study: Study, base: list[str], device: str, seed: int, out: Path) -> Iterator[dict[str, Any]]:
     """One row of the table for each case and method; a failure is a row that says why."""
     for name, data in study.data.items():
         settings = getattr(data, "settings", "register")
-        configs = {m: compose([*base, *study.settings.get(name, []), *more], settings) for m, more in study.methods.items()}
-        for config in configs.values():
+        methods: dict[str, dict[str, Any] | External] = {}
+        for method, more in study.methods.items():
+            if isinstance(more, Mapping):
+                methods[method] = _external(method, more)
+                continue
+            config = compose([*base, *study.settings.get(name, []), *more], settings)
             build(config["stages"], "stages")
+            methods[method] = config
         for number, (case, read) in enumerate(list(data.cases().items())[: study.limit]):
-            inputs = read()
             done: dict[str, Registration | ShapeRegistration] = {}
-            for method, config in configs.items():
-                row, registration = _judged(inputs, config, device, seed)
+            try:
+                inputs = read()
+            except RdmmError as error:
+                yield from ({"data": name, "case": case, "method": m, "status": _said(error)} for m in methods)
+                continue
+            for method, how in methods.items():
+                row, registration = _judged(case, inputs, how, device, seed)
                 if registration is not None and number < study.pictures:
                     done[method] = registration
+                if study.submission and isinstance(registration, Registration):
+                    submit(registration, out / "submission" / method / f"disp_{case}.{study.submission}")
                 log.info("%s %s: %s", case, method, tables.brief(row))
                 yield {"data": name, "case": case, "method": method, **row}
             if done:
                 figures.case(done, out / f"{case}.png")
 
 
+def _said(error: RdmmError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def submit(registration: Registration, path: Path) -> None:
+    """The whole map as a submission to Learn2Reg."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pair = registration.pair
+    grids = registration.inputs.stored or (pair.fixed.grid, pair.moving.grid)
+    foreign.write_foreign(path, registration.transform, "learn2reg", foreign.Space(*grids))
+
+
 def _judged(
-    inputs: Inputs | Shapes, config: dict[str, Any], device: str, seed: int
+    case: str, inputs: Inputs | Shapes, how: dict[str, Any] | External, device: str, seed: int
 ) -> tuple[dict[str, Any], Registration | ShapeRegistration | None]:
     try:
         registration: Registration | ShapeRegistration
-        if isinstance(inputs, Shapes):
-            registration = shapes.run(inputs, config, device=device, seed=seed)
+        if isinstance(how, External):
+            if isinstance(inputs, Shapes):
+                raise ConfigError("results of other tools are judged on images")
+            registration = how(case, inputs)
+        elif isinstance(inputs, Shapes):
+            registration = shapes.run(inputs, how, device=device, seed=seed)
         else:
-            registration = run(inputs, config, device=device, seed=seed)
-        measures = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+            registration = run(inputs, how, device=device, seed=seed)
+        measured = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+        if isinstance(how, External):
+            return {"status": "done", **measured}, registration
         if isinstance(registration, Registration) and registration.dynamics is not None:
-            measures["similarity"] = registration.energy["similarity"] / config["similarity_weight"]
-        return {"status": registration.status, **measures, "seconds": registration.result.seconds["total"]}, registration
+            measured["similarity"] = registration.energy["similarity"] / how["similarity_weight"]
+        cost = {"seconds": registration.result.seconds["total"], "peak_memory_mb": peak_memory() / 2**20}
+        return {"status": registration.status, **measured, **cost}, registration
     except RdmmError as error:
-        return {"status": f"{type(error).__name__}: {error}"}, None
+        return {"status": _said(error)}, None
+
+
+def write_index(table: list[dict[str, Any]], out: Path) -> None:
+    """``index.html``: every case and method, worst first, with the case's picture where there is one."""
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        link = {"link": quote(f"{row['case']}.png")} if (out / f"{row['case']}.png").exists() else {}
+        status = {"status": row["status"].split(":")[0], "message": row["status"].partition(": ")[2]}
+        return {"case": row["case"], **{k: v for k, v in row.items() if k not in ("case", "status")}, **status, **link}
+
+    write_atomically(out / "index.html", render_study(f"Study {out.resolve().name}", [shown(r) for r in table]).encode())
 
 
 def evaluate(config: Any, typed: list[str], out: Path) -> Path:
@@ -101,8 +197,9 @@ def evaluate(config: Any, typed: list[str], out: Path) -> Path:
     table = []
     for row in rows(study, base, config["device"], config["seed"], out):
         table.append(row)
-        tables.write(table, out)  # after each row: what is done is never lost
+        tables.write(table, out, study.baseline)  # after each row: what is done is never lost
     figures.boxes(table, out)
+    write_index(table, out)
     return out / "table.md"
 
 
@@ -118,6 +215,11 @@ def application(config: Any) -> None:
         log.error("%s: %s", type(error).__name__, error)
         sys.exit(error.exit_code)
     log.info("\n%s\n%s", path.read_text(), path)
+    states = [row["status"] for row in json.loads((path.parent / "table.json").read_text())["rows"]]
+    if "done" not in states:
+        sys.exit(3)
+    if set(states) != {"done"}:
+        sys.exit(4)
 
 
 def main() -> None:

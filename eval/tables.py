@@ -1,26 +1,31 @@
-"""Tables of a study: all rows as CSV, and the means of every method as markdown."""
+"""Tables of a study: every row as CSV and JSON; the means of every method as markdown and LaTeX, with tests against a baseline."""
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rdmm.batch import write_table
 from rdmm.io import write_atomically
+from rdmm.record import jsonable
 
 Row = dict[str, Any]
 
-WORST = ("folds_percent", "folded_cells_percent", "energy_drift")
+WORST = ("folds_percent", "folded_cells_percent", "ndv_percent", "energy_drift", "hd95_empty")
 """Measures of which the largest is shown, not the mean: one bad case is one too many."""
 
 SHOWN = {
     "similarity": "similarity term",
     "dice": "Dice",
     "region_dice": "Dice of the region",
+    "hd95_mm": "HD95 mm",
+    "hd95_empty": "empty labels, worst",
     "distance_after_mm": "distance mm",
     "hd95_after_mm": "HD95 mm",
     "tre_before_mm": "TRE before mm",
@@ -31,9 +36,29 @@ SHOWN = {
     "sd_log_jacobian_outside": "SDlogJ outside",
     "folds_percent": "folds %, worst",
     "folded_cells_percent": "folded cells %, worst",
+    "ndv_percent": "NDV %, worst",
+    "inverse_consistency_mm": "inverse error mm",
     "energy_drift": "energy drift, worst",
     "seconds": "seconds",
+    "peak_memory_mb": "peak MB",
 }
+
+ROBUST = {"dice": 30, "region_dice": 30, "tre_mm": 70, "hd95_mm": 70}
+"""30 % robustness (Learn2Reg): the percentile of the cases that leaves the worst 30 % beyond it."""
+
+LOWER = ("similarity", "tre_mm", "tre_liver_mm", "tre_outside_mm", "hd95_mm", "hd95_after_mm", "distance_after_mm")
+TESTED = ("dice", "region_dice", *LOWER)
+"""Measures that are tested against a baseline; of LOWER the smaller is the better."""
+
+LEAST = 5
+"""Pairs that a test needs: with fewer, no result of a two-sided signed-rank test is below .05."""
+
+NOTES = (
+    "Means ± standard deviation over the cases that have the measure (n where these are fewer); 'worst': the largest. "
+    "Folds: voxels with det <= 0 by central differences; folded cells: any of the ten (2D: four) corner determinants <= 0; NDV: the "
+    "volume that these fold. HD95: the larger of both directions' 95th percentile, by area (surface-distance). "
+    "30 %: the value that the worst 30 % of the cases do not reach."
+)
 
 
 def brief(row: Row) -> str:
@@ -43,15 +68,13 @@ def brief(row: Row) -> str:
     return ", ".join(f"{title} {row[k]:.4g}" for k, title in SHOWN.items() if k in row and math.isfinite(row[k]))
 
 
-def write(rows: Sequence[Row], out: Path) -> None:
-    """``table.csv`` and ``table.md`` in the folder ``out``."""
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(out / "table.csv", buffer.getvalue().encode())
-    write_atomically(out / "table.md", markdown(rows).encode())
+def write(rows: Sequence[Row], out: Path, baseline: str | None = None) -> None:
+    """``table.csv``, ``table.json``, ``table.md`` and ``table.tex`` in the folder ``out``."""
+    write_table(out / "table.csv", rows)
+    whole = {"rows": rows, "methods": aggregates(rows), "tests": tests(rows, baseline)}
+    write_atomically(out / "table.json", json.dumps(jsonable(whole), indent=1, allow_nan=False).encode())
+    write_atomically(out / "table.md", markdown(rows, baseline).encode())
+    write_atomically(out / "table.tex", latex(rows).encode())
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -67,22 +90,125 @@ def values(rows: Sequence[Row], key: str) -> list[float]:
     return [float(r[key]) for r in rows if r["status"] == "done" and math.isfinite(r.get(key, math.nan))]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Mean ± standard deviation, or the worst, of each measure by data set and method."""
+def robustness(rows: Sequence[Row], key: str) -> float:
+    """The percentile of ROBUST; NaN without a value."""
+    numbers = values(rows, key)
+    return float(np.percentile(numbers, ROBUST[key])) if numbers else math.nan
+
+
+def aggregates(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of each data set and method: how many cases there are and failed, and of each measure mean, spread, worst, n_valid."""
+    out = []
+    for (data, method), group in groups(rows).items():
+        measures: dict[str, Any] = {}
+        for key in SHOWN:
+            numbers = values(group, key)
+            if numbers:
+                spread = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+                least, most = min(numbers), max(numbers)
+                measures[key] = {"mean": statistics.fmean(numbers), "sd": spread, "min": least, "max": most, "n_valid": len(numbers)}
+                if key in ROBUST:
+                    measures[key]["robustness_30"] = robustness(group, key)
+        failed = sum(r["status"] != "done" for r in group)
+        out.append({"data": data, "method": method, "n": len(group), "failed": failed, "measures": measures})
+    return out
+
+
+def tests(rows: Sequence[Row], baseline: str | None) -> list[dict[str, Any]]:
+    """Wilcoxon's signed-rank test, two-sided, of every method against the baseline, over the cases that both have; p_holm: Holm's
+    correction over the methods of a data set and measure."""
+    if baseline is None:
+        return []
+    from scipy.stats import wilcoxon
+
+    out: list[dict[str, Any]] = []
+    grouped = groups(rows)
+    for data in dict.fromkeys(d for d, _ in grouped):
+        for key in TESTED:
+            found: list[dict[str, Any]] = []
+            ours = {r["case"]: r for r in grouped.get((data, baseline), [])}
+            for (d, method), group in grouped.items():
+                if d != data or method == baseline:
+                    continue
+                both = [(values([ours[r["case"]]], key), values([r], key)) for r in group if r["case"] in ours]
+                pairs = [(a[0], b[0]) for a, b in both if a and b]
+                change = [b - a for a, b in pairs]
+                if len(pairs) >= LEAST and any(change):
+                    p = float(wilcoxon(change).pvalue)
+                    found.append(
+                        {"data": data, "measure": key, "method": method, "n": len(pairs), "change": statistics.median(change), "p": p}
+                    )
+            out += _holm(found)
+    return out
+
+
+def _holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds p_holm."""
+    highest, corrected = 0.0, {}
+    for rank, test in enumerate(sorted(found, key=lambda t: t["p"])):
+        highest = max(highest, min(1.0, (len(found) - rank) * test["p"]))
+        corrected[test["method"]] = highest
+    return [{**test, "p_holm": corrected[test["method"]]} for test in found]
+
+
+def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
+    """Mean ± standard deviation, or the worst, of each measure by data set and method; tests; failures."""
     shown = {k: title for k, title in SHOWN.items() if values(rows, k)}
-    lines = ["| data | method | n | failed | " + " | ".join(shown.values()) + " |", "|---" * (len(shown) + 4) + "|"]
+    robust = [k for k in ROBUST if k in shown and any(len(values(g, k)) > 2 for g in groups(rows).values())]
+    titles = [*shown.values(), *(f"{SHOWN[k]}, 30 %" for k in robust)]
+    lines = ["| data | method | n | failed | " + " | ".join(titles) + " |", "|---" * (len(titles) + 4) + "|"]
     for (data, method), group in groups(rows).items():
         failed = sum(r["status"] != "done" for r in group)
-        cells = [_cell(values(group, k), k in WORST) for k in shown]
+        cells = [_cell(values(group, k), k in WORST, len(group) - failed) for k in shown]
+        cells += [f"{robustness(group, k):.4g}" for k in robust]
         lines.append(f"| {data} | {method} | {len(group)} | {failed} | " + " | ".join(cells) + " |")
-    failures = [f"- {r['case']}, {r['method']}: {r['status']}" for r in rows if r["status"] != "done"]
-    return "\n".join([*lines, "", *failures]).rstrip() + "\n"
+    found = tests(rows, baseline)
+    if found:
+        lines += ["", f"Against {baseline} (Wilcoxon signed-rank, two-sided; Holm over the methods):", ""]
+        lines += ["| data | measure | method | n | median change | p | p, Holm |", "|---|---|---|---|---|---|---|"]
+        names = ("data", "measure", "method", "n")
+        lines += [
+            "| " + " | ".join(str(t[k]) for k in names) + f" | {t['change']:+.3g} | {t['p']:.2g} | {t['p_holm']:.2g} |" for t in found
+        ]
+    failures = [f"- {r['data']} {r['case']}, {r['method']}: {r['status']}" for r in rows if r["status"] != "done"]
+    return "\n".join([*lines, "", NOTES, "", *failures]).rstrip() + "\n"
 
 
-def _cell(numbers: list[float], worst: bool) -> str:
+def _cell(numbers: list[float], worst: bool, cases: int) -> str:
     if not numbers:
         return ""
     if worst:
         return f"{max(numbers):.2g}"
     spread = f" ± {statistics.stdev(numbers):.2g}" if len(numbers) > 1 else ""
-    return f"{statistics.fmean(numbers):.4g}{spread}"
+    return f"{statistics.fmean(numbers):.4g}{spread}" + (f" (n {len(numbers)})" if len(numbers) < cases else "")
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """A table of each data set for a paper (booktabs): mean (standard deviation), the best mean of TESTED in bold."""
+    parts = []
+    for data in dict.fromkeys(r["data"] for r in rows):
+        of_data = {m: g for (d, m), g in groups(rows).items() if d == data}
+        shown = [k for k in SHOWN if any(values(g, k) for g in of_data.values())]
+        means = {k: {m: statistics.fmean(v) for m, g in of_data.items() if (v := values(g, k))} for k in shown}
+        best = {k: (min if k in LOWER else max)(means[k], key=lambda m, k=k: means[k][m]) for k in shown if k in TESTED}  # type: ignore[misc]
+        parts.append(f"% {data}: {max(len(g) for g in of_data.values())} pairs\n\\begin{{tabular}}{{l{'r' * len(shown)}}}\n\\toprule")
+        parts.append(" & ".join(["method", *(_tex(SHOWN[k]) for k in shown)]) + r" \\" + "\n\\midrule")
+        for method, group in of_data.items():
+            cells = [_tex_cell(values(group, k), k in WORST, best.get(k) == method) for k in shown]
+            parts.append(" & ".join([_tex(method), *cells]) + r" \\")
+        parts.append("\\bottomrule\n\\end{tabular}\n")
+    return "\n".join(parts)
+
+
+def _tex(text: str) -> str:
+    return "".join(f"\\{c}" if c in "%_&#${}" else c for c in text)
+
+
+def _tex_cell(numbers: list[float], worst: bool, best: bool) -> str:
+    if not numbers:
+        return "--"
+    if worst:
+        return f"{max(numbers):.2g}"
+    mean = f"{statistics.fmean(numbers):.4g}"
+    mean = rf"\textbf{{{mean}}}" if best else mean
+    return mean + (f" ({statistics.stdev(numbers):.2g})" if len(numbers) > 1 else "")

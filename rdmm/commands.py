@@ -141,10 +141,9 @@ def evaluate(names: list[str], fixed_labels: str | None, moving_labels: str | No
         out |= metrics.regularity(warps[0].transform.displacement, warps[0].grid)
     if fixed_labels is not None and moving_labels is not None:
         fixed, moving = io.read_labels(fixed_labels), io.read_labels(moving_labels)
-        for name, t in (("dice_before", Identity()), ("dice", framed(transform, fixed.grid))):
-            values = metrics.dice(moving.moved_by(t, fixed.grid, mode="nearest").data, fixed.data)
-            out[name], out["dice_n_valid"] = metrics.mean_dice(values)
-        out["dice_per_label"] = values
+        maps = (framed(transform, fixed.grid), framed(Identity(), fixed.grid))
+        there, as_stored = (moving.moved_by(t, fixed.grid, mode="nearest").data for t in maps)
+        out |= metrics.overlap(there, fixed.data, as_stored, fixed.grid.voxel)
     if landmarks is not None:
         a, b, _ = io.read_landmarks(landmarks, _ndim(transform))
         before, after = metrics.tre(a, b), metrics.tre(a, b, transform)

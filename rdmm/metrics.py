@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,50 @@ def mean_dice(values: dict[int, float]) -> tuple[float, int]:
     """Mean over labels present in both maps, and their number; (NaN, 0) if there are none."""
     valid = [v for v in values.values() if not math.isnan(v)]
     return (sum(valid) / len(valid), len(valid)) if valid else (math.nan, 0)
+
+
+def hd95(moved: Tensor, fixed: Tensor, voxel: Sequence[float], labels: Iterable[int] | None = None) -> dict[int, float]:
+    """95 % Hausdorff distance of each label (default: all but 0 in either map), millimetres: the larger of the two directions' 95th
+    percentiles, elements of the surface counting by their area (surface-distance, as Learn2Reg takes it).
+
+    NaN where a label is missing from ``fixed``; inf where only ``moved`` lacks it: nothing of it is left, which is a failure.
+    """
+    import surface_distance
+
+    a, b = (x.detach().cpu().round().long().squeeze(1).squeeze(0).numpy() for x in (moved, fixed))
+    if labels is None:
+        labels = sorted((set(np.unique(a).tolist()) | set(np.unique(b).tolist())) - {0})
+    out = {}
+    for label in labels:
+        in_a, in_b = a == label, b == label
+        if not in_b.any():
+            out[int(label)] = math.nan
+        elif not in_a.any():
+            out[int(label)] = math.inf
+        else:
+            found = surface_distance.compute_surface_distances(in_b, in_a, [float(h) for h in voxel])
+            out[int(label)] = float(surface_distance.compute_robust_hausdorff(found, 95))
+    return out
+
+
+def overlap(moved: Tensor, fixed: Tensor, before: Tensor, voxel: Sequence[float], labels: Iterable[int] | None = None) -> dict[str, Any]:
+    """Dice and HD95 of a moved label map, its mean over the labels that both images have, and how many these are.
+
+    Args:
+        moved, before: the moving labels on the fixed grid, through the map and where the images' headers put them.
+
+    Returns:
+        among others ``hd95_empty``: labels of which the map left nothing; they are failures, and not in the mean.
+    """
+    out: dict[str, Any] = {}
+    out["dice_before"], _ = mean_dice(dice(before, fixed, labels))
+    values = dice(moved, fixed, labels)
+    out["dice"], out["dice_n_valid"] = mean_dice(values)
+    distances = hd95(moved, fixed, voxel, labels)
+    finite = [v for v in distances.values() if math.isfinite(v)]
+    out["hd95_mm"] = sum(finite) / len(finite) if finite else math.nan
+    out["hd95_empty"] = sum(math.isinf(v) for v in distances.values())
+    return {**out, "dice_per_label": values, "hd95_per_label": distances}
 
 
 def tre(fixed: np.ndarray, moving: np.ndarray, transform: Transform | None = None) -> np.ndarray:

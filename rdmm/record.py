@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from rdmm import io
 from rdmm.dynamics import InitialConditions
 from rdmm.io.files import Outputs
+from rdmm.resources import peak_memory
 from rdmm.stages import Result
 from rdmm.version import __version__
 
@@ -37,7 +37,7 @@ def described(
         "metrics": measures,
         "energy": result.energy,
         "seconds": result.seconds,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_memory() / 2**20,
         "history": result.history,
     }
 

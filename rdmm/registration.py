@@ -26,7 +26,7 @@ from rdmm.io.nifti import NanPolicy, Source
 from rdmm.io.warps import require_itk_grid
 from rdmm.optimise import stop
 from rdmm.record import described, write_conditions, write_run
-from rdmm.resources import chosen_device, set_threads
+from rdmm.resources import chosen_device, reset_peak_memory, set_threads
 from rdmm.shape import Correspondence, Image, Pair
 from rdmm.stages import Chain, Deform, Result, Stage
 from rdmm.trajectory import Output
@@ -63,6 +63,7 @@ class Registration:
         warped: the moving image on the fixed grid.
         energy: terms of the objective at the end.
         status: ``done`` or ``interrupted``.
+        has_inverse: False where only the map itself is known (another tool's result).
     """
 
     inputs: Inputs
@@ -70,6 +71,7 @@ class Registration:
     config: Mapping[str, Any]
     settings: Mapping[str, Any]
     status: str = "done"
+    has_inverse: bool = True
 
     @property
     def pair(self) -> Pair:
@@ -176,17 +178,16 @@ class Registration:
         """Regularity of the deformation, and Dice and TRE (mm) before and after where labels and landmarks were given."""
         grid, (u, _, _) = self.pair.fixed.grid, self._maps
         out: dict[str, Any] = metrics.regularity(u, grid)
-        out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, grid)
+        if self.has_inverse:
+            out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, grid)
         fixed_labels, moving_labels = self.inputs.fixed_labels, self.inputs.moving_labels
         if np.isfinite(self.energy_drift):
             out["energy_drift"] = self.energy_drift
         if fixed_labels is not None and moving_labels is not None:
             onto = fixed_labels.grid
-            for name, transform in (("dice_before", Placed(self.pair.initial, grid)), ("dice", self.transform)):
-                moved = moving_labels.moved_by(framed(transform, onto), onto, mode="nearest")
-                values = metrics.dice(moved.data, fixed_labels.data, self.inputs.labels)
-                out[name], out["dice_n_valid"] = metrics.mean_dice(values)
-            out["dice_per_label"] = values
+            maps = (self.transform, Placed(self.pair.initial, grid))
+            moved, before = (moving_labels.moved_by(framed(t, onto), onto, mode="nearest").data for t in maps)
+            out |= metrics.overlap(moved, fixed_labels.data, before, onto.voxel, self.inputs.labels)
         landmarks = self.inputs.landmarks
         if landmarks is not None:
             for region, (fixed, moving) in {"": (landmarks.fixed, landmarks.moving), **landmarks.by_region()}.items():
@@ -310,6 +311,7 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
 
 def staged(stages: Stage, pair: Pair, device: str) -> Result:
     """The result of stages on CPU, with the seconds they took in all."""
+    reset_peak_memory()
     begin = time.perf_counter()
     try:
         result = stages(pair)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -39,6 +42,20 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
             "shrink the images, or crop them to the region of interest"
         )
     return need
+
+
+def reset_peak_memory() -> None:
+    """Count peak_memory from here on (Linux; elsewhere it is that of the process)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process had at most since reset_peak_memory."""
+    with contextlib.suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def set_threads(threads: int | None) -> None:

@@ -1,12 +1,14 @@
 """Studies: ``python eval.py``, its table and figures."""
 
 import csv
+import json
 import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 from eval import figures, tables
 from eval.main import Study
@@ -14,6 +16,7 @@ from eval.main import rows as studied
 from rdmm import ConfigError, io
 from rdmm.config import share
 from rdmm.data.shapes import Meshes
+from rdmm.data.synthetic import shapes_pair
 
 SMALL = ["study.data.shapes.shape=[48,48]", "study.limit=3", "optimizer.iterations=[4,3,2]", "study.pictures=1"]
 
@@ -99,3 +102,82 @@ def test_a_study_of_shapes(tmp_path):
     assert all(r["distance_after_mm"] < 0.5 * r["distance_before_mm"] for r in rows)
     assert (tmp_path / "circles.png").read_bytes().startswith(b"\x89PNG")
     assert "distance mm" in tables.markdown(rows)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Six pairs in a list, the last of which cannot be read; warps of another tool for all but the second."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = ["id,fixed,moving,fixed_labels,moving_labels"]
+    for k in range(6):
+        pair, a, b = shapes_pair(k, (40, 36))
+        files = {"f": (pair.fixed.data, False), "m": (pair.moving.data, False), "fl": (a, True), "ml": (b, True)}
+        for name, (x, whole) in files.items():
+            io.write_image(folder / f"{name}{k}.nii.gz", x, pair.fixed.grid, integer=whole)
+        lines.append(f"c{k},f{k}.nii.gz,m{k}.nii.gz,fl{k}.nii.gz,ml{k}.nii.gz")
+        if k != 1:
+            io.write_warp(folder / f"c{k}_warp.nii.gz", torch.zeros(1, 2, 40, 36), pair.fixed.grid)
+    (folder / "f5.nii.gz").write_bytes(b"cut")
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_list_of_ones_own_against_another_tool(pairs, tmp_path):
+    """experiment=pairs: every table, tests, the list, the submission; failures are rows, exit code 4."""
+    methods = ["~study.methods.affine", "~study.methods.lddmm", "~study.methods.rdmm"]
+    methods += [f"+study.methods.other.warps=['{pairs}/{{case}}_warp.nii.gz']"]
+    keys = [f"study.data.pairs.path={pairs}/pairs.csv", *methods, "optimizer.iterations=[3,2,1]"]
+    more = ["study.baseline=other", "study.submission=npz", "study.pictures=1"]
+    done = run(tmp_path, "experiment=pairs", *keys, *more)
+    assert done.returncode == 4, done.stderr + done.stdout
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert len(rows) == 12
+    failed = {(r["case"], r["method"]) for r in rows if r["status"] != "done"}
+    assert failed == {("c1", "other"), ("c5", "svf"), ("c5", "other")}
+    other = [r for r in rows if r["method"] == "other" and r["status"] == "done"]
+    assert all(float(r["folds_percent"]) == 0 and r["inverse_consistency_mm"] == r["seconds"] == "" for r in other)
+    ours = next(r for r in rows if r["method"] == "svf")
+    assert float(ours["dice"]) > float(other[0]["dice"]) == float(other[0]["dice_before"])
+    assert 0 < float(ours["hd95_mm"]) < 40
+    assert float(ours["peak_memory_mb"]) > 50
+    whole = json.loads((tmp_path / "table.json").read_text())
+    svf = next(m for m in whole["methods"] if m["method"] == "svf")
+    assert (svf["n"], svf["failed"], svf["measures"]["dice"]["n_valid"]) == (6, 1, 5)
+    assert svf["measures"]["dice"]["min"] <= svf["measures"]["dice"]["robustness_30"] <= svf["measures"]["dice"]["max"]
+    assert "c1_warp.nii.gz: no such file" in (tmp_path / "table.md").read_text()
+    assert r"\toprule" in (tmp_path / "table.tex").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert page.index(">c5<") < page.index(">c2<") and 'href="c0.png"' in page
+    assert np.load(tmp_path / "submission/svf/disp_c0.npz")["arr_0"].shape == (40, 36, 2)
+
+
+def test_signed_ranks_against_a_baseline():
+    """scipy's test of the paired differences, Holm's correction over the methods."""
+    from scipy.stats import wilcoxon
+
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(3, 12)) * 0.01 + np.array([[0.8], [0.85], [0.801]])
+    rows = [{**row(m, dice=float(x)), "case": f"c{i}"} for m, numbers in (("a", a), ("b", b), ("c", c)) for i, x in enumerate(numbers)]
+    found = {t["method"]: t for t in tables.tests(rows, "a")}
+    assert found["b"]["p"] == pytest.approx(wilcoxon(b - a).pvalue) and found["b"]["p_holm"] == pytest.approx(2 * found["b"]["p"])
+    assert found["c"]["p_holm"] == pytest.approx(max(found["c"]["p"], found["b"]["p_holm"]))
+    assert "| d | dice | b | 12 | +0.0" in tables.markdown(rows, "a")
+    assert tables.tests(rows[:4] + rows[12:16], "a") == []  # too few
+    text = tables.latex([{**r, "method": r["method"] + "_x%"} for r in rows])
+    assert r"b\_x\% & \textbf{" in text and text.count(r"\textbf") == 1
+
+
+def test_thirty_per_cent():
+    rows = [{**row("a", dice=k / 10, tre_mm=float(k)), "case": f"c{k}"} for k in range(11)]
+    assert tables.robustness(rows, "dice") == pytest.approx(0.3)
+    assert tables.robustness(rows, "tre_mm") == pytest.approx(7)
+    assert "| Dice, 30 % |" in tables.markdown(rows)
+
+
+def test_wrong_methods_say_so():
+    with pytest.raises(ConfigError, match="did you mean 'warps'"):
+        Study({"a": None}, {"m": {"warp": ["x"]}}, {})
+    with pytest.raises(ConfigError, match="a list of files"):
+        Study({"a": None}, {"m": {"warps": "x"}}, {})
+    with pytest.raises(ConfigError, match="did you mean 'svf'"):
+        Study({"a": None}, {"svf": []}, {}, baseline="svv")

@@ -66,3 +66,18 @@ def test_inverse_consistency():
     assert metrics.inverse_consistency(Identity(), Identity(), grid) == 0
     shift = torch.full((1, 2, 20, 20), 0.05, dtype=torch.float64)
     assert metrics.inverse_consistency(Dense(shift, grid), Identity(), grid) == pytest.approx(0.05 * 2**0.5 * grid.length)
+
+
+def test_hd95_is_a_distance_and_an_empty_label_no_zero(grid):
+    """A block moved by three voxels along the first axis is three voxels away; a label that the map lost is inf (fault 41)."""
+    fixed = torch.zeros(1, 1, *grid.shape)
+    fixed[:, :, 4:10, 4:10] = 1
+    fixed[:, :, 15:17, 4:7] = 2
+    moved = fixed.roll(3, 2) * (fixed.roll(3, 2) == 1)
+    moved[:, :, :2, 15:18] = 5
+    found = metrics.hd95(moved, fixed, grid.voxel)
+    assert found[1] == pytest.approx(3 * grid.voxel[0])
+    assert found[2] == math.inf and math.isnan(found[5])
+    out = metrics.overlap(moved, fixed, fixed, grid.voxel)
+    assert out["hd95_mm"] == pytest.approx(found[1]) and out["hd95_empty"] == 1
+    assert (out["dice_before"], out["dice_n_valid"]) == (1, 1)

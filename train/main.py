@@ -240,7 +240,7 @@ def table(config: Mapping[str, Any], models: Mapping[str, Path], out: Path) -> P
         methods[f"{name}-net"] = [weights, *found]
         methods[f"{name}-net+{wanted.refine}"] = [weights, *found, "optimizer=refine", f"optimizer.iterations=[{wanted.refine}]"]
         methods[f"{name}-opt"] = [weights, "initializer=zero", "optimizer=lbfgs", "stages=single", *best, *wanted.optimized]
-    study = Study(data, methods, {}, wanted.limit, wanted.pictures)
+    study = Study(data, methods, {}, limit=wanted.limit, pictures=wanted.pictures)
     rows = []
     for row in studied(study, [], config["device"], config["seed"], out):
         rows.append(row)

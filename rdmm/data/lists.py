@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,17 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
     out = []
     for record, where in raw:
         files = {k: _below(base, record[k], where) for k in PAIR_FILES if record.get(k)}
-        name = record.get("id") or "_".join(_stem(files[k]) for k in ("fixed", "moving"))
+        name = record.get("id") or _pair_name(files["fixed"], files["moving"])
         out.append(Row(_plain(name, where), files, _split(record.get("split", ""), where), where))
     _require_unique([(r.id, r.where) for r in out], "id")
     return out
+
+
+def _pair_name(fixed: Path, moving: Path) -> str:
+    """Both cases' numbers, where the files are named as Learn2Reg does (NAME_<case>_<modality>), else both files' names."""
+    found = [re.fullmatch(r".*_(\d{4})_\d{4}", _stem(p)) for p in (fixed, moving)]
+    numbers = [m.group(1) for m in found if m]
+    return "_".join(numbers if len(set(numbers)) == 2 else [_stem(fixed), _stem(moving)])
 
 
 def _further(data: dict[str, Any], path: Path) -> Callable[[dict[str, str]], dict[str, str]]:
