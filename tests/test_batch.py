@@ -108,6 +108,7 @@ def twenty_four(tmp_path_factory):
     return path, out, process.returncode, text, error
 
 
+@pytest.mark.fault(72, 73)
 def test_one_pair_costs_nothing_but_itself(twenty_four):
     """Faults 72, 73: 19 results, 5 named failures, exit code 4."""
     _, out, code, text, _ = twenty_four
@@ -125,6 +126,7 @@ def test_one_pair_costs_nothing_but_itself(twenty_four):
     assert not list(out.glob("*/.*")) and not list(out.glob(".*.lock"))
 
 
+@pytest.mark.fault(77)
 def test_resume_does_only_what_is_not_done(twenty_four, tmp_path):
     """The mended pairs, and one whose result was cut short (fault 77), are done; the others are not touched."""
     path, out, *_ = twenty_four
@@ -151,6 +153,7 @@ def test_settings_and_inputs_decide_what_is_done(pairs, whole):
         list(Batch(str(pairs), str(whole), job).run(Local(2)))
 
 
+@pytest.mark.fault(66)
 def test_order_and_company_do_not_matter(pairs, whole, tmp_path):
     """Fault 66: alone or beside others, in any order, by shards: the same files; and those of rdmm register."""
     lines = pairs.read_text().splitlines()
@@ -183,6 +186,7 @@ def test_killed_at_any_moment_and_resumed(pairs, whole, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.fault(48, 49)
 def test_interruption_writes_what_there_is(tmp_path, number, code):
     """Running pairs write their best result within ten seconds; the others are not begun; --resume does them."""
     path = write_list(tmp_path, make_pairs(tmp_path, 3, (96, 96)))
@@ -208,6 +212,7 @@ def test_interruption_writes_what_there_is(tmp_path, number, code):
     assert status == {"p0": "interrupted", "p1": "not started", "p2": "not started"}
 
 
+@pytest.mark.fault(46)
 def test_two_batches_in_one_folder(pairs, tmp_path):
     """Fault 46: the second one is told."""
     with Outputs(f"{tmp_path}/batch.").locked():
@@ -265,7 +270,22 @@ def test_wrong_words(pairs, tmp_path, capsys, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_list_may_name_files_anywhere(pairs, tmp_path):
+    """By absolute paths, in a CSV; what others made (JSON), and paths that climb or are linked out of the folder, stay in it."""
+    f = pairs.parent
+    (tmp_path / "own.csv").write_text(f"fixed,moving\n{f}/fixed0.nii.gz,{f}/moving0.nii.gz\n")
+    (row,) = read_pairs(tmp_path / "own.csv")
+    assert row.files["fixed"] == f / "fixed0.nii.gz"
+    (tmp_path / "climbs.csv").write_text(f"fixed,moving\n../{f.name}/fixed0.nii.gz,a\n")
+    theirs = {"registration_val": [{"fixed": f"{f}/fixed0.nii.gz", "moving": f"{f}/moving0.nii.gz"}]}
+    (tmp_path / "theirs.json").write_text(json.dumps(theirs))
+    for name in ("climbs.csv", "theirs.json"):
+        with pytest.raises(ConfigError, match="leads out of"):
+            read_pairs(tmp_path / name)
+
+
 @pytest.mark.parametrize("id", ["../x", "logs", "table.csv", ".x", "a/b"])
+@pytest.mark.fault(75)
 def test_names_that_are_taken_or_lead_away(pairs, id):
     """Fault 75."""
     path = pairs.parent / "named.csv"

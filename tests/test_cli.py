@@ -47,6 +47,7 @@ def study(tmp_path_factory):
     return folder
 
 
+@pytest.mark.fault(70)
 def test_help_and_version(cli):
     code, _, err = cli()
     assert code == 2
@@ -152,6 +153,7 @@ def test_invert_jacobian_evaluate_info(cli, study):
         (["demo", "shape", "-o", "{d}/demo"], 3, "shapes"),
     ],
 )  # fmt: skip
+@pytest.mark.fault(67, 69)
 def test_faults_are_one_line_and_a_code(cli, study, arguments, code, message):
     names = {"f": study / "f.nii.gz", "m": study / "m.nii.gz", "fl": study / "fl.nii.gz", "d": study}
     before = sorted(p.name for p in study.rglob("*"))
@@ -163,6 +165,7 @@ def test_faults_are_one_line_and_a_code(cli, study, arguments, code, message):
     assert sorted(p.name for p in study.rglob("*")) == before
 
 
+@pytest.mark.fault(71)
 def test_dry_run_and_names_with_spaces_and_accents(cli, study, tmp_path):
     folder = tmp_path / "dir é"
     folder.mkdir()
@@ -175,12 +178,14 @@ def test_dry_run_and_names_with_spaces_and_accents(cli, study, tmp_path):
     assert (folder / "r é_1Warp.nii.gz").exists()
 
 
+@pytest.mark.fault(85)
 def test_names_are_escaped_in_the_report(cli, study, tmp_path):
     fixed = saved(tmp_path / "<script>alert(1)<script>.nii.gz", picture())
     assert cli("register", fixed, study / "m.nii.gz", "-o", f"{tmp_path}/", "--quiet", *FAST)[0] == 0
     assert "<script>" not in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.fault(58)
 def test_max_folding(cli, study, monkeypatch, tmp_path):
     from rdmm import metrics
 
@@ -192,6 +197,7 @@ def test_max_folding(cli, study, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.fault(48, 49)
 def test_interruption_writes_the_best_result(study, tmp_path, number, code):
     command = [sys.executable, "-c", "from rdmm.cli import main; main.main()", "register", str(study / "f.nii.gz"), str(study / "m.nii.gz")]
     command += ["-o", f"{tmp_path}/", "optimizer.tolerance=0", "optimizer.scales=[1.0]", "optimizer.iterations=[100000]", "dynamics=lddmm"]

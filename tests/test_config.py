@@ -124,6 +124,7 @@ def test_every_similarity_and_dynamics_has_an_option():
         ("affine._target_=pathlib.Path.write_text", "not allowed"),
     ],
 )
+@pytest.mark.fault(62, 67, 68, 69)
 def test_wrong_settings_are_one_line(override, message):
     with pytest.raises(ConfigError) as caught:
         build(compose([override])["stages"], "stages")
@@ -132,6 +133,7 @@ def test_wrong_settings_are_one_line(override, message):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.fault(80)
 def test_only_allowed_targets_are_built():
     begin = time.perf_counter()
     for target in ("os.system", "pathlib.Path.write_text", "builtins.eval", "rdmmx.y"):

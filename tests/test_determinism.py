@@ -69,6 +69,7 @@ CASES = [("mklncc", "rdmm", FLAT), ("nmi", "svf", FLAT), ("ssd", "rdmm", FLAT), 
 
 
 @pytest.mark.parametrize(("similarity", "dynamics", "shape"), [*CASES, ("sinkhorn", "svf", SOLID)])
+@pytest.mark.fault(65)
 def test_one_and_two_threads(threads, similarity, dynamics, shape):
     """Fault 65, to the bit: the bound is 1e-4 mm. Above 32768 values torch sums in as many parts as there are threads."""
     pair, _, _ = shapes_pair(3, shape)
@@ -83,6 +84,7 @@ def test_one_and_two_threads(threads, similarity, dynamics, shape):
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
+@pytest.mark.fault(64)
 def test_twice_the_same_files(tmp_path):
     """Fault 64: all but run.json, which holds times, to the bit; of run.json, all but times and memory."""
     import json

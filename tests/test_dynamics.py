@@ -256,6 +256,7 @@ def test_a_fast_flow_takes_more_steps():
     assert abs(last - first) < 5e-3 * first
 
 
+@pytest.mark.fault(55)
 def test_divergence_is_an_error_never_nan(grid):
     for name in ("SVF", "LDDMM", "RDMM"):
         for method in ("rk4", "dopri5", "semi_lagrangian"):

@@ -54,21 +54,25 @@ def refused(path, message, **keywords):
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.fault(1)
 def test_01_missing_file_names_the_nearest(good):
     refused(good.with_name("godd.nii.gz"), r"no such file.*good\.nii\.gz")
     refused(good.parent / "nowhere" / "x.nii", "no folder")
 
 
+@pytest.mark.fault(2)
 def test_02_directory(tmp_path):
     (tmp_path / "x.nii.gz").mkdir()
     refused(tmp_path / "x.nii.gz", "is a directory")
 
 
+@pytest.mark.fault(3)
 def test_03_empty_file(tmp_path):
     (tmp_path / "x.nii.gz").touch()
     refused(tmp_path / "x.nii.gz", "empty")
 
 
+@pytest.mark.fault(4)
 def test_04_text_and_other_formats(tmp_path):
     path = tmp_path / "x.nii.gz"
     for content, message in (
@@ -81,11 +85,13 @@ def test_04_text_and_other_formats(tmp_path):
         refused(path, f"not a NIfTI file but.*{message}")
 
 
+@pytest.mark.fault(5)
 def test_05_truncated_gz(good):
     good.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     refused(good, "truncated|corrupted")
 
 
+@pytest.mark.fault(6)
 def test_06_truncated_nii(tmp_path):
     path = saved(tmp_path / "x.nii", picture())
     data = path.read_bytes()
@@ -93,6 +99,7 @@ def test_06_truncated_nii(tmp_path):
     refused(path, f"truncated.*{len(data)} bytes")
 
 
+@pytest.mark.fault(7)
 def test_07_bit_flips_are_never_passed_over(good):
     """Each of 100 random flips is refused, or changed nothing that is read."""
     original, reference = good.read_bytes(), io.read_image(good)
@@ -113,6 +120,7 @@ def test_07_bit_flips_are_never_passed_over(good):
     assert caught > 95
 
 
+@pytest.mark.fault(7)
 def test_07_names_the_crc(good):
     data = bytearray(good.read_bytes())
     data[-8] ^= 1
@@ -120,6 +128,7 @@ def test_07_names_the_crc(good):
     refused(good, "CRC")
 
 
+@pytest.mark.fault(8)
 def test_08_giant_header(tmp_path):
     path = saved(tmp_path / "x.nii", picture())
     data = bytearray(path.read_bytes())
@@ -132,6 +141,7 @@ def test_08_giant_header(tmp_path):
         read_inputs(path, path)
 
 
+@pytest.mark.fault(9, 10, 11, 12, 13)
 def test_09_to_13_not_finite(tmp_path):
     for name, value, where in (("nan", np.nan, [(9, 9, 9)]), ("inf", np.inf, [(3, 4, 5)]), ("many", np.nan, list(np.ndindex(5, 5, 18)))):
         array = picture()
@@ -147,6 +157,7 @@ def test_09_to_13_not_finite(tmp_path):
         io.read_image(path, nan="drop")
 
 
+@pytest.mark.fault(9)
 def test_09_masked_nan_registers(tmp_path, good):
     array = picture()
     array[9, 9, 9] = np.nan
@@ -156,12 +167,14 @@ def test_09_masked_nan_registers(tmp_path, good):
 
 
 @pytest.mark.parametrize("which", ["fixed", "moving", "both"])
+@pytest.mark.fault(14, 15, 16)
 def test_14_to_16_constant_images(tmp_path, good, which):
     flat = saved(tmp_path / "flat.nii.gz", np.full(SHAPE, 7, np.float32))
     with pytest.raises(InputError, match=r"flat\.nii\.gz: no contrast \(std=0\)"):
         rdmm.register(fixed=good if which == "moving" else flat, moving=good if which == "fixed" else flat)
 
 
+@pytest.mark.fault(17)
 def test_17_dimensions_must_agree(tmp_path, good):
     flat = saved(tmp_path / "2d.nii.gz", picture(shape=(20, 22)))
     with pytest.raises(InputError, match=r"3D \(20, 22, 18\) but moving is 2D \(20, 22\)"):
@@ -169,6 +182,7 @@ def test_17_dimensions_must_agree(tmp_path, good):
     assert read_inputs(flat, flat).pair.fixed.grid.ndim == 2
 
 
+@pytest.mark.fault(18, 19)
 def test_18_and_19_four_dimensions(tmp_path):
     path = saved(tmp_path / "4d.nii.gz", np.stack([picture(0), picture(1)], -1))
     refused(path, "choose --volume k, 0 to 1")
@@ -177,6 +191,7 @@ def test_18_and_19_four_dimensions(tmp_path):
     assert io.read_image(saved(tmp_path / "one.nii.gz", picture()[..., None])).data.shape == (1, 1, *SHAPE)
 
 
+@pytest.mark.fault(20)
 def test_20_tiny(tmp_path):
     refused(saved(tmp_path / "tiny.nii.gz", np.random.rand(2, 2, 2).astype(np.float32)), "at least 4 voxels")
     small = [saved(tmp_path / f"{i}.nii.gz", picture(i, (6, 6, 6))) for i in range(2)]
@@ -184,6 +199,7 @@ def test_20_tiny(tmp_path):
     assert torch.isfinite(result.warped.data).all()
 
 
+@pytest.mark.fault(21)
 def test_21_single_slice_is_2d(tmp_path, caplog):
     path = saved(tmp_path / "slab.nii.gz", picture(shape=(20, 22))[..., None])
     with caplog.at_level(logging.WARNING):
@@ -192,15 +208,18 @@ def test_21_single_slice_is_2d(tmp_path, caplog):
     refused(saved(tmp_path / "x.nii.gz", picture(shape=(20, 22))[None]), "wrong axis")
 
 
+@pytest.mark.fault(22)
 def test_22_rgb(tmp_path):
     rgb = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     refused(saved(tmp_path / "rgb.nii.gz", rgb), "RGB.*scalar")
 
 
+@pytest.mark.fault(23)
 def test_23_complex(tmp_path):
     refused(saved(tmp_path / "c.nii.gz", picture().astype(np.complex64)), "complex")
 
 
+@pytest.mark.fault(24)
 def test_24_types_give_the_same_result(tmp_path):
     whole = np.round(picture() * 200)
     other = np.round(picture(1) * 200)
@@ -224,6 +243,7 @@ def patched(path, offset: int, *values: float):
 
 
 @pytest.mark.parametrize("slope", [np.nan, np.inf, 0.0])
+@pytest.mark.fault(25)
 def test_25_bad_slope(tmp_path, caplog, slope):
     path = patched(saved(tmp_path / "x.nii", np.round(picture() * 100).astype(np.int16)), 112, slope)
     with caplog.at_level(logging.WARNING):
@@ -231,6 +251,7 @@ def test_25_bad_slope(tmp_path, caplog, slope):
     assert "treated as 1" in caplog.text
 
 
+@pytest.mark.fault(26)
 def test_26_no_geometry(tmp_path, caplog):
     path = saved(tmp_path / "x.nii", picture())
     data = bytearray(path.read_bytes())
@@ -243,11 +264,13 @@ def test_26_no_geometry(tmp_path, caplog):
     refused(path, "--strict", strict=True)
 
 
+@pytest.mark.fault(27)
 def test_27_singular_affine(tmp_path):
     path = patched(saved(tmp_path / "x.nii", picture()), 280, 0, 0, 0, 0)
     refused(path, "singular")
 
 
+@pytest.mark.fault(28)
 def test_28_sheared_affine_works_inside_and_is_refused_by_itk_files(tmp_path):
     affine = np.diag([2.0, 2, 2, 1])
     affine[0, 1] = 0.8 * 2
@@ -265,6 +288,7 @@ def flipped(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return array[::-1].copy(), affine @ change
 
 
+@pytest.mark.fault(29)
 def test_29_storage_order_does_not_matter(tmp_path):
     affine = np.diag([2.0, 2, 2, 1])
     arrays = [picture(), deformed()]
@@ -282,6 +306,7 @@ def test_29_storage_order_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["oblique", "anisotropic"])
+@pytest.mark.fault(30, 31)
 def test_30_and_31_geometry_does_not_cost_accuracy(tmp_path, kind):
     """A known translation is recovered as well on a rotated or an anisotropic grid as on a plain one."""
     shape = (20, 22, 18) if kind == "oblique" else (24, 24, 8)
@@ -299,6 +324,7 @@ def test_30_and_31_geometry_does_not_cost_accuracy(tmp_path, kind):
     assert (result.transform(middle) - middle)[0, :, 0].tolist() == pytest.approx([3, -2, 2], abs=0.15)
 
 
+@pytest.mark.fault(32)
 def test_32_other_grid_for_the_moving_image(tmp_path, good):
     other = Image(torch.from_numpy(picture(1, (26, 18, 24)))[None, None], Grid((26, 18, 24), np.diag([1.6, 2.4, 1.5, 1])))
     result = rdmm.register(fixed=good, moving=other, **FAST)
@@ -308,6 +334,7 @@ def test_32_other_grid_for_the_moving_image(tmp_path, good):
     assert files[-1].name.endswith("run.json")
 
 
+@pytest.mark.fault(33)
 def test_33_no_overlap(tmp_path, good):
     far = np.diag([2.0, 2, 2, 1])
     far[0, 3] = 1000
@@ -319,6 +346,7 @@ def test_33_no_overlap(tmp_path, good):
     assert float((result.transform(middle) - middle)[0, 0, 0]) == pytest.approx(1000, abs=1)
 
 
+@pytest.mark.fault(34)
 def test_34_forms_that_disagree(tmp_path, caplog):
     image = nib.Nifti1Image(picture(), np.eye(4))
     image.set_sform(np.diag([2.0, 2, 2, 1]), 1)
@@ -329,6 +357,7 @@ def test_34_forms_that_disagree(tmp_path, caplog):
     assert "disagree" in caplog.text
 
 
+@pytest.mark.fault(35)
 def test_35_memory_is_estimated_before_the_start(tmp_path):
     header = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).header
     header.set_data_shape((512, 512, 512))
@@ -351,6 +380,7 @@ def test_35_memory_is_estimated_before_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("similarity", ["ncc", "lncc", "ssd"])
+@pytest.mark.fault(36)
 def test_36_intensity_scale_does_not_matter(tmp_path, similarity):
     arrays, shifts = [picture(), deformed()], []
     for scale, offset in ((1.0, 0.0), (1e6, -1000.0), (1e-6, 0.0)):

@@ -36,6 +36,7 @@ def file(tmp_path):
     return tmp_path / "m.safetensors"
 
 
+@pytest.mark.fault(79)
 def test_pickled_checkpoints_are_refused_and_not_opened(tmp_path):
     """Fault 79."""
 
@@ -53,6 +54,7 @@ def test_pickled_checkpoints_are_refused_and_not_opened(tmp_path):
 @pytest.mark.parametrize(
     "target", ["pathlib.Path.write_text", "os.system", "rdmm.io.files.write_atomically", "rdmm.registration.register", "train.main.main"]
 )
+@pytest.mark.fault(80)
 def test_settings_name_only_what_conf_names(file, tmp_path, target):
     """Fault 80: the networks of a file are built from a list of targets that conf/ itself uses, not from any function of rdmm."""
 
@@ -66,6 +68,7 @@ def test_settings_name_only_what_conf_names(file, tmp_path, target):
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.fault(82)
 def test_references_in_settings_are_not_resolved(file, monkeypatch):
     """Fault 82."""
     monkeypatch.setenv("SECRET", "sesame")
@@ -79,6 +82,7 @@ def test_references_in_settings_are_not_resolved(file, monkeypatch):
     assert "sesame" not in str(caught.value)
 
 
+@pytest.mark.fault(83)
 def test_damaged_files_are_found(file):
     """Fault 83: any flipped byte, any missing end."""
     whole = file.read_bytes()
@@ -97,6 +101,7 @@ def test_damaged_files_are_found(file):
             models.load(str(file))
 
 
+@pytest.mark.fault(83, 84)
 def test_another_architecture_names_the_tensor(file):
     """Faults 83 and 84: a shape, a missing name, one too many."""
 
@@ -117,6 +122,7 @@ def test_another_architecture_names_the_tensor(file):
         models.load(str(file))
 
 
+@pytest.mark.fault(84)
 def test_newer_and_foreign_files_say_so(file, tmp_path):
     """Fault 84."""
     rewritten(file, lambda head, _: head.update(format=2))
@@ -142,6 +148,7 @@ def test_newer_and_foreign_files_say_so(file, tmp_path):
         "a: " + "[" * 5000,
     ],
 )
+@pytest.mark.fault(81)
 def test_hostile_yaml_is_refused_at_once(tmp_path, text):
     """Fault 81, for configuration folders of one's own (train.py --config-dir)."""
     (tmp_path / "c.yaml").write_text(text)

@@ -126,6 +126,7 @@ def test_equal_images_give_equal_files(tmp_path):
     assert io.sha256(tmp_path / "a.nii.gz") == io.sha256(tmp_path / "b.nii.gz")
 
 
+@pytest.mark.fault(42)
 def test_landmarks(tmp_path):
     header = "fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z,region"
     (tmp_path / "l.csv").write_bytes(b"\xef\xbb\xbf" + f"{header}\r\n1,2,3,4,5,6,liver\r\n".encode())
@@ -150,6 +151,7 @@ def test_points_round_trip(tmp_path):
     assert np.allclose(io.read_points(tmp_path / "p.csv", 3), points, atol=1e-6)
 
 
+@pytest.mark.fault(43, 45)
 def test_outputs_are_checked_before_work(tmp_path):
     with pytest.raises(OutputError, match="no such folder"):
         Outputs.prepare(tmp_path / "missing" / "prefix_", ["a"], overwrite=False)
@@ -162,6 +164,7 @@ def test_outputs_are_checked_before_work(tmp_path):
         Outputs.prepare("/proc/nowhere/", ["a"], overwrite=False)
 
 
+@pytest.mark.fault(44)
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
@@ -178,6 +181,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault(47)
 def test_kill_during_a_write_leaves_the_old_or_the_new_file(tmp_path):
     path = tmp_path / "x.bin"
     write_atomically(path, b"0" * 1_000_000)
@@ -199,6 +203,7 @@ def test_kill_during_a_write_leaves_the_old_or_the_new_file(tmp_path):
         assert len(set(data)) == 1
 
 
+@pytest.mark.fault(37, 38, 39)
 def test_masks(tmp_path):
     grid = oblique((9, 8, 7), (1.0, 1.5, 2.0))
     image = Image(torch.randn(1, 1, *grid.shape), grid)
@@ -218,6 +223,7 @@ def test_masks(tmp_path):
         io.read_mask(tmp_path / "crop.nii", image)
 
 
+@pytest.mark.fault(38)
 def test_labels_must_be_whole_and_on_the_images_grid(tmp_path):
     grid = oblique((9, 8, 7), (1.0, 1.5, 2.0))
     io.write_image(tmp_path / "l.nii", torch.full((1, 1, *grid.shape), 0.5), grid)

@@ -9,6 +9,7 @@ from rdmm import Grid, metrics, ops
 from rdmm.transform import Affine, Dense, Identity
 
 
+@pytest.mark.fault(40)
 def test_dice():
     a, b = torch.tensor([[1, 1, 2, 0, 3]]), torch.tensor([[1, 0, 2, 2, 0]])
     values = metrics.dice(a, b)
@@ -42,6 +43,7 @@ def test_affine_map_has_its_determinant_everywhere():
     assert metrics.sd_log_jacobian(u, grid) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.fault(58)
 def test_mirror_folds_everywhere(grid):
     u = -2 * grid.identity(torch.zeros(1, dtype=torch.float64))[:, :1]
     u = torch.cat([u, torch.zeros(1, grid.ndim - 1, *grid.shape, dtype=torch.float64)], 1)
@@ -52,6 +54,7 @@ def test_mirror_folds_everywhere(grid):
     assert found["folds_sum"] == pytest.approx(math.prod(grid.shape))
 
 
+@pytest.mark.fault(58)
 def test_central_differences_miss_a_checkerboard_and_the_simplices_do_not(grid):
     index = sum(torch.meshgrid(*[torch.arange(n) for n in grid.shape], indexing="ij"))
     board = torch.where(index % 2 == 0, 1.0, -1.0).double() * 0.8
@@ -68,6 +71,7 @@ def test_inverse_consistency():
     assert metrics.inverse_consistency(Dense(shift, grid), Identity(), grid) == pytest.approx(0.05 * 2**0.5 * grid.length)
 
 
+@pytest.mark.fault(41)
 def test_hd95_is_a_distance_and_an_empty_label_no_zero(grid):
     """A block moved by three voxels along the first axis is three voxels away; a label that the map lost is inf (fault 41)."""
     fixed = torch.zeros(1, 1, *grid.shape)

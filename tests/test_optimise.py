@@ -47,6 +47,7 @@ def test_values_never_rise_and_the_best_is_kept():
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "raises"])
+@pytest.mark.fault(55)
 def test_backs_off_from_where_the_energy_diverges(kind):
     """Beyond |x| = 2 the objective is not finite; the minimum at 1.5 is found all the same."""
 
@@ -62,6 +63,7 @@ def test_backs_off_from_where_the_energy_diverges(kind):
     assert torch.isfinite(x).all()
 
 
+@pytest.mark.fault(56)
 def test_recovers_from_a_single_nan():
     count = 0
 
@@ -74,6 +76,7 @@ def test_recovers_from_a_single_nan():
     assert run(once, torch.full((4,), -1.2, dtype=torch.float64))[1] < 1e-12
 
 
+@pytest.mark.fault(57)
 def test_a_misleading_curvature_falls_back_to_a_gradient_step():
     """|x| has a kink that defeats the quadratic model."""
     x, f = run(lambda x: (float(x.abs().sum()), torch.sign(x)), torch.tensor([1.0, -0.37], dtype=torch.float64), iterations=100)
@@ -114,6 +117,7 @@ def test_stops_by_relative_decrease():
         {"memory": 0},
     ],
 )
+@pytest.mark.fault(62)
 def test_wrong_settings(settings):
     with pytest.raises(ConfigError):
         LBFGS(**settings)

@@ -73,6 +73,7 @@ def test_a_known_warp_is_recovered(name, shape):
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
+@pytest.mark.fault(63)
 def test_identical_images_give_the_identity(name):
     grid = Grid.unit((32, 30))
     image = Image(blobs(grid).float(), grid)
@@ -83,6 +84,7 @@ def test_identical_images_give_the_identity(name):
 
 
 @pytest.mark.parametrize("similarity", ["lncc", "ncc", "ssd", "mklncc"])
+@pytest.mark.fault(63)
 def test_identical_files_give_the_identity(similarity):
     grid = Grid((24, 22, 18), np.diag([2.0, 2, 2, 1]))
     image = Image(blobs(grid).float(), grid)
@@ -209,6 +211,7 @@ def test_regions_reach_the_search_where_the_fields_of_view_differ():
     assert float(result.ic.weights[:, 0].max()) > 0.9
 
 
+@pytest.mark.fault(64)
 def test_same_seed_same_result_to_the_bit(tmp_path):
     pair, _, _ = shapes_pair(2, (48, 48))
     sums = []
@@ -288,6 +291,7 @@ def test_multi_channel_images():
         assert result.history[-1]["similarity"] < 0.5 * 100 * float(similarity(both[1], both[0]))
 
 
+@pytest.mark.fault(55)
 def test_divergence_never_reaches_the_output():
     """A similarity weight so large that every full step explodes: the line search backs off, the result is finite."""
     grid = Grid.unit((32, 32))
@@ -297,6 +301,7 @@ def test_divergence_never_reaches_the_output():
         assert torch.isfinite(displacement(result.transform, grid, pair.fixed.data)).all()
 
 
+@pytest.mark.fault(59)
 def test_half_precision_contexts_do_not_change_the_result():
     grid = Grid.unit((32, 32))
     pair, _ = warped_pair(grid)
@@ -321,6 +326,7 @@ def test_initial_conditions_start_a_search():
     assert isinstance(again.transform, Dense)
 
 
+@pytest.mark.fault(60)
 def test_mixed_types_are_moved_or_named():
     grid = Grid((24, 24), np.eye(3))
     image = blobs(grid)

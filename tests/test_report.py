@@ -80,6 +80,7 @@ def test_a_page_moves_through_time(study, browser):
     assert browser.value("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
 
+@pytest.mark.fault(85)
 def test_names_are_texts(study, browser):
     """Fault 85."""
     browser.open(study / "r1" / "report.html")

@@ -30,6 +30,7 @@ def launch(out, *keys, **more):
 
 
 @pytest.mark.slow
+@pytest.mark.fault(50)
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(tmp_path):
     """Fault 50, with kill -9 on the program itself: whatever it was doing, resume=true ends at the same files."""
     whole = launch(tmp_path / "whole", "trainer.max_steps=12")
@@ -100,6 +101,7 @@ def test_the_program_writes_models_and_the_table(tmp_path):
         (["data=shapes", "shape=[32,32]", "device=tpu"], 2, "tpu"),
     ],
 )
+@pytest.mark.fault(67, 68, 69)
 def test_wrong_settings_end_before_data_are_read(tmp_path, keys, code, message):
     """Faults 67 to 69."""
     arguments = [sys.executable, "train.py", *keys, f"hydra.run.dir={tmp_path}"]
@@ -129,6 +131,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault(54)
 def test_when_one_process_dies_the_other_ends(tmp_path):
     """Fault 54."""
     script = tmp_path / "dies.py"

@@ -103,6 +103,7 @@ def test_a_geodesic_that_diverges_is_trained_on_its_energy():
     assert any(float(p.grad.abs().max()) > 0 for p in nets.predictor.parameters() if p.grad is not None)
 
 
+@pytest.mark.fault(59)
 def test_mixed_precision_is_for_the_networks_only():
     """Fault 59: what they predict is shot in single precision, whatever autocast says."""
     nets = networks(weights=True)
@@ -162,6 +163,7 @@ def weights_of(path):
     return (path / LAST).read_bytes()
 
 
+@pytest.mark.fault(50)
 def test_going_on_takes_the_steps_that_would_have_been_taken(tmp_path):
     """Fault 50: stopped at every step, with two workers' worth of data order, the last weights are the same to the bit."""
     training(tmp_path / "whole").run()
@@ -242,6 +244,7 @@ def test_without_finite_gradients_a_run_is_given_up(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in nets.state_dict().items())
 
 
+@pytest.mark.fault(56)
 def test_a_single_bad_step_is_skipped(tmp_path):
     """Fault 56, in training: NaN once; the step is not taken and the run goes on."""
 
@@ -260,6 +263,7 @@ def test_a_single_bad_step_is_skipped(tmp_path):
     assert (done.step, done.skipped, done.skipped_in_a_row) == (6, 1, 0)
 
 
+@pytest.mark.fault(51)
 def test_out_of_memory_says_what_to_do(tmp_path):
     """Fault 51."""
 
@@ -291,6 +295,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
         other.run()
 
 
+@pytest.mark.fault(79)
 def test_pickles_are_refused(tmp_path):
     """Fault 79: a state that would run code when it is opened."""
 

@@ -75,6 +75,7 @@ def test_a_split_never_parts_a_subject():
         split(many, (0.6, 0.2, 0.1), 0)
 
 
+@pytest.mark.fault(76)
 def test_given_splits_that_leak_are_an_error():
     """Fault 76."""
     rows = [Item("x", "s", None, None, split="train", where="row 2"), Item("y", "s", None, None, split="test", where="row 3")]
@@ -137,6 +138,7 @@ def test_tables_of_images(tmp_path):
         ("image,subject,name\na,s,../x\n", "cannot name a result"),
     ],
 )
+@pytest.mark.fault(74, 75, 78)
 def test_wrong_tables_name_the_line(tmp_path, text, message):
     """Faults 74, 75, 78."""
     path = tmp_path / "list.csv"
@@ -147,6 +149,7 @@ def test_wrong_tables_name_the_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault(78)
 def test_links_out_of_the_data_set_are_refused(tmp_path):
     """Fault 78."""
     (tmp_path / "data").mkdir()
@@ -221,6 +224,7 @@ def test_a_pair_is_a_function_of_its_number(folder):
         pairs_of(folder).held_out("test")
 
 
+@pytest.mark.fault(66)
 def test_batches_do_not_depend_on_the_workers(folder):
     """Fault 66."""
     data = pairs_of(folder, augment=Augment(0.02))
@@ -240,6 +244,7 @@ def test_both_ways_swaps_images_and_labels():
     assert torch.equal(both.moving_labels.data[:2], sample.moving_labels.data)
 
 
+@pytest.mark.fault(53)
 def test_bad_files_are_named_and_left_out_on_request(folder):
     """Fault 53."""
     whole = (folder / "s2.nii.gz").read_bytes()
@@ -269,6 +274,7 @@ class Dying:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.fault(52)
 def test_a_worker_that_dies_is_an_error_that_names_the_file(workers):
     """Fault 52."""
     with pytest.raises(InputError, match=r"died while it read pair3.nii.gz;"):

@@ -53,13 +53,15 @@ class Row:
 
 def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Row]:
     """A CSV of pairs: ``fixed`` and ``moving``, and, where wanted, ``id``, ``split``, and further files (PAIR_FILES); or a Learn2Reg
-    JSON's ``registration_val`` and ``registration_test``, with the label maps and masks that its list of images names.
+    JSON's ``registration_val`` and ``registration_test``, with the label maps and masks that its list of images names. Paths are below
+    ``root``, by default the list's folder; a CSV without ``root`` may name files anywhere by absolute paths.
 
     Raises:
         ConfigError: a column is missing or misspelt, an id is there twice or is no plain name, a path leads out of ``root``.
     """
     path = existing(path)
     base = Path(root).expanduser() if root else path.parent
+    own = path.suffix != ".json" and root is None  # written for this machine, not with a data set that others made
     if path.suffix == ".json":
         data = _json(path)
         lists = {k: data.get(k, []) for k in ("registration_val", "registration_test")}
@@ -73,7 +75,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
         raw = _csv(path, PAIR_COLUMNS, ("fixed", "moving"))
     out = []
     for record, where in raw:
-        files = {k: _below(base, record[k], where) for k in PAIR_FILES if record.get(k)}
+        files = {k: _below(base, record[k], where, own) for k in PAIR_FILES if record.get(k)}
         name = record.get("id") or _pair_name(files["fixed"], files["moving"])
         out.append(Row(_plain(name, where), files, _split(record.get("split", ""), where), where))
     _require_unique([(r.id, r.where) for r in out], "id")
@@ -230,10 +232,11 @@ def _csv(path: Path, known: Sequence[str], wanted: Sequence[str]) -> list[tuple[
     return out
 
 
-def _below(root: Path, name: str, where: str) -> Path:
+def _below(root: Path, name: str, where: str, absolute: bool = False) -> Path:
+    """A path below ``root``, links and .. included; where ``absolute`` ones are allowed, they say themselves where they lead."""
     if "\0" in name:
         raise ConfigError(f"{where}: {name!r} is no path")
-    return inside(root, root / name, where)
+    return Path(name) if absolute and Path(name).is_absolute() else inside(root, root / name, where)
 
 
 def _plain(name: str, where: str) -> str:

@@ -1,0 +1,143 @@
+"""docs/faults.md: what each fault gets, and the tests that try it. Run it after a test is marked with ``@pytest.mark.fault(number)``."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+FAULTS = {
+    "Input images": {
+        1: ("missing file", "InputError with the nearest name"),
+        2: ("directory instead of a file", "InputError"),
+        3: ("empty file", "InputError"),
+        4: ("text, or another format", "InputError that names what it is"),
+        5: ("truncated .nii.gz", "InputError with the bytes expected and found"),
+        6: ("truncated .nii", "InputError with the bytes expected and found"),
+        7: ("flipped bits in .nii.gz", "InputError: the CRC is wrong"),
+        8: ("header of 30000^3 voxels, small file", "InputError before any memory is taken"),
+        9: ("one NaN voxel", "InputError; --nan zero or mask"),
+        10: ("5 % NaN", "as 9"),
+        11: ("Inf", "as 9"),
+        12: ("NaN everywhere", "InputError"),
+        13: ("NaN in the fixed image", "as 9"),
+        14: ("constant moving image", "InputError: no contrast"),
+        15: ("constant fixed image", "InputError: no contrast"),
+        16: ("both constant", "InputError: no contrast"),
+        17: ("2D with 3D", "InputError with both shapes; 2D with 2D works"),
+        18: ("4D", "InputError: choose --volume"),
+        19: ("trailing axis of one voxel", "accepted"),
+        20: ("very few voxels", "fewer levels; InputError below four"),
+        21: ("one slice (X, Y, 1)", "2D, with a notice"),
+        22: ("RGB voxels", "InputError"),
+        23: ("complex voxels", "InputError"),
+        24: ("uint8, int16, int64, float64", "the result of float32"),
+        25: ("scl_slope NaN, Inf or 0", "1, with a warning"),
+        26: ("no s-form, no q-form, voxel size 0", "identity, with a warning; --strict refuses"),
+        27: ("singular affine", "InputError"),
+        28: ("sheared affine", "works; ITK's files are refused"),
+        29: ("left- and right-handed storage", "the same result in the world"),
+        30: ("oblique axes", "the accuracy of straight ones"),
+        31: ("anisotropic voxels", "smoothing in millimetres, the same accuracy"),
+        32: ("images of different grids", "works; results on the fixed grid"),
+        33: ("no overlap", "InputError with both boxes; --init com"),
+        34: ("s-form and q-form disagree", "s-form, with a warning"),
+        35: ("more memory than there is", "ResourceError before the start, with an estimate"),
+        36: ("intensities of 1e6 or 1e-6, negative", "the same result"),
+    },
+    "Masks, labels, points": {
+        37: ("empty mask", "InputError"),
+        38: ("mask or labels of another grid", "resampled with a notice; another shape at the same place: InputError"),
+        39: ("mask that is not binary", "where it is above 0"),
+        40: ("label missing from one image", "not counted, n_valid says so; never 0 or 1"),
+        41: ("label of which nothing is left", "HD95 inf: a failure, counted in hd95_empty"),
+        42: ("landmarks: wrong columns, NaN, outside, wrong space", "InputError with the row"),
+    },
+    "Output": {
+        43: ("folder missing or not writable", "OutputError before computing"),
+        44: ("disk full", "OutputError; the old file stays"),
+        45: ("results are there already", "refused without --overwrite"),
+        46: ("two runs in one folder", "the second gets an OutputError"),
+        47: ("killed while writing", "the old file or the new one"),
+    },
+    "Interruption, resources": {
+        48: ("Ctrl-C", "best result so far within 10 s, status interrupted, code 130"),
+        49: ("SIGTERM", "the same, code 143"),
+        50: ("training killed", "resume gives the weights of an uninterrupted run"),
+        51: ("out of memory", "ResourceError with advice; a batch goes on"),
+        52: ("a reading process dies", "error that names the file"),
+        53: ("bad file in a data set", "named; left out with data.skip_bad"),
+        54: ("one of several training processes dies", "the others stop; the last checkpoint is whole"),
+    },
+    "Numerics": {
+        55: ("divergent shooting", "steps back; DivergenceError without progress; never NaN"),
+        56: ("one NaN energy", "steps back and recovers"),
+        57: ("the line search fails", "a gradient step"),
+        58: ("folding", "counted two ways; --max-folding, code 5"),
+        59: ("autocast", "float32 inside; the same result"),
+        60: ("mixed devices or types", "moved, or ConfigError that names both"),
+        61: ("weights negative, above 1, not summing to 1", "ConfigError; optimised ones stay on the sphere"),
+        62: ("no iterations, no levels, a kernel wider than the image", "ConfigError"),
+        63: ("identical images", "identity"),
+    },
+    "Determinism": {
+        64: ("the same seed twice", "files equal to the bit"),
+        65: ("one and two threads", "equal to the bit"),
+        66: ("order, workers, shards", "the same result of each pair"),
+    },
+    "Configuration and command line": {
+        67: ("unknown key", "ConfigError with the nearest"),
+        68: ("wrong type or range", "ConfigError before data are read"),
+        69: ("unknown option of a group", "the list and the nearest"),
+        70: ("no arguments, -h, --version", "help and 2, 0, 0"),
+        71: ("spaces, accents, relative paths", "work"),
+    },
+    "Batch and data sets": {
+        72: ("one corrupt pair of many", "the others' results, table, failures.json, code 4"),
+        73: ("a worker is killed", "this pair fails"),
+        74: ("an id twice", "ConfigError with both rows"),
+        75: ("an id that is a path", "ConfigError"),
+        76: ("one subject in training and test", "ConfigError"),
+        77: ("a finished batch again", "what is whole by checksum is skipped"),
+        78: ("links out of the data, missing columns, wrong JSON, BOM, CRLF", "ConfigError with the line; BOM and CRLF work"),
+    },
+    "Security": {
+        79: ("pickled checkpoint", "refused, not opened"),
+        80: ("model that names a function to call", "refused by the allow-list"),
+        81: ("YAML tags, alias bombs, huge files", "ConfigError at once"),
+        82: ("${oc.env:...} in a model's settings", "not resolved; nothing of the environment is written"),
+        83: ("damaged model", "error that names the checksum or the tensor"),
+        84: ("model of a newer version, or with missing tensors", "error; nothing is loaded loosely"),
+        85: ("HTML in names", "shown as text"),
+        86: ("network", "never asked, at import or in a run"),
+    },
+}
+
+
+def marked() -> dict[int, list[str]]:
+    """The tests of each fault, as file::name."""
+    out: dict[int, list[str]] = {}
+    for path in sorted((HERE.parent / "tests").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for mark in getattr(node, "decorator_list", []):
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    for number in mark.args:
+                        out.setdefault(ast.literal_eval(number), []).append(f"{path.name}::{node.name}")
+    return out
+
+
+def page() -> str:
+    tests = marked()
+    lines = ["# Faults and what they get", "", "Made by `python docs/faults.py` from the marks of the tests.", ""]
+    for heading, faults in FAULTS.items():
+        lines += [f"## {heading}", "", "| | fault | what it gets | tests |", "|---|---|---|---|"]
+        for number, (fault, gets) in faults.items():
+            named = "<br>".join(f"`{t}`" for t in tests.get(number, []))
+            lines.append(f"| {number} | {fault} | {gets} | {named} |".replace("$", "\\$"))
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (HERE / "faults.md").write_text(page())
