@@ -73,11 +73,12 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
             raise ConfigError(f"{path}: no pairs: 'registration_val' and 'registration_test' are missing or empty")
     else:
         raw = _csv(path, PAIR_COLUMNS, ("fixed", "moving"))
-    out = []
-    for record, where in raw:
-        files = {k: _below(base, record[k], where, own) for k in PAIR_FILES if record.get(k)}
-        name = record.get("id") or _pair_name(files["fixed"], files["moving"])
-        out.append(Row(_plain(name, where), files, _split(record.get("split", ""), where), where))
+    files = [{k: _below(base, record[k], where, own) for k in PAIR_FILES if record.get(k)} for record, where in raw]
+    named = [record.get("id") or _pair_name(f["fixed"], f["moving"]) for (record, _), f in zip(raw, files, strict=True)]
+    out = [
+        Row(_plain(name, where), f, _split(record.get("split", ""), where), where)
+        for name, (record, where), f in zip(named, raw, files, strict=True)
+    ]
     _require_unique([(r.id, r.where) for r in out], "id")
     return out
 
