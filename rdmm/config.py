@@ -47,7 +47,10 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
-            config = hydra_compose(name, overrides=expanded)
+            try:
+                config = hydra_compose(name, overrides=expanded)
+            except (ValueError, TypeError) as error:  # Hydra's own, of ~group=1 and group=[[]]
+                raise ConfigError(f"{' '.join(overrides)}: {error}") from error
             if name == "register":
                 config = OmegaConf.create(_with_model(OmegaConf.to_container(config), overrides))
             plain = OmegaConf.to_container(config, resolve=True)

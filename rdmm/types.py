@@ -35,9 +35,12 @@ def __getattr__(name: str) -> Any:
 
 
 class RdmmError(Exception):
-    """A fault that the user can mend; ``exit_code`` is what a command returns for it."""
+    """A fault that the user can mend, said in one line; ``exit_code`` is what a command returns for it."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(part.strip() for part in str(message).splitlines()))
 
 
 class ConfigError(RdmmError):

@@ -60,6 +60,13 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
     return mesh
 
 
+def _whole(numbers: np.ndarray, path: Path | None = None) -> np.ndarray:
+    """Numbers of vertices; what is none is an InputError, or, without a path, the caller's ValueError."""
+    if not np.isfinite(numbers).all() or bool((np.abs(numbers) > 2**53).any()):
+        raise InputError(f"{path}: cells must be whole numbers") if path else ValueError("cells must be whole numbers")
+    return numbers.astype(np.int64)
+
+
 class _Reader:
     """Numbers and lines of a file in turn."""
 
@@ -87,7 +94,8 @@ class _Reader:
                 raise InputError(f"{self.path}: cut short: {count} numbers expected, {have} there")
             out = np.frombuffer(self.data, dtype, count, self.at)
             self.at += count * dtype.itemsize
-            return out.astype(np.float64 if dtype.kind == "f" else np.int64)
+            with np.errstate(invalid="ignore"):  # of signalling NaNs, which are refused with all others
+                return out.astype(np.float64 if dtype.kind == "f" else np.int64)
         words = list(itertools.islice(re.finditer(rb"\S+", self.data[self.at :]), count))
         if len(words) < count:
             raise InputError(f"{self.path}: cut short: {count} numbers expected, {len(words)} there")
@@ -111,7 +119,7 @@ def _vtk(data: bytes, path: Path) -> Mesh:
             case "POINTS":
                 points = reader.numbers(3 * int(words[1]), words[2].lower()).reshape(-1, 3)
             case "LINES" | "POLYGONS" | "TRIANGLE_STRIPS":
-                cells.append(_cells(reader.numbers(int(words[2]), "int").astype(np.int64), words[0].upper(), path))
+                cells.append(_cells(_whole(reader.numbers(int(words[2]), "int"), path), words[0].upper(), path))
             case "VERTICES":
                 reader.numbers(int(words[2]), "int")
             case "POINT_DATA":
@@ -189,7 +197,7 @@ class _Ply:
     def lists(self, count: int, properties: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Lists of whole numbers."""
         _, length, item = properties[0][:3]
-        return [self.numbers(int(self.numbers(1, length)[0]), item).astype(np.int64) for _ in range(count)]
+        return [_whole(self.numbers(int(self.numbers(1, length)[0]), item)) for _ in range(count)]
 
     def table(self, count: int, properties: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         """Columns of numbers by name."""

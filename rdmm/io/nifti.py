@@ -165,7 +165,10 @@ def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarr
     if not np.isfinite(inter):
         log.warning("%s: scl_inter is %g: treated as 0", path, inter)
         inter = 0.0
-    return array if (slope, inter) == (1.0, 0.0) else array * slope + inter
+    if (slope, inter) == (1.0, 0.0):
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are found afterwards
+        return array * slope + inter
 
 
 def _affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.ndarray:
@@ -243,7 +246,7 @@ def _without_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.n
     """The array with NaN and Inf dealt with, and where they were not."""
     if array.dtype.kind != "f":
         return array, None
-    good = np.isfinite(array)
+    good = np.abs(array) <= np.finfo(np.float32).max  # False of NaN and Inf too
     bad = int(good.size - good.sum())
     if bad == 0:
         return array, None

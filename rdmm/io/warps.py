@@ -132,7 +132,8 @@ def _mat(path: Path) -> dict[str, np.ndarray]:
     from scipy.io import loadmat
 
     try:
-        content = {k: np.asarray(v) for k, v in loadmat(path).items() if not k.startswith("__")}
+        found = {k: np.asarray(v) for k, v in loadmat(path).items() if not k.startswith("__")}
+        content = {k: v for k, v in found.items() if v.dtype.kind in "fiu"}
     except Exception as error:
         raise InputError(f"{path}: not a MATLAB-4 file as ITK writes them: {error}") from error
     if "fixed" not in content:
