@@ -112,7 +112,8 @@ def _external(name: str, method: Mapping[str, Any]) -> External:
 
 
 def rows(study: Study, base: list[str], device: str, seed: int, out: Path) -> Iterator[dict[str, Any]]:
-    """One row of the table for each case and method; a failure is a row that says why."""
+    """One row of the table for each case and method; a failure is a row that says why. What was typed for all methods reaches each of
+    them, but for keys of an optimizer that a method does without."""
     for name, data in study.data.items():
         settings = getattr(data, "settings", "register")
         methods: dict[str, dict[str, Any] | External] = {}
@@ -120,7 +121,8 @@ def rows(study: Study, base: list[str], device: str, seed: int, out: Path) -> It
             if isinstance(more, Mapping):
                 methods[method] = _external(method, more)
                 continue
-            config = compose([*base, *study.settings.get(name, []), *more], settings)
+            typed = [o for o in base if not ("optimizer=none" in more and o.lstrip("+~").startswith("optimizer."))]
+            config = compose([*typed, *study.settings.get(name, []), *more], settings)
             build(config["stages"], "stages")
             methods[method] = config
         for number, (case, read) in enumerate(list(data.cases().items())[: study.limit]):

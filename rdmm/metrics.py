@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -55,7 +56,9 @@ def hd95(moved: Tensor, fixed: Tensor, voxel: Sequence[float], labels: Iterable[
         elif not in_a.any():
             out[int(label)] = math.inf
         else:
-            found = surface_distance.compute_surface_distances(in_b, in_a, [float(h) for h in voxel])
+            with warnings.catch_warnings():  # of the library's old names in scipy
+                warnings.simplefilter("ignore", DeprecationWarning)
+                found = surface_distance.compute_surface_distances(in_b, in_a, [float(h) for h in voxel])
             out[int(label)] = float(surface_distance.compute_robust_hausdorff(found, 95))
     return out
 
@@ -90,7 +93,7 @@ def folds(u: Tensor, grid: Grid) -> dict[str, float]:
     """By central differences of phi = id + u (domain units): percent of voxels with det <= 0, and the papers' "folds",
     the sum of |det| where it is negative."""
     det = ops.jacobian_determinant(u, grid)
-    return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(-det.clamp_max(0).sum())}
+    return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(det.clamp_max(0).sum().abs())}
 
 
 def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:

@@ -88,10 +88,10 @@ def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _text(value: Any) -> str:
-    """As one reads it; what was not measured (None, NaN) is a dash."""
+    """As one reads it; what is no number is a dash."""
     if isinstance(value, Mapping):
         return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 

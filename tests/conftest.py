@@ -6,6 +6,8 @@ import logging
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests run beside each other: threads that wait must not hold a core
+
 import numpy as np
 import pytest
 import torch

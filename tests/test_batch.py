@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -218,6 +219,24 @@ def test_two_batches_in_one_folder(pairs, tmp_path):
     with Outputs(f"{tmp_path}/batch.").locked():
         done = subprocess.run(command(pairs, tmp_path), capture_output=True, text=True)
     assert done.returncode == 3 and "another run of rdmm is writing there" in done.stderr
+
+
+def test_images_and_shapes_in_one_list(pairs, tmp_path):
+    t = np.arange(24) * (2 * np.pi / 24)
+    cells = np.stack([np.arange(24), (np.arange(24) + 1) % 24], 1)
+    for name, width in (("a", 1.5), ("b", 1.0)):
+        io.write_mesh(tmp_path / f"{name}.vtk", np.stack([width * np.cos(t), np.sin(t), 0 * t], 1), cells)
+    (tmp_path / "list.csv").write_text(
+        f"id,fixed,moving\ncurves,a.vtk,b.vtk\nimages,{pairs.parent}/fixed0.nii.gz,{pairs.parent}/moving0.nii.gz\n"
+    )
+    batch = Batch(
+        str(tmp_path / "list.csv"), str(tmp_path / "out"), Job("", "", "", ["optimizer.iterations=[3]", "optimizer.scales=[1.0]"])
+    )
+    rows = dict(batch.run(Local(2)))
+    assert {k: r["status"] for k, r in rows.items()} == {"curves": "done", "images": "done"}
+    assert (tmp_path / "out/curves/Warped.vtk").exists() and (tmp_path / "out/images/Warped.nii.gz").exists()
+    assert (tmp_path / "out/index.html").read_text().count("data:image/jpeg") == 2
+    assert all(r == rows[k] for k, r in batch.run(Local(2), resume=True))
 
 
 def test_submitit(pairs, tmp_path):

@@ -1,0 +1,76 @@
+"""What the documentation shows is run: the gallery's scripts on small data, and docs/extending.md in a copy of the checkout."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rdmm import io
+from rdmm.config import share
+from rdmm.data.synthetic import shapes_pair
+
+DOCS = share() / "docs"
+SMALL = {
+    "register": {"size": 40, "iterations": 2},
+    "labels": {"size": 72, "iterations": 2},
+    "study": {"size": 32, "iterations": 2, "pairs": 2},
+    "train": {"size": 32, "steps": 2},
+    "shapes": {"points": 20, "iterations": 3},
+}
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted((DOCS / "gallery").glob("*.py"))])
+def test_the_gallery(tmp_path, name):
+    runpy.run_path(str(DOCS / "gallery" / f"{name}.py"))["main"](tmp_path, **SMALL[name])
+    assert list(tmp_path.rglob("run.json"))
+    assert name in (DOCS / "gallery" / "README.md").read_text()
+
+
+def test_extending(tmp_path):
+    """The files of docs/extending.md, put where it says, do what it says."""
+    checkout, data = tmp_path / "checkout", tmp_path / "work"
+    for part in ("rdmm", "networks", "eval", "train", "conf"):
+        shutil.copytree(share() / part, checkout / part)
+    shutil.copy2(share() / "eval.py", checkout)
+    text = (DOCS / "extending.md").read_text()
+    for name, where, code in re.findall(r"^`([\w/.]+)`( \(at its end\))?:\n\n```\w+\n(.*?)^```", text, re.M | re.S):
+        path = checkout / name
+        path.write_text((path.read_text() + "\n\n" if where else "") + code)
+    for subject, seed in (("a", 1), ("b", 2)):
+        pair, _, _ = shapes_pair(seed, (32, 32))
+        (data / "data" / subject).mkdir(parents=True)
+        for name, image in (("baseline", pair.fixed), ("followup", pair.moving)):
+            io.write_image(data / "data" / subject / f"{name}.nii.gz", image.data, image.grid)
+    for name, visit in (("fixed", "baseline"), ("moving", "followup")):
+        shutil.copy2(data / "data" / "a" / f"{visit}.nii.gz", data / f"{name}.nii.gz")
+    commands = re.findall(r"^```sh\n(.*?)\n```", text, re.M | re.S)
+    assert len(commands) == 3
+    for command in commands:
+        words = [*shlex.split(command), "optimizer.iterations=[2,2,2]"]
+        if words[0] == "rdmm":
+            start = [sys.executable, "-m", "rdmm", *words[1:], "--overwrite"]
+        else:
+            start = [sys.executable, str(checkout / "eval.py"), *words[2:], f"hydra.run.dir={data}/table"]
+        done = subprocess.run(start, cwd=data, env={"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert '"_target_": "rdmm.dynamics.Small"' in (data / "out" / "run.json").read_text()
+    assert (data / "table" / "table.csv").read_text().count(",done") == 4
+
+
+def test_links_lead_somewhere():
+    """Every relative link of the pages is a file."""
+    pages = [share() / "README.md", share() / "CONTRIBUTING.md", *DOCS.rglob("*.md"), share() / "benchmarks" / "README.md"]
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_api_page_is_up_to_date():
+    """docs/api.md is what docs/api.py makes."""
+    assert (DOCS / "api.md").read_text() == runpy.run_path(str(DOCS / "api.py"))["page"]()
