@@ -35,8 +35,9 @@ def names(module: object) -> list[str]:
 
 
 def page() -> str:
-    lines = ["# API", "", "Made by `python docs/api.py` from the docstrings. Shapes: `b` batch, `c` channels, `d` dimensions, `n` points or Gaussians, ", ""]
-    lines[2] += "`*s` a grid's axes. Domain units: millimetres over the longest edge; world: RAS+ millimetres."
+    shapes = "Shapes: `b` batch, `c` channels, `d` dimensions, `n` points or Gaussians, `*s` a grid's axes."
+    units = "Domain units: millimetres over the longest edge; world: RAS+ millimetres."
+    lines = ["# API", "", f"Made by `python docs/api.py` from the docstrings. {shapes} {units}", ""]
     for name, what in MODULES.items():
         module = importlib.import_module(name)
         lines += [f"## {name}", "", what, ""]

@@ -24,6 +24,7 @@ from rdmm.interruption import interruptible
 from rdmm.jobs import Job
 from rdmm.optimise import stop
 from rdmm.record import measures
+from rdmm.runs import outputs_of, summary_of
 from rdmm.types import ConfigError, RdmmError
 
 Outcome = dict[str, Any]
@@ -49,7 +50,7 @@ def outcome(job: Job) -> Outcome:
         logging.getLogger("rdmm").exception("unexpected")
         return failure(type(error).__name__, f"unexpected: {error}", 1)
     code = 130 if done.status == "interrupted" else 0
-    return {"status": done.status, "message": "", "exit_code": code, **measures(done.summary())}
+    return {"status": done.status, "message": "", "exit_code": code, **measures(summary_of(outputs_of(job.out).path("run.json")))}
 
 
 def failure(status: str, message: str, code: int) -> Outcome:

@@ -52,8 +52,8 @@ def jsonable(x: Any) -> Any:
 
 
 def measures(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a run.json that a table shows."""
-    numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float)}
+    """The numbers of a run.json that a table shows; what is none (NaN) is left out."""
+    numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float) and np.isfinite(v)}
     return {**numbers, "seconds": summary["seconds"]["total"], "peak_memory_mb": summary["peak_memory_mb"]}
 
 

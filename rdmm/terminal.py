@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +22,15 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in sys.argv
+        interrupted: list[int] = []
+
+        def handler(number: int, frame: Any) -> None:
+            """Ctrl-C where nothing is searched for yet; it may come up as any error of what it fell into (an import, say)."""
+            interrupted.append(number)
+            raise KeyboardInterrupt
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
         try:
             sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
         except click.exceptions.NoArgsIsHelpError as error:
@@ -36,6 +47,8 @@ class Program(click.Group):
             click.echo(f"rdmm: {type(error).__name__}: {error}", err=True)
             sys.exit(error.exit_code)
         except Exception as error:
+            if interrupted:
+                sys.exit(130)
             if debug:
                 raise
             click.echo(f"rdmm: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)

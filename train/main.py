@@ -26,10 +26,10 @@ from eval.tables import write as write_table
 from networks.model import Networks, load, made
 from rdmm.config import build, check, compose, quoted, require_plain_yaml, share
 from rdmm.data.training import TrainingData
+from rdmm.interruption import interruptible
 from rdmm.io import write_atomically
 from rdmm.optimise import stop
 from rdmm.resources import chosen_device, set_threads
-from rdmm.interruption import interruptible
 from rdmm.types import ConfigError, OutputError, RdmmError
 from train.checkpoint import BEST, LAST, STATE, Folder, Progress, flattened
 from train.log import Log

@@ -18,7 +18,8 @@ def main(out: Path, size: int = 128, iterations: int = 20) -> None:
         penalty="omt",
         optimizer__iterations=[iterations, iterations, iterations // 2],
     )
-    sys.stdout.write(f"Dice {result.metrics['dice_before']:.3f} -> {result.metrics['dice']:.3f}, folds {result.metrics['folds_percent']} %\n")
+    m = result.metrics
+    sys.stdout.write(f"Dice {m['dice_before']:.3f} -> {m['dice']:.3f}, folds {m['folds_percent']} %\n")
     result.save(f"{out}/register/", overwrite=True)  # Warped.nii.gz, 1Warp.nii.gz, ..., report.html
 
 

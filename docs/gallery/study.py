@@ -23,8 +23,8 @@ def main(out: Path, size: int = 96, iterations: int = 20, pairs: int = 6) -> Non
     (out / "pairs.csv").write_text("\n".join(lines) + "\n")
     settings = f"optimizer.iterations=[{iterations},{iterations},{iterations // 2}]"
     # every pair in a process of its own; run it again after a power cut: --resume goes on
-    batch = [sys.executable, "-m", "rdmm", "batch", str(out / "pairs.csv"), "-o", str(out / "lddmm"), "--resume", "dynamics=lddmm", settings]
-    subprocess.run(batch, check=True)
+    batch = ["batch", f"{out}/pairs.csv", "-o", f"{out}/lddmm", "--resume", "dynamics=lddmm", settings]
+    subprocess.run([sys.executable, "-m", "rdmm", *batch], check=True)
     # methods side by side, the batch's warps judged as any other tool's would be
     warps = f"+study.methods.batch.warps=['{out}/lddmm/{{case}}/1Warp.nii.gz','{out}/lddmm/{{case}}/0GenericAffine.mat']"
     keys = ["experiment=pairs", f"study.data.pairs.path={out}/pairs.csv", warps, "~study.methods.rdmm", settings]
