@@ -89,7 +89,7 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any)
     show(result.summary() if o["as_json"] else {**shown, **listed}, o["as_json"])
     if seen:
         return 128 + seen["signal"]
-    job.require_unfolded(result)
+    job.require_unfolded(result.metrics)
     return 0
 
 
@@ -153,12 +153,11 @@ def _batch(pairs: str, out: str, overrides: list[str], **o: Any) -> int:
             if not o["quiet"]:
                 click.echo(f"[{len(rows)}/{len(jobs)}] {batches.brief(id, row)}", err=True)
     failed = [id for id, row in rows.items() if batches.failed(row)]
+    listed = [{"id": id, **rows[id]} for id in jobs]
     if o["as_json"]:
-        show(
-            {"pairs": len(jobs), "done": len(rows) - len(failed), "failed": failed, "rows": [{"id": k, **v} for k, v in rows.items()]}, True
-        )
+        show({"pairs": len(jobs), "done": len(rows) - len(failed), "failed": failed, "rows": listed}, True)
     else:
-        click.echo(batches.table([{"id": id, **rows[id]} for id in jobs]))
+        click.echo(batches.table(listed))
         click.echo(f"{len(rows) - len(failed)} of {len(jobs)} pairs done; {whole.path('table.csv')}")
     if seen:
         return 128 + seen["signal"]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What would be typed for this registration, but for where the results go."""
+        """What would be typed for this registration, but for what its results do not depend on: their place, and the threads."""
         options = {**self.given, "init": self.init, "weights": self.weights, "max_folding": self.max_folding}
-        options |= {"device": self.device if self.device != "cpu" else None, "threads": self.threads, "seed": self.seed or None}
+        options |= {"device": self.device if self.device != "cpu" else None, "seed": self.seed or None}
         words = ["rdmm", "register", self.fixed, self.moving]
         for name, value in options.items():
             if value is not None:
@@ -117,21 +117,31 @@ class Job:
             done = registration.run(inputs, config, **settings)
         return done, done.save(self.out, overwrite=True)
 
-    def require_unfolded(self, done: Registration | ShapeRegistration) -> None:
+    def require_unfolded(self, measures: Mapping[str, Any]) -> None:
         """DivergenceError where more folds than ``max_folding`` allows."""
-        folded = done.metrics.get("folded_cells_percent", 0.0)
+        folded = measures.get("folded_cells_percent", 0.0)
         if self.max_folding is not None and folded > self.max_folding:
             raise DivergenceError(f"{folded:.3g} % of the cells fold, more than --max-folding {self.max_folding:g}; the result is written")
 
     def finished(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """run.json of an earlier run of this very job: the same settings, inputs and results by their checksums; else None."""
+        """run.json of an earlier run of this very job: the same settings, inputs and results by their checksums, wherever the inputs
+        lie now; else None."""
         outputs = Outputs(str(Path(self.out)) + "/")
         try:
             run = json.loads(outputs.path("run.json").read_text())
+            recorded = run["inputs"]
+            files = {"fixed": self.fixed, "moving": self.moving, **self.given, "weights": config.get("weights")}
+            then = replace(self, **{k: recorded[k]["path"] for k in ("fixed", "moving")}, inputs=_as_recorded(self.given, recorded))
             same = run["status"] == "done" and run["config"] == json.loads(json.dumps(jsonable(config)))
-            same = same and (run["command"], run["seed"]) == (self.command, self.seed)
-            files = {v["path"]: v["sha256"] for v in run["inputs"].values()}
-            files |= {str(outputs.path(k)): v for k, v in run["outputs"].items()}
-            return run if same and all(sha256(k) == v for k, v in files.items()) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            same = same and (run["command"], run["seed"]) == (then.command, self.seed)
+            same = same and all(sha256(files[k]) == v["sha256"] for k, v in recorded.items())
+            same = same and all(sha256(outputs.path(k)) == v for k, v in run["outputs"].items())
+            self.require_unfolded(run["metrics"])
+            return run if same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, DivergenceError):
             return None
+
+
+def _as_recorded(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Further inputs, the files among them by the paths that they had at the time of a run."""
+    return {k: recorded[k]["path"] if k in recorded else v for k, v in given.items()}

@@ -41,7 +41,7 @@ def outcome(job: Job) -> Outcome:
         inputs = job.read()
         with job.writing(config, overwrite=True), interruptible("writing the best result so far"):
             done, _ = job.run(inputs, config)
-        job.require_unfolded(done)
+        job.require_unfolded(done.metrics)
     except RdmmError as error:
         return failure(type(error).__name__, str(error), error.exit_code)
     except MemoryError as error:
@@ -158,7 +158,7 @@ class Submitit:
             raise ConfigError("--launcher submitit needs the extra: pip install 'rdmm[slurm]'") from error
         executor = submitit.AutoExecutor(folder=logs / "submitit")
         threads = max((job.threads or 1) for job in jobs.values())
-        common = {"name": "rdmm", "cpus_per_task": threads, "mem_gb": self.gib, "timeout_min": 60}
+        common = {"name": "rdmm", "cpus_per_task": threads, "mem_gb": self.gib, "timeout_min": 240}
         try:
             executor.update_parameters(**common, slurm_array_parallelism=self.at_once, **{f"slurm_{k}": v for k, v in self.options.items()})
         except (NameError, ValueError, TypeError) as error:

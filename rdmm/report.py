@@ -36,7 +36,7 @@ def render(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str]], fram
     title = f"{files.get('moving', {}).get('path', 'moving')} onto {files.get('fixed', {}).get('path', 'fixed')}"
     facts = [("command", summary["command"])] if summary["command"] else []
     facts += [(k, f"{v['path']} (sha256 {v['sha256']})") for k, v in files.items()]
-    facts += [(k, summary[k]) for k in ("device", "threads", "seed")]
+    facts += [(k, summary[k]) for k in ("device", "seed")]
     facts += [(f"version of {k}", v) for k, v in summary["versions"].items()]
     return _page("pair.html").render(
         title=title,

@@ -147,6 +147,10 @@ def test_settings_and_inputs_decide_what_is_done(pairs, whole):
     job = Job("", "", "", FAST, threads=1)
     jobs = Batch(str(pairs), str(whole), job).jobs()
     assert all(j.finished(j.config()) for j in jobs.values())
+    elsewhere = Batch(os.path.relpath(pairs), str(whole), replace(job, threads=2)).jobs()["p0"]
+    assert not Path(elsewhere.fixed).is_absolute() and elsewhere.finished(elsewhere.config())
+    folding = replace(jobs["p0"], max_folding=-1.0)
+    assert folding.finished(folding.config()) is None
     for other in (replace(job, overrides=[*FAST, "similarity=ncc"]), replace(job, seed=1), replace(job, inputs={"nan": "zero"})):
         changed = Batch(str(pairs), str(whole), other).jobs()["p0"]
         assert changed.finished(changed.config()) is None
