@@ -8,16 +8,18 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rdmm import registration, resources, shapes
+from rdmm import registration, resources
 from rdmm.config import build, compose, quoted
 from rdmm.inputs import Inputs, Shapes, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.record import jsonable
 from rdmm.registration import Registration
-from rdmm.shapes import ShapeRegistration
 from rdmm.types import ConfigError, DivergenceError
+
+if TYPE_CHECKING:
+    from rdmm.shapes import ShapeRegistration
 
 OF_SHAPES = ("landmarks",)
 """Of the further inputs, those that shapes have as well."""
@@ -96,6 +98,8 @@ class Job:
     def names(self, config: Mapping[str, Any]) -> list[str]:
         """Everything that this registration may write."""
         if self.of_shapes:
+            from rdmm import shapes
+
             return [*shapes.RESULTS, *shapes.OPTIONAL]
         return registration.file_names(build(config["output"], "output"))
 
@@ -112,6 +116,8 @@ class Job:
         done: Registration | ShapeRegistration
         settings: dict[str, Any] = {"device": self.device, "seed": self.seed, "command": self.command}
         if isinstance(inputs, Shapes):
+            from rdmm import shapes
+
             done = shapes.run(inputs, config, **settings)
         else:
             done = registration.run(inputs, config, **settings)

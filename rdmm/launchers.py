@@ -30,6 +30,10 @@ from rdmm.types import ConfigError, RdmmError
 Outcome = dict[str, Any]
 Launcher = Callable[[Mapping[str, Job], Path], Iterator[tuple[str, Outcome]]]
 
+KERNELS = ("kernels", "epdiff", "gaussians", "similarity.fused")
+PRELOADED = ["rdmm.launchers", "rdmm.shapes", "hydra._internal.hydra", *(f"rdmm.{k}" for k in KERNELS)]
+"""What every process would load for itself otherwise; nothing of it starts threads, which a fork would not take along."""
+
 SECONDS = 0.2
 """Between two looks at whether the batch was interrupted."""
 
@@ -70,7 +74,7 @@ class Local:
         methods = multiprocessing.get_all_start_methods()
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            context.set_forkserver_preload(["rdmm.launchers", "rdmm.similarity"])
+            context.set_forkserver_preload(PRELOADED)
         waiting, running = list(jobs.items()), dict[Connection, tuple[str, Any]]()
         told = False
         try:
