@@ -21,7 +21,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from eval import figures, tables
-from rdmm import shapes
+from rdmm import pictures, shapes
 from rdmm.config import build, check, compose, share
 from rdmm.data import Cases
 from rdmm.inputs import Inputs, Shapes
@@ -139,6 +139,10 @@ def rows(study: Study, base: list[str], device: str, seed: int, out: Path) -> It
                 if study.submission and isinstance(registration, Registration):
                     submit(registration, out / "submission" / method / f"disp_{case}.{study.submission}")
                 log.info("%s %s: %s", case, method, tables.brief(row))
+                if registration is not None:
+                    row[tables.THUMBNAIL] = (
+                        pictures.thumbnail(registration) if isinstance(registration, Registration) else registration.thumbnail()
+                    )
                 yield {"data": name, "case": case, "method": method, **row}
             if done:
                 figures.case(done, out / f"{case}.png")
@@ -181,7 +185,7 @@ def _judged(
 
 
 def write_index(table: list[dict[str, Any]], out: Path) -> None:
-    """``index.html``: every case and method, worst first, with the case's picture where there is one."""
+    """``index.html``: every case and method, worst first, each with a small picture, and the case's large one where there is one."""
 
     def shown(row: dict[str, Any]) -> dict[str, Any]:
         link = {"link": quote(f"{row['case']}.png")} if (out / f"{row['case']}.png").exists() else {}

@@ -50,6 +50,9 @@ LOWER = ("similarity", "tre_mm", "tre_liver_mm", "tre_outside_mm", "hd95_mm", "h
 TESTED = ("dice", "region_dice", *LOWER)
 """Measures that are tested against a baseline; of LOWER the smaller is the better."""
 
+THUMBNAIL = "thumbnail"
+"""A row's picture, for index.html; not in tables."""
+
 LEAST = 5
 """Pairs that a test needs: with fewer, no result of a two-sided signed-rank test is below .05."""
 
@@ -70,6 +73,7 @@ def brief(row: Row) -> str:
 
 def write(rows: Sequence[Row], out: Path, baseline: str | None = None) -> None:
     """``table.csv``, ``table.json``, ``table.md`` and ``table.tex`` in the folder ``out``."""
+    rows = [{k: v for k, v in row.items() if k != THUMBNAIL} for row in rows]
     write_table(out / "table.csv", rows)
     whole = {"rows": rows, "methods": aggregates(rows), "tests": tests(rows, baseline)}
     write_atomically(out / "table.json", json.dumps(jsonable(whole), indent=1, allow_nan=False).encode())

@@ -148,6 +148,7 @@ def test_a_list_of_ones_own_against_another_tool(pairs, tmp_path):
     assert r"\toprule" in (tmp_path / "table.tex").read_text()
     page = (tmp_path / "index.html").read_text()
     assert page.index(">c5<") < page.index(">c2<") and 'href="c0.png"' in page
+    assert page.count("data:image/jpeg") == 9 and "thumbnail" not in (tmp_path / "table.csv").read_text()
     assert np.load(tmp_path / "submission/svf/disp_c0.npz")["arr_0"].shape == (40, 36, 2)
 
 
