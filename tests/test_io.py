@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -233,3 +234,23 @@ def test_labels_must_be_whole_and_on_the_images_grid(tmp_path):
     assert float(io.read_labels(tmp_path / "k.nii").data.max()) == 300
     with pytest.raises(InputError, match="not that of their image"):
         io.read_labels(tmp_path / "k.nii", Image(torch.zeros(1, 1, 5, 5, 5), oblique((5, 5, 5), (1, 1, 1))))
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOSYS, "Function not implemented")])
+def test_file_systems_without_locks_are_written_to(tmp_path, monkeypatch, caplog, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with Outputs(f"{tmp_path}/").locked():
+        (tmp_path / "x").touch()
+    assert "has no locks" in caplog.text and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_locked_prefix_leaves_others_free(tmp_path):
+    with Outputs(f"{tmp_path}/a_").locked():
+        with Outputs(f"{tmp_path}/b_").locked():
+            pass
+        with pytest.raises(OutputError, match="another run"), Outputs(f"{tmp_path}/a_").locked():
+            pass
+    assert not list(tmp_path.iterdir())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rdmm.types import InputError, OutputError, nearest
+
+log = logging.getLogger(__name__)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
@@ -135,8 +140,10 @@ class Outputs:
             lock.acquire()
         except Timeout:
             raise OutputError(f"{self.prefix}: another run of rdmm is writing there; wait for it, or choose another -o") from None
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
+        except (OSError, NotImplementedError) as error:
+            if not isinstance(error, NotImplementedError) and error.errno not in NO_LOCKS:
+                raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
+            log.warning("%s: this file system has no locks: no other run may write there", folder)
         try:
             yield
         finally:
