@@ -147,7 +147,9 @@ def report(run: str, *, overwrite: bool) -> Path:
         OutputError: the page is there already.
     """
     outputs, folder = outputs_of(run), Path(run)
-    one = outputs.path("run.json").exists() or not (folder.is_dir() and any(folder.glob("*/run.json")))
+    one = outputs.path("run.json").exists()
+    if not one and not (folder.is_dir() and any(folder.glob("*/run.json"))):
+        raise InputError(f"{run}: no run there; the folder, prefix or run.json of rdmm register is wanted, or the folder of rdmm batch")
     path = outputs.path("report.html") if one else folder / "index.html"
     summary = summary_of(outputs.path("run.json")) if one else {}
     if path.exists() and not overwrite:

@@ -167,6 +167,6 @@ def test_a_run_whose_files_changed_is_refused(study, tmp_path):
     (tmp_path / "r0" / "run.json").write_text("{}")
     with pytest.raises(InputError, match=r"not a run.json"):
         report(str(tmp_path / "r0"), overwrite=True)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no run there"):
         report(str(tmp_path / "r7"), overwrite=True)
     assert study_rows(tmp_path)[0]["status"] == "unreadable"
