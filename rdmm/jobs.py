@@ -58,7 +58,7 @@ class Job:
     @property
     def given(self) -> dict[str, Any]:
         """The further inputs that were given."""
-        return {k: v for k, v in self.inputs.items() if v not in (None, False)}
+        return {k: v for k, v in self.inputs.items() if v is not None and v is not False}
 
     @property
     def command(self) -> str:

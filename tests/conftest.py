@@ -18,6 +18,14 @@ from rdmm.resources import set_threads
 DATA = Path(os.environ.get("RDMM_DATA", Path(__file__).parents[1] / "../shared/data"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config) -> None:
+    """Two processes, a file of tests in one of them, where pytest-xdist is there and -n does not say otherwise."""
+    worker = hasattr(config, "workerinput")
+    if config.pluginmanager.hasplugin("xdist") and not worker and config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     set_threads(1)

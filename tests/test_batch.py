@@ -326,6 +326,11 @@ def test_as_many_at_once_as_memory_allows(pairs, monkeypatch):
     assert at_once(jobs, 3)[0] == 3 and at_once(jobs, 99)[0] == len(jobs)
 
 
+def test_volume_nought_is_a_volume():
+    job = Job("a", "b", "", inputs={"volume": 0, "strict": False, "landmarks": None, "nan": "zero"})
+    assert job.given == {"volume": 0, "nan": "zero"} and "--volume 0" in job.command
+
+
 def test_small_things(tmp_path):
     assert parse_shard(None) == (1, 1) and parse_shard("2/5") == (2, 5)
     text = table([{"id": "a", "status": "done", "dice": 0.5}, {"id": "b", "status": "InputError", "message": "gone"}])
