@@ -21,14 +21,22 @@ LAYERS = 16
 def dice(a: Tensor, b: Tensor, labels: Iterable[int] | None = None) -> dict[int, float]:
     """Dice of each label (default: all but 0 in either map); NaN where a label is missing from one of the two."""
     a, b = a.flatten().round().long(), b.flatten().round().long()
+    in_a, in_b, in_both = _counts(a), _counts(b), _counts(a[a == b])
     if labels is None:
-        labels = sorted((set(a.unique().tolist()) | set(b.unique().tolist())) - {0})
-    out = {}
-    for label in labels:
-        in_a, in_b = a == label, b == label
-        size_a, size_b = int(in_a.sum()), int(in_b.sum())
-        out[int(label)] = 2 * int((in_a & in_b).sum()) / (size_a + size_b) if size_a and size_b else math.nan
-    return out
+        labels = sorted((set(in_a) | set(in_b)) - {0})
+    return {int(k): 2 * in_both.get(k, 0) / (in_a[k] + in_b[k]) if k in in_a and k in in_b else math.nan for k in labels}
+
+
+def _counts(x: Tensor) -> dict[int, int]:
+    """How often each whole number stands in x (n,)."""
+    if x.numel() == 0:
+        return {}
+    low = int(x.min())
+    if int(x.max()) - low < 2**20:
+        n = torch.bincount(x - low)
+        (there,) = n.nonzero(as_tuple=True)
+        return dict(zip((there + low).tolist(), n[there].tolist(), strict=True))
+    return dict(zip(*(y.tolist() for y in x.unique(return_counts=True)), strict=True))
 
 
 def mean_dice(values: dict[int, float]) -> tuple[float, int]:

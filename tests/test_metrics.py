@@ -85,3 +85,16 @@ def test_hd95_is_a_distance_and_an_empty_label_no_zero(grid):
     out = metrics.overlap(moved, fixed, fixed, grid.voxel)
     assert out["hd95_mm"] == pytest.approx(found[1]) and out["hd95_empty"] == 1
     assert (out["dice_before"], out["dice_n_valid"]) == (1, 1)
+
+
+@pytest.mark.parametrize("far", [0, 2**40])
+def test_dice_of_any_labels(far):
+    """Counted in one pass, or sorted where the labels lie far apart: as by comparing the maps label by label."""
+    a, b = (torch.randint(-3, 9, (40, 30), generator=torch.Generator().manual_seed(k)) for k in range(2))
+    a[0, 0] = b[0, 0] = far
+    found = metrics.dice(a, b)
+    assert set(found) == (set(a.unique().tolist()) | set(b.unique().tolist())) - {0}
+    for label, value in found.items():
+        p, q = a == label, b == label
+        assert value == pytest.approx(2 * float((p & q).sum()) / float(p.sum() + q.sum()), rel=1e-12)
+    assert math.isnan(metrics.dice(a, b, [77])[77])
