@@ -43,6 +43,7 @@ def summary_of(path: Path) -> dict[str, Any]:
         wrong = [k for k in ("inputs", "config", "metrics", "seconds", "versions", "outputs") if not isinstance(run[k], dict)]
         if wrong or not all({"path", "sha256"} <= set(v) for v in run["inputs"].values()):
             raise TypeError(f"{(wrong or ['inputs'])[0]} is not as a run writes it")
+        measures(run)
         return dict(run)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a run.json of rdmm ({type(error).__name__}: {error})") from error
@@ -107,13 +108,16 @@ def _options(command: str) -> dict[str, Any]:
 
 
 def study_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a batch's list: every run.json in a folder of its own, and what its failures.json (of every shard) tell."""
-    failures = {r["id"]: r for path in sorted(folder.glob("failures*.json")) for r in _failures(path)}
+    """The rows of a batch's list: every run.json in a folder of its own, and what its failures.json (of every shard) tell, unless
+    the pair was done after they were written."""
+    told = sorted(folder.glob("failures*.json"), key=_written)
+    failures = {row["id"]: (_written(path), row) for path in told for row in _failures(path)}
     rows = []
     for path in sorted(folder.glob("*/run.json")):
         id, link = path.parent.name, quote(f"{path.parent.name}/report.html")
-        if id in failures:
-            rows.append(failures.pop(id) | {"link": link})
+        failed_at, failure = failures.pop(id, (0, {}))
+        if failed_at >= _written(path):
+            rows.append(failure | {"link": link})
             continue
         try:
             run = summary_of(path)
@@ -122,7 +126,12 @@ def study_rows(folder: Path) -> list[dict[str, Any]]:
             continue
         shown = {"id": id, "status": run["status"], "message": "", **measures(run)}
         rows.append({**shown, "thumbnail": run.get("thumbnail"), "link": link})
-    return rows + list(failures.values())
+    return rows + [row for _, row in failures.values()]
+
+
+def _written(path: Path) -> int:
+    """When, in nanoseconds."""
+    return path.stat().st_mtime_ns
 
 
 def _failures(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -158,8 +160,6 @@ def test_the_same_page_again(study, tmp_path):
 
 
 def test_a_run_whose_files_changed_is_refused(study, tmp_path):
-    import shutil
-
     shutil.copytree(study / "r0", tmp_path / "r0")
     (tmp_path / "r0" / "1Warp.nii.gz").write_bytes(b"other")
     with pytest.raises(InputError, match=r"1Warp.nii.gz: not the file of this run"):
@@ -170,3 +170,14 @@ def test_a_run_whose_files_changed_is_refused(study, tmp_path):
     with pytest.raises(InputError, match="no run there"):
         report(str(tmp_path / "r7"), overwrite=True)
     assert study_rows(tmp_path)[0]["status"] == "unreadable"
+
+
+def test_a_pair_that_was_done_after_it_failed_is_done(study, tmp_path):
+    """What an earlier shard tells gives way to a later result; a later failure to neither."""
+    shutil.copytree(study / "r0", tmp_path / "r0")
+    told = tmp_path / "failures_1of2.json"
+    told.write_text(json.dumps([{"id": "r0", "status": "killed", "message": ""}]))
+    for seconds, status in ((-10, "done"), (10, "killed")):
+        at = (tmp_path / "r0" / "run.json").stat().st_mtime + seconds
+        os.utime(told, (at, at))
+        assert [row["status"] for row in study_rows(tmp_path)] == [status]
