@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmm.batch import write_table
-from rdmm.io import write_atomically
+from rdmm.io import write_atomically, write_table
 from rdmm.record import jsonable
 
 Row = dict[str, Any]

@@ -6,8 +6,6 @@ n puts ``_iofn`` behind the names of its table and failures.
 
 from __future__ import annotations
 
-import csv
-import io as buffers
 import json
 import logging
 import math
@@ -116,7 +114,7 @@ class Batch:
     def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome]) -> None:
         """table.csv and failures.json, in the order of the list."""
         table = [{"id": id, **rows[id]} for id in jobs if id in rows]
-        write_table(self.path("table.csv"), table, FIRST)
+        io.write_table(self.path("table.csv"), table, FIRST)
         failures = [{**{k: r[k] for k in ("id", "status", "message", "exit_code")}, **_pair(jobs[r["id"]])} for r in table if failed(r)]
         io.write_atomically(self.path("failures.json"), json.dumps(jsonable(failures), indent=1).encode())
 
@@ -127,16 +125,6 @@ def failed(row: Mapping[str, Any]) -> bool:
 
 def _pair(job: Job) -> dict[str, str]:
     return {"fixed": job.fixed, "moving": job.moving, "out": job.out}
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> None:
-    """Rows as CSV; the columns ``first``, then every other in the order in which it comes up."""
-    columns = list(dict.fromkeys([*first, *(k for row in rows for k in row)]))
-    buffer = buffers.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    io.write_atomically(path, buffer.getvalue().encode())
 
 
 def at_once(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, float]:

@@ -20,7 +20,9 @@ def _page(name: str) -> jinja2.Template:
     return jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.StrictUndefined).get_template(name)
 
 
-def render(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str]], frames: Sequence[Mapping[str, Any]] = ()) -> str:
+def render(
+    summary: Mapping[str, Any], pictures: Sequence[tuple[str, str]], frames: Sequence[Mapping[str, Any]] = (), points: bool = False
+) -> str:
     """The page of a registration.
 
     It holds nothing that differs between two runs of the same (times, memory): these are in run.json.
@@ -29,6 +31,7 @@ def render(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str]], fram
         summary: what run.json holds.
         pictures: (heading, base64 PNG).
         frames: of the animation (pictures.frames).
+        points: whether their lines are points.
     """
     import yaml
 
@@ -44,7 +47,7 @@ def render(summary: Mapping[str, Any], pictures: Sequence[tuple[str, str]], fram
         pictures=pictures,
         frames=list(frames),
         lines=[{"t": frame["t"], "lines": [plane["lines"] for plane in frame["planes"]]} for frame in frames],
-        points=any("points" in plane["name"] for frame in frames[:1] for plane in frame["planes"]),
+        points=points,
         metrics=[(k, _text(v)) for k, v in summary["metrics"].items()],
         facts=facts,
         config=yaml.safe_dump(summary["config"], sort_keys=False),

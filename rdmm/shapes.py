@@ -126,7 +126,11 @@ class ShapeRegistration:
             write("initial_conditions.safetensors", write_conditions, self.result.ic)
         summary = self.summary()
         summary["thumbnail"] = self.thumbnail()
-        write("report.html", io.write_atomically, render(summary, self.pictures(), self.frames()).encode())
+        write(
+            "report.html",
+            io.write_atomically,
+            render(summary, [("Shapes before and after", self.picture)], self.frames(), points=True).encode(),
+        )
         return [*written, write_run(outputs, summary, written)]
 
     def _parts(self) -> tuple[Affine | None, Transform, Transform]:
@@ -152,13 +156,14 @@ class ShapeRegistration:
         cells = np.stack([index[:-1].ravel(), index[1:].ravel()], 1)
         io.write_mesh(path, np.concatenate(steps), cells, {"t": np.repeat(TIMES, n)})
 
-    def pictures(self) -> list[tuple[str, str]]:
-        """(heading, base64 PNG): both shapes before and after, in each plane, with the flow's grid."""
-        return [("Shapes before and after", figure_png(by_method({"warped": self})))]
+    @cached_property
+    def picture(self) -> str:
+        """Both shapes before and after, in each plane, with the flow's grid: base64 PNG."""
+        return figure_png(by_method({"warped": self}))
 
     def thumbnail(self) -> str:
         """A small base64 JPEG of the shapes before and after, in the first plane."""
-        return shrunk(self.pictures()[0][1], len(_planes(self.shapes.frame.ndim)))
+        return shrunk(self.picture, len(_planes(self.shapes.frame.ndim)))
 
     def frames(self) -> list[dict[str, Any]]:
         """The control points on their way over the fixed shape, in each plane: for the page's script (pictures.frames)."""

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from rdmm import io
-from rdmm.batch import Batch, at_once, parse_shard, table, write_table
+from rdmm.batch import Batch, at_once, parse_shard, table
 from rdmm.data.lists import read_pairs
 from rdmm.data.synthetic import shapes_pair
 from rdmm.io import Outputs
@@ -42,7 +42,7 @@ def make_pairs(folder: Path, number: int, shape=(32, 32)) -> list[dict[str, str]
 
 
 def write_list(folder: Path, rows: list[dict[str, str]], name: str = "pairs.csv") -> Path:
-    write_table(folder / name, rows)
+    io.write_table(folder / name, rows)
     return folder / name
 
 

@@ -1,11 +1,12 @@
-"""Landmarks and points: CSV files with a header, world millimetres (RAS+)."""
+"""CSV files with a header: landmarks and points in world millimetres (RAS+), and tables of results."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,4 +70,14 @@ def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow("xyz"[: points.shape[1]])
     writer.writerows([[f"{x:.6f}" for x in row] for row in points])
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> None:
+    """Rows as CSV; the columns ``first``, then every other in the order in which it comes up."""
+    columns = list(dict.fromkeys([*first, *(k for row in rows for k in row)]))
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_atomically(path, buffer.getvalue().encode())
