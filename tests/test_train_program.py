@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,9 +115,11 @@ def test_wrong_settings_end_before_data_are_read(tmp_path, keys, code, message):
 # ---- several processes
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
 def two(tmp_path, *keys, **more):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [*run, *command(tmp_path, *keys)[1:]]
+    arguments = [*TORCHRUN, *command(tmp_path, *keys)[1:]]
     return subprocess.run(arguments, cwd=share(), capture_output=True, text=True, timeout=300, check=False, **more)
 
 
@@ -128,6 +131,25 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path):
     assert alone.returncode == 0
     a, b = (read_model(tmp_path / n / "rdmm" / LAST).tensors for n in ("two", "one"))
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list a process's threads")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """A thread of gloo that lets go of a tensor while the interpreter ends kills the process, after all its work is done."""
+    script = tmp_path / "threads.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(share())!r})\n"
+        "from train.parallel import world\n"
+        "with world(60) as ranks:\n"
+        "    import torch.distributed.nn.functional\n"
+        "    assert ranks.total([1.0]) == [2.0] and ranks.same('a') == 'a'\n"
+        "names = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]\n"
+        "assert not [n for n in names if 'gloo' in n], names\n"
+    )
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -148,9 +170,8 @@ def test_when_one_process_dies_the_other_ends(tmp_path):
         "from train.main import main\n"
         "main()\n"
     )
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     begin = time.perf_counter()
-    arguments = [*run, *command(tmp_path / "run", "trainer.max_steps=50", "trainer.timeout=30")[2:]]
+    arguments = [*TORCHRUN, str(script), *command(tmp_path / "run", "trainer.max_steps=50", "trainer.timeout=30")[2:]]
     done = subprocess.run(arguments, cwd=share(), capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
     assert time.perf_counter() - begin < 120

@@ -7,6 +7,7 @@ diverges sends zeros and says so, and no other waits for it.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ def world(timeout: float) -> Iterator[World]:
     if size == 1:
         yield World()
         return
+    # Its functions keep the group that stands when they are defined as their default. Loaded later, it would keep gloo's threads alive
+    # after the group's end, and one that lets go of a tensor while the interpreter ends kills the process.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
     try:
         yield World(dist.get_rank(), size)
