@@ -80,7 +80,7 @@ def test_targets_are_our_own():
 def test_a_list_of_similarities_is_their_weighted_sum():
     for text in ("similarity=[lncc,sinkhorn]", 'similarity=["lncc", "sinkhorn"]'):
         node = compose([text, "similarity.weights.sinkhorn=100", "similarity.terms.sinkhorn.blur=.05"])["similarity"]
-        terms = {"lncc": similarity.LNCC(3), "sinkhorn": similarity.GridSinkhorn(0.05, normalise=True)}
+        terms = {"lncc": similarity.LNCC(), "sinkhorn": similarity.GridSinkhorn(0.05, normalise=True)}
         assert build(node, "similarity") == similarity.Sum(terms, {"lncc": 1.0, "sinkhorn": 100})
     for text, message in (("[lncc,lncc]", "different"), ("[]", "different"), ("[lncc,sinkhor]", "did you mean 'sinkhorn'")):
         with pytest.raises(ConfigError, match=message):

@@ -126,7 +126,7 @@ def test_a_list_of_ones_own_against_another_tool(pairs, tmp_path):
     """experiment=pairs: every table, tests, the list, the submission; failures are rows, exit code 4."""
     methods = ["~study.methods.affine", "~study.methods.lddmm", "~study.methods.rdmm"]
     methods += [f"+study.methods.other.warps=['{pairs}/{{case}}_warp.nii.gz']"]
-    keys = [f"study.data.pairs.path={pairs}/pairs.csv", *methods, "optimizer.iterations=[3,2,1]"]
+    keys = [f"study.data.pairs.path={pairs}/pairs.csv", *methods, "optimizer.iterations=[10,6,3]"]
     more = ["study.baseline=other", "study.submission=npz", "study.pictures=1"]
     done = run(tmp_path, "experiment=pairs", *keys, *more)
     assert done.returncode == 4, done.stderr + done.stdout

@@ -145,3 +145,11 @@ def test_autocast_leaves_the_value(grid):
         value = float(similarity(Image(a, grid), Image(b, grid)))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert float(similarity(Image(a, grid), Image(b, grid))) == pytest.approx(value, abs=1e-3)
+
+
+def test_the_window_of_lncc_has_enough_voxels_in_slices_and_in_volumes():
+    """Without a side: 7 in slices, 3 in volumes, and no error where a pyramid's coarsest slice is smaller than that."""
+    for shape, window in (((20, 24), 7), ((12, 10, 11), 3), ((3, 3), 5), ((2, 2), 3)):
+        a, b = (Image(torch.rand(1, 1, *shape, generator=torch.manual_seed(i)), Grid.unit(shape)) for i in (0, 1))
+        assert torch.equal(LNCC()(a, b), LNCC(window)(a, b))
+        assert shape == (2, 2) or not torch.equal(LNCC()(a, b), LNCC(window + 2 if window == 3 else window - 2)(a, b))
