@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -77,6 +78,13 @@ def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
     last = p.new_zeros(1, d + 1)
     last[0, d] = 1.0
     return torch.cat([torch.cat([linear, shift[:, None]], 1), last])
+
+
+def turned_by(matrix: Tensor) -> float:
+    """Degrees by which the rotation nearest to a homogeneous matrix turns."""
+    linear = matrix[:-1, :-1].detach().double().cpu()
+    left, _, right = torch.linalg.svd(linear)
+    return math.degrees(math.acos(max(-1.0, min(1.0, (float((left @ right).trace()) - (len(linear) - 2)) / 2))))
 
 
 def in_frame(matrix: Tensor, grid: Grid) -> Affine:

@@ -20,7 +20,7 @@ from rdmm.data.lists import Row, read_pairs
 from rdmm.io import Outputs
 from rdmm.jobs import Job
 from rdmm.launchers import Launcher, Local, Outcome, Submitit
-from rdmm.record import jsonable, measures
+from rdmm.record import jsonable, measures, message
 from rdmm.resources import available_memory
 from rdmm.runs import write_index
 from rdmm.types import ConfigError, OutputError, RdmmError
@@ -92,7 +92,7 @@ class Batch:
             there = [id for id, job in jobs.items() if Path(job.out, "run.json").exists()]
             if there and not (resume or overwrite):
                 raise OutputError(f"{Path(self.out, there[0])}: is there already; --resume goes on, --overwrite begins anew")
-            rows = {id: {"status": "done", "message": "", "exit_code": 0, **measures(run)} for id, run in done.items()}
+            rows = {id: {"status": "done", "message": message(run), "exit_code": 0, **measures(run)} for id, run in done.items()}
             if done:
                 log.info("%d of %d pairs are done already", len(done), len(jobs))
             yield from rows.items()
@@ -182,15 +182,16 @@ def brief(id: str, row: Outcome) -> str:
     """One line of a pair's outcome."""
     if failed(row):
         return f"{id}: {row['status']}: {row['message']}"
-    return f"{id}: " + ", ".join(f"{k} {row[k]:.4g}" for k in SHOWN if k in row)
+    warning = f"; warning: {row['message']}" if row["message"] else ""
+    return f"{id}: " + ", ".join(f"{k} {row[k]:.4g}" for k in SHOWN if k in row) + warning
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a text table, the faults' messages under it."""
+    """The rows as a text table, what faults and warnings say under it."""
     columns = [k for k in SHOWN if any(k in r for r in rows)]
     lines = [["id", "status", *columns]]
     lines += [[str(r["id"]), str(r["status"]), *(f"{r[k]:.4g}" if k in r else "-" for k in columns)] for r in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    messages = [f"{r['id']}: {r['message']}" for r in rows if failed(r)]
+    messages = [f"{r['id']}: {'' if failed(r) else 'warning: '}{r['message']}" for r in rows if r["message"]]
     return "\n".join([*text, *([""] if messages else []), *messages])

@@ -14,6 +14,7 @@ from rdmm import io
 from rdmm.grid import Grid
 from rdmm.io.nifti import NanPolicy, Source
 from rdmm.measure import Measure, frame_of
+from rdmm.notices import with_warnings
 from rdmm.resources import check_memory
 from rdmm.shape import Image, Pair, bounds, overlap_fraction
 from rdmm.transform import Identity, framed
@@ -46,6 +47,7 @@ class Inputs:
         labels: those that Dice is taken of; None: all.
         files: what was read, by name.
         stored: how the fixed and moving files order their voxels.
+        warnings: what was odd about them.
     """
 
     pair: Pair
@@ -56,8 +58,10 @@ class Inputs:
     labels: Sequence[int] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     stored: tuple[Grid, Grid] | None = None
+    warnings: Sequence[str] = ()
 
 
+@with_warnings
 def read_inputs(
     fixed: Source | Image,
     moving: Source | Image,
@@ -128,14 +132,17 @@ class Shapes:
 
     Args:
         landmarks: fixed and moving points (n, d), world millimetres.
+        warnings: what was odd about the files.
     """
 
     pair: Pair[Measure]
     frame: Grid
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
+@with_warnings
 def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | None = None) -> Shapes:
     """Two shapes from .vtk or .ply files, or measures in world millimetres; planar ones (all z equal) become 2D."""
     found = [(x, None) if isinstance(x, Measure) else (None, io.read_mesh(x)) for x in (fixed, moving)]

@@ -23,7 +23,7 @@ from typing import Any
 from rdmm.interruption import interruptible
 from rdmm.jobs import Job
 from rdmm.optimise import stop
-from rdmm.record import measures
+from rdmm.record import measures, message
 from rdmm.runs import outputs_of, summary_of
 from rdmm.types import ConfigError, RdmmError
 
@@ -54,7 +54,8 @@ def outcome(job: Job) -> Outcome:
         logging.getLogger("rdmm").exception("unexpected")
         return failure(type(error).__name__, f"unexpected: {error}", 1)
     code = 130 if done.status == "interrupted" else 0
-    return {"status": done.status, "message": "", "exit_code": code, **measures(summary_of(outputs_of(job.out).path("run.json")))}
+    run = summary_of(outputs_of(job.out).path("run.json"))
+    return {"status": done.status, "message": message(run), "exit_code": code, **measures(run)}
 
 
 def failure(status: str, message: str, code: int) -> Outcome:

@@ -51,6 +51,11 @@ def jsonable(x: Any) -> Any:
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
+def message(summary: Mapping[str, Any]) -> str:
+    """The warnings of a run.json in one line."""
+    return "; ".join(map(str, summary.get("warnings", [])))
+
+
 def measures(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a run.json that a table shows; what is none (NaN) is left out."""
     numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float) and np.isfinite(v)}

@@ -24,6 +24,7 @@ from rdmm.inputs import Inputs, read_inputs
 from rdmm.io.files import Outputs
 from rdmm.io.nifti import NanPolicy, Source
 from rdmm.io.warps import require_itk_grid
+from rdmm.notices import noted
 from rdmm.optimise import stop
 from rdmm.record import described, write_conditions, write_run
 from rdmm.resources import chosen_device, reset_peak_memory, set_threads
@@ -302,10 +303,11 @@ def run(inputs: Inputs, config: Mapping[str, Any], *, device: str = "cpu", seed:
     if inputs.landmarks is not None:
         points = (pair.fixed.grid.from_world(torch.as_tensor(x.T[None])) for x in (inputs.landmarks.fixed, inputs.landmarks.moving))
         marks = Correspondence(*(x.to(pair.fixed.data.dtype).to(target) for x in points))
-    fixed, moving = (intensity(x, name).to(target) for x, name in zip((pair.fixed, pair.moving), names, strict=True))
-    result = staged(stages, Pair(fixed, moving, pair.initial, regions, marks), device)
-    noted = {"command": command, "seed": seed, "device": device, "threads": torch.get_num_threads()}
-    settings = {**noted, "stages": stages, "output": output}
+    with noted() as warnings:
+        fixed, moving = (intensity(x, name).to(target) for x, name in zip((pair.fixed, pair.moving), names, strict=True))
+        result = staged(stages, Pair(fixed, moving, pair.initial, regions, marks), device)
+    facts = {"command": command, "seed": seed, "device": device, "threads": torch.get_num_threads()}
+    settings = {**facts, "warnings": [*inputs.warnings, *warnings], "stages": stages, "output": output}
     return Registration(inputs, result, config, settings, "interrupted" if stop.is_set() else "done")
 
 

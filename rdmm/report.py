@@ -44,6 +44,7 @@ def render(
     return _page("pair.html").render(
         title=title,
         status=summary["status"],
+        warnings=summary.get("warnings", []),
         pictures=pictures,
         frames=list(frames),
         lines=[{"t": frame["t"], "lines": [plane["lines"] for plane in frame["planes"]]} for frame in frames],

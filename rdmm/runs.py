@@ -16,7 +16,7 @@ from rdmm.grid import Grid
 from rdmm.inputs import Inputs, read_inputs
 from rdmm.io import Outputs
 from rdmm.io.files import existing
-from rdmm.record import measures
+from rdmm.record import measures, message
 from rdmm.registration import Registration, deforms
 from rdmm.report import render, render_study
 from rdmm.stages import Result
@@ -41,6 +41,7 @@ def summary_of(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(existing(path).read_text(encoding="utf-8"))
         wrong = [k for k in ("inputs", "config", "metrics", "seconds", "versions", "outputs") if not isinstance(run[k], dict)]
+        wrong += [] if isinstance(run.get("warnings", []), list) else ["warnings"]
         if wrong or not all({"path", "sha256"} <= set(v) for v in run["inputs"].values()):
             raise TypeError(f"{(wrong or ['inputs'])[0]} is not as a run writes it")
         measures(run)
@@ -124,7 +125,7 @@ def study_rows(folder: Path) -> list[dict[str, Any]]:
         except InputError as error:
             rows.append({"id": id, "status": "unreadable", "message": str(error)})
             continue
-        shown = {"id": id, "status": run["status"], "message": "", **measures(run)}
+        shown = {"id": id, "status": run["status"], "message": message(run), **measures(run)}
         rows.append({**shown, "thumbnail": run.get("thumbnail"), "link": link})
     return rows + [row for _, row in failures.values()]
 

@@ -20,6 +20,7 @@ from rdmm.grid import Grid
 from rdmm.inputs import Shapes, read_shapes
 from rdmm.io.files import Outputs
 from rdmm.measure import Measure
+from rdmm.notices import noted
 from rdmm.optimise import stop
 from rdmm.pictures import dotted, figure_png, shrunk
 from rdmm.points import PointLDDMM
@@ -261,9 +262,10 @@ def run(shapes: Shapes, config: Mapping[str, Any], *, device: str = "cpu", seed:
     if shapes.landmarks is not None:
         marks = Correspondence(*(_domain(x, shapes.frame).to(target) for x in shapes.landmarks))
     pair = Pair(shapes.pair.fixed.to(target), shapes.pair.moving.to(target), landmarks=marks)
-    result = staged(stages, pair, device)
-    noted = {"command": command, "seed": seed, "device": device, "threads": torch.get_num_threads()}
-    settings = {**noted, "stages": stages}
+    with noted() as warnings:
+        result = staged(stages, pair, device)
+    facts = {"command": command, "seed": seed, "device": device, "threads": torch.get_num_threads()}
+    settings = {**facts, "warnings": [*shapes.warnings, *warnings], "stages": stages}
     return ShapeRegistration(shapes, result, config, settings, "interrupted" if stop.is_set() else "done")
 
 

@@ -333,8 +333,8 @@ def test_volume_nought_is_a_volume():
 
 def test_small_things(tmp_path):
     assert parse_shard(None) == (1, 1) and parse_shard("2/5") == (2, 5)
-    text = table([{"id": "a", "status": "done", "dice": 0.5}, {"id": "b", "status": "InputError", "message": "gone"}])
-    assert "a   done        0.5" in text and text.endswith("b: gone")
+    text = table([{"id": "a", "status": "done", "message": "odd", "dice": 0.5}, {"id": "b", "status": "InputError", "message": "gone"}])
+    assert "a   done        0.5" in text and text.endswith("a: warning: odd\nb: gone")
     with pytest.raises(InputError):
         read_pairs(tmp_path / "none.csv")
 

@@ -28,6 +28,7 @@ from rdmm import (
 )
 from rdmm.data.synthetic import shapes_pair
 from rdmm.initial import Regions, Zero
+from rdmm.notices import noted
 from rdmm.optimise import LBFGS
 from rdmm.penalty import WeightPenalty
 from rdmm.similarity import NCC, SSD
@@ -128,6 +129,25 @@ def test_affine_recovers_35_mm_and_30_degrees(d):
     corners = np.concatenate([grid.corners(), np.ones((2, 1))], 1)
     assert np.abs(found @ corners.T - truth @ corners.T).max() < 1.0  # mm, a quarter of a voxel
     assert torch.allclose(result.inverse(result.transform(grid.identity(image.data))), grid.identity(image.data), atol=1e-4)
+
+
+def test_affine_tells_of_turns():
+    """An image that lies the other way round in its file is found and told; one that looks the same both ways is told; others are not."""
+    grid = Grid((40, 44), np.diag([4.0, 4, 1]))
+    image = Image(blobs(grid, 7, 10).float(), grid)
+    with noted() as quiet:
+        AffineOpt()(Pair(image, image))
+    turned = Image(image.data.flip(2, 3), grid)
+    with noted() as told:
+        found = AffineOpt()(Pair(image, turned)).transform
+    y = found(grid.identity(image.data))
+    assert torch.allclose(y, grid.identity(image.data).flip(2, 3), atol=grid.spacing[0] / 4)
+    symmetric = Image((image.data + turned.data) / 2, grid)
+    with noted() as ambiguous:
+        AffineOpt()(Pair(symmetric, symmetric))
+    assert quiet == []
+    assert len(told) == 1 and "was turned by 180 degrees against the files' geometry" in told[0] and "--init header" in told[0]
+    assert len(ambiguous) == 1 and "turned by 180 degrees the images agree about as well" in ambiguous[0]
 
 
 def test_affine_models_are_what_they_say():

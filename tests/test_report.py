@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from browser import Browser, chromium
@@ -181,3 +183,21 @@ def test_a_pair_that_was_done_after_it_failed_is_done(study, tmp_path):
         at = (tmp_path / "r0" / "run.json").stat().st_mtime + seconds
         os.utime(told, (at, at))
         assert [row["status"] for row in study_rows(tmp_path)] == [status]
+
+
+def test_warnings_are_in_the_results(tmp_path):
+    """What a run warned of is in run.json, on its page and in the study's list, not in a log only."""
+    pair, _, _ = shapes_pair(0, (24, 24))
+    x = pair.moving.data.clone()
+    x[..., 3, 4] = float("nan")
+    io.write_image(tmp_path / "f.nii.gz", pair.fixed.data, pair.fixed.grid)
+    nib.save(nib.Nifti1Image(x[0, 0].numpy(), np.eye(4)), tmp_path / "<m>.nii.gz")
+    settings = {"overrides": ["optimizer.iterations=[1,1,1]"], "nan": "zero"}
+    rdmm.register(fixed=tmp_path / "f.nii.gz", moving=tmp_path / "<m>.nii.gz", **settings).save(f"{tmp_path}/out/a/")
+    (warning,) = json.loads((tmp_path / "out/a/run.json").read_text())["warnings"]
+    assert warning.endswith("<m>.nii.gz: 1 voxels are NaN or Inf: set to 0")
+    assert "&lt;m&gt;.nii.gz: 1 voxels are NaN or Inf" in (tmp_path / "out/a/report.html").read_text()
+    (row,) = study_rows(tmp_path / "out")
+    assert row["message"] == warning
+    rdmm.register(fixed=tmp_path / "f.nii.gz", moving=tmp_path / "f.nii.gz", **settings).save(f"{tmp_path}/out/b/")
+    assert json.loads((tmp_path / "out/b/run.json").read_text())["warnings"] == []
