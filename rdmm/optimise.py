@@ -25,8 +25,6 @@ from rdmm.weights import normalise, parameters
 
 log = logging.getLogger(__name__)
 
-VOXEL_OF_SIGMA = 0.6
-
 STRIDE = 30.0
 """Of the pre-weights against the momentum: one step moves them this much further. At 1 they hardly leave their start."""
 
@@ -50,10 +48,11 @@ class Trial:
 
 class LineSearch:
     """Strong Wolfe conditions (Nocedal and Wright, algorithms 3.5 and 3.6). A trial that diverges has the value infinity,
-    so the bracket closes in front of it."""
+    so the bracket closes in front of it. Steps that promise less than ``least`` of the value are not worth a trial: what they
+    bring drowns in rounding and in the kinks of interpolation."""
 
-    def __init__(self, objective: Objective, c1: float = 1e-4, c2: float = 0.9, evaluations: int = 10) -> None:
-        self.objective, self.c1, self.c2, self.evaluations = objective, c1, c2, evaluations
+    def __init__(self, objective: Objective, c1: float = 1e-4, c2: float = 0.9, evaluations: int = 10, least: float = 0.0) -> None:
+        self.objective, self.c1, self.c2, self.evaluations, self.least = objective, c1, c2, evaluations, least
 
     def _trial(self, x: Tensor, direction: Tensor, t: float) -> Trial:
         try:
@@ -90,6 +89,8 @@ class LineSearch:
                 if abs(high.t - low.t) < 1e-6 * max(abs(low.t), 1e-12):
                     break
                 t = self._between(low, high)
+                if low is start and -t * start.slope < self.least * abs(f0):
+                    break
         return best if best.f < f0 else None
 
     @staticmethod
@@ -156,7 +157,7 @@ def _lbfgs(
     if not (math.isfinite(f) and torch.isfinite(g).all()):
         raise DivergenceError(f"the energy at the start is {f}: nothing to improve on")
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
-    search, slow = LineSearch(objective), 0
+    search, slow = LineSearch(objective, least=tolerance), 0
     for iteration in range(1, iterations + 1):
         if float(g.abs().max()) == 0 or stop.is_set():
             break
@@ -288,7 +289,9 @@ class LBFGS:
         scales: of the image pyramid, increasing, in (0, 1].
         iterations: on each scale.
         shooting: resolution of the shooting grid over that of the image, one number or one per scale; None: the image's
-            own, but no finer than VOXEL_OF_SIGMA times the narrowest Gaussian, which passes nothing that a finer grid would hold.
+            own, but no finer than ``voxel_of_sigma``.
+        voxel_of_sigma: voxel of the shooting grid over the narrowest Gaussian, where ``shooting`` does not tell. At .845 a Gaussian
+            passes a thousandth of the shortest wave that the grid holds: as little as the search (precondition's delta) leaves of it.
         tolerance: stop a scale when the energy falls by less than this part of itself, three times running.
         memory: pairs kept by L-BFGS.
         weights: whether pre-weights are optimised with the momentum; False: they stay as they start.
@@ -300,6 +303,7 @@ class LBFGS:
     tolerance: float = 1e-4
     memory: int = 8
     weights: bool = True
+    voxel_of_sigma: float = 0.845
 
     def __post_init__(self) -> None:
         if not self.scales or len(self.scales) != len(self.iterations):
@@ -311,8 +315,11 @@ class LBFGS:
         shooting = self._shooting()
         if len(shooting) != len(self.scales) or any(s is not None and not 0 < s <= 1 for s in shooting):
             raise ConfigError(f"optimizer.shooting must be in (0, 1], one number or one per scale, not {self.shooting}")
-        if self.tolerance < 0 or self.memory < 1:
-            raise ConfigError(f"optimizer: tolerance must be >= 0 and memory >= 1, not {self.tolerance}, {self.memory}")
+        if self.tolerance < 0 or self.memory < 1 or not self.voxel_of_sigma > 0:
+            raise ConfigError(
+                "optimizer: tolerance must be >= 0, memory >= 1 and voxel_of_sigma > 0, "
+                f"not {self.tolerance}, {self.memory}, {self.voxel_of_sigma}"
+            )
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
         history: History = []
@@ -321,7 +328,7 @@ class LBFGS:
             if isinstance(pair.fixed, Image):
                 grid = level_pair.fixed.grid
                 if share is None:
-                    share = min(1.0, min(grid.spacing) / (VOXEL_OF_SIGMA * problem.dynamics.smoother.narrowest(grid)))
+                    share = min(1.0, min(grid.spacing) / (self.voxel_of_sigma * problem.dynamics.smoother.narrowest(grid)))
                 ic = ic.resized(pair.fixed.grid.scaled(scale * share).shape)
             ic = self._level(problem, level_pair, ic, iterations, level, history)
         return ic, history

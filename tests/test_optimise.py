@@ -4,8 +4,9 @@ import threading
 import pytest
 import torch
 
-from rdmm import ConfigError, DivergenceError
+from rdmm import SVF, ConfigError, DivergenceError, Grid, Image, InitialConditions, MultiGaussian, Pair, Problem
 from rdmm.optimise import LBFGS, minimise, stop
+from rdmm.similarity import SSD
 
 
 def rosenbrock(x: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -105,6 +106,47 @@ def test_stops_by_relative_decrease():
     assert len(seen) <= 12
 
 
+def test_steps_that_promise_nothing_are_not_tried():
+    """At a kink, as interpolation makes them, every step goes up whatever the slope says. The search takes ever shorter ones, but
+    none that promises less than the tolerance."""
+
+    def evaluations(tolerance):
+        count = 0
+
+        def kinked(x):
+            nonlocal count
+            count += 1
+            return 1 + float(x.abs().sum()), torch.full_like(x, -1e-5)
+
+        run(kinked, torch.zeros(2, dtype=torch.float64), tolerance=tolerance, iterations=3)
+        return count
+
+    assert evaluations(1e-6) <= 3
+    assert evaluations(0.0) > 6
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (40, 32, 36)])
+def test_the_shooting_grid_is_as_fine_as_the_smoother_needs(shape):
+    """Its voxels are voxel_of_sigma times the narrowest Gaussian, and at .845 the Gaussian passes a thousandth of the shortest wave
+    that they hold; given a resolution, it is that; it is never finer than the image."""
+    grid = Grid.unit(shape)
+    image = Image(torch.rand(1, 1, *shape, generator=torch.manual_seed(0)), grid)
+    smoother = MultiGaussian([0.04, 0.1], [0.5, 0.5])
+
+    def shot(**settings):
+        problem = Problem(SVF(smoother), SSD(), barrier=0)
+        ic = InitialConditions(torch.zeros(1, len(shape), *shape))
+        return LBFGS((1.0,), (1,), **settings)(problem, Pair(image, image), ic)[0].grid(image)
+
+    for share in (0.6, 0.845, 1.2):
+        expected = [round(e / max(h, share * 0.04)) + 1 for e, h in zip(grid.extent, grid.spacing, strict=True)]
+        assert list(shot(voxel_of_sigma=share).shape) == expected
+    assert shot().shape == shot(voxel_of_sigma=0.845).shape
+    assert math.exp(-((math.pi / 0.845) ** 2) / 2) == pytest.approx(1e-3, rel=0.01)
+    assert shot(shooting=0.5).shape == grid.scaled(0.5).shape
+    assert shot(voxel_of_sigma=0.1).shape == shape
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -115,6 +157,7 @@ def test_stops_by_relative_decrease():
         {"shooting": 0.0},
         {"shooting": [1.0]},
         {"memory": 0},
+        {"voxel_of_sigma": 0.0},
     ],
 )
 @pytest.mark.fault(62)
