@@ -36,6 +36,8 @@ def main() -> None:
 @click.option("--fixed-mask", help="Where FIXED counts (> 0).")
 @click.option("--moving-mask", help="Where MOVING counts (> 0).")
 @click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+), for TRE.")
+@click.option("--fixed-keypoints", help="CSV without header, voxels of FIXED (Learn2Reg), for TRE.")
+@click.option("--moving-keypoints", help="The same points in voxels of MOVING.")
 @click.option("--regions", help="Label map of MOVING for a pre-defined regularizer (with initializer=regions).")
 @click.option("--weights", help="Model that train.py wrote: its prediction, refined with optimizer=refine.")
 @click.option("--initial", help="Transform to start from: warp or affine, fixed -> moving.")
@@ -65,7 +67,8 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     return _register(files[0], files[1], out, overrides, **options)
 
 
-FURTHER = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "initial", "nan", "volume", "strict")
+_OF_EACH = tuple(f"{side}_{kind}" for kind in ("labels", "mask", "keypoints") for side in ("fixed", "moving"))
+FURTHER = (*_OF_EACH, "landmarks", "regions", "initial", "nan", "volume", "strict")
 
 
 def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any) -> int:
@@ -187,8 +190,8 @@ def demo(name: str, out: str, seed: int, **o: Any) -> int:
 
     files = commands.make_demo(out, seed, overwrite=o["overwrite"])
     options = {"fixed_labels": files["fixed_labels"], "moving_labels": files["moving_labels"], "regions": files["regions"]}
-    rest = dict.fromkeys(("fixed_mask", "moving_mask", "landmarks", "weights", "initial", "volume", "init", "threads", "max_folding"))
-    given = {**o, **options, **rest, "nan": None, "strict": False, "device": "cpu", "seed": 0, "dry_run": False, "overwrite": True}
+    rest = dict.fromkeys((*FURTHER, "weights", "init", "threads", "max_folding"))
+    given = {**o, **rest, **options, "device": "cpu", "seed": 0, "dry_run": False, "overwrite": True}
     code = _register(files["fixed"], files["moving"], out, ["experiment=synthetic_predefined"], **given)
     click.echo(f"report: {os.path.join(out, 'report.html')}")
     return code

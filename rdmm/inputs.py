@@ -71,6 +71,8 @@ def read_inputs(
     fixed_mask: Source | None = None,
     moving_mask: Source | None = None,
     landmarks: str | os.PathLike[str] | None = None,
+    fixed_keypoints: str | os.PathLike[str] | None = None,
+    moving_keypoints: str | os.PathLike[str] | None = None,
     regions: Source | Image | None = None,
     fixed_regions: Source | Image | None = None,
     labels: Sequence[int] | None = None,
@@ -102,8 +104,14 @@ def read_inputs(
     if landmarks is not None:
         points = Landmarks(*io.read_landmarks(landmarks, target.grid.ndim))
         _check_inside(landmarks, points.fixed, target, "fixed")
+    keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
+    if keypoints:
+        if points is not None or len(keypoints) == 1:
+            raise InputError(f"{os.fspath(keypoints[0])}: keypoints are given for both images, and instead of landmarks")
+        points = _keypoints(keypoints, stored)
     given = {"fixed": fixed, "moving": moving, "fixed_labels": fixed_labels, "moving_labels": moving_labels, "fixed_mask": fixed_mask}
     given |= {"moving_mask": moving_mask, "landmarks": landmarks, "regions": regions, "initial": initial, "fixed_regions": fixed_regions}
+    given |= {"fixed_keypoints": fixed_keypoints, "moving_keypoints": moving_keypoints}
     files = {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike) and Path(v).is_file()}
     return Inputs(pair, maps[0], maps[1], points, maps[2], labels, files, stored)
 
@@ -112,6 +120,20 @@ def _label_map(source: Source | Image | None, like: Image) -> Image | None:
     if source is None:
         return None
     return (source.single() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
+
+
+def _keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:
+    """Corresponding keypoints of the fixed and the moving image, counted in the voxels of their files."""
+    voxels = [io.read_keypoints(p, grid.ndim) for p, grid in zip(paths, grids, strict=True)]
+    if len(voxels[0]) != len(voxels[1]):
+        raise InputError(f"{os.fspath(paths[0])} holds {len(voxels[0])} keypoints but {os.fspath(paths[1])} {len(voxels[1])}")
+    for path, x, grid in zip(paths, voxels, grids, strict=True):
+        outside = ((x < -1) | (x > np.asarray(grid.shape))).any(1)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise InputError(f"{os.fspath(path)}: row {row + 1}: {x[row].tolist()} is outside the image's {grid.shape} voxels")
+    fixed, moving = (x @ np.asarray(g.affine)[:-1, :-1].T + np.asarray(g.affine)[:-1, -1] for x, g in zip(voxels, grids, strict=True))
+    return Landmarks(fixed, moving, [""] * len(fixed))
 
 
 def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image, kind: str) -> None:

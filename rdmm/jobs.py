@@ -32,8 +32,8 @@ class Job:
     Args:
         out: prefix or folder of the results.
         overrides: KEY=VALUE settings.
-        inputs: further arguments of ``read_inputs``: fixed_labels, moving_labels, fixed_mask, moving_mask, landmarks, regions,
-            initial, nan, volume, strict; those that are None or False are left out.
+        inputs: further arguments of ``read_inputs``: fixed_labels, moving_labels, fixed_mask, moving_mask, landmarks,
+            fixed_keypoints, moving_keypoints, regions, initial, nan, volume, strict; those that are None or False are left out.
         init: start of the affine search.
         weights: a trained model.
         max_folding: more per cent of folded cells than this are a failure.

@@ -23,7 +23,8 @@ from rdmm.stages import Result
 from rdmm.transform import Affine, Identity, Transform, composed, framed
 from rdmm.types import InputError, OutputError
 
-FURTHER = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "fixed_regions")
+_OF_EACH = tuple(f"{side}_{kind}" for kind in ("labels", "mask", "keypoints") for side in ("fixed", "moving"))
+FURTHER = (*_OF_EACH, "landmarks", "regions", "fixed_regions")
 
 
 def outputs_of(run: str) -> Outputs:

@@ -20,6 +20,8 @@ from rdmm import io
 from rdmm.batch import Batch, at_once, parse_shard, table
 from rdmm.data.lists import read_pairs
 from rdmm.data.synthetic import shapes_pair
+from rdmm.grid import Grid
+from rdmm.inputs import read_inputs
 from rdmm.io import Outputs
 from rdmm.jobs import Job
 from rdmm.launchers import Local
@@ -184,7 +186,7 @@ def test_killed_at_any_moment_and_resumed(pairs, whole, tmp_path):
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs(family, timeout=5)
+        _, alive = psutil.wait_procs(family, timeout=60)  # the server of workers sees it once its modules are loaded
         assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
     assert subprocess.run(command(pairs, out, "--resume"), capture_output=True).returncode == 0
     assert results(out) == results(whole)
@@ -267,6 +269,48 @@ def test_a_learn2reg_list(pairs, tmp_path):
     (folder / "empty.json").write_text("{}")
     with pytest.raises(ConfigError, match="no pairs"):
         read_pairs(folder / "empty.json")
+
+
+def test_learn2reg_keypoints_are_landmarks(tmp_path):
+    """Keypoints beside a Learn2Reg JSON's images, in voxels of files that order them differently: the same errors as landmarks in
+    millimetres; what is wrong with them fails the pair by name."""
+    rng = np.random.default_rng(0)
+    pair, _, _ = shapes_pair(0, (24, 28, 20))
+    grids = [Grid((24, 28, 20), a) for a in (np.diag([-2.0, 1.5, 3, 1]), np.eye(4)[[1, 0, 2, 3]])]
+    voxels = [rng.uniform(2, 17, (9, 3)).round(2) for _ in grids]
+    entries = []
+    for k, (grid, x) in enumerate(zip(grids, voxels, strict=True)):
+        io.write_image(tmp_path / f"A_0001_000{k}.nii.gz", pair.fixed.data, grid)
+        np.savetxt(tmp_path / f"A_0001_000{k}.csv", x, delimiter=",", fmt="%.2f")
+        entries.append({"image": f"./A_0001_000{k}.nii.gz", "keypoints": f"./A_0001_000{k}.csv"})
+    record = {"fixed": entries[0]["image"], "moving": entries[1]["image"]}
+    (tmp_path / "A_dataset.json").write_text(json.dumps({"training": entries, "registration_val": [record]}))
+    (row,) = read_pairs(tmp_path / "A_dataset.json")
+    files = {k: str(v) for k, v in row.files.items()}
+    assert Path(files["moving_keypoints"]).name == "A_0001_0001.csv"
+    read = read_inputs(**files, require_overlap=False).landmarks
+    worlds = [x @ np.asarray(g.affine)[:3, :3].T + np.asarray(g.affine)[:3, 3] for x, g in zip(voxels, grids, strict=True)]
+    assert read is not None and np.allclose(read.fixed, worlds[0]) and np.allclose(read.moving, worlds[1])
+    keypoints = {k: v for k, v in files.items() if k.endswith("keypoints")}
+    job = Job(files["fixed"], files["moving"], f"{tmp_path}/out/", ["optimizer=none", "affine=none"], keypoints)
+    done, _ = job.run(job.read(), job.config())
+    assert done.metrics["tre_before_mm"] == pytest.approx(np.linalg.norm(worlds[0] - worlds[1], axis=1).mean())
+    assert "--moving-keypoints" in json.loads((tmp_path / "out/run.json").read_text())["command"]
+    assert job.finished(job.config()) is not None
+    for text, message in (
+        ("", "is empty"),
+        ("1,2\n", "row 1 holds 2"),
+        ("1,2,3\n", "holds 9 keypoints but"),
+        ("1,2,x\n", "row 1: z is 'x'"),
+    ):
+        (tmp_path / "A_0001_0001.csv").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_inputs(**files, require_overlap=False)
+    (tmp_path / "A_0001_0001.csv").write_text("1,2,3\n" * 8 + "1,2,99\n")
+    with pytest.raises(InputError, match=r"row 9.*outside"):
+        read_inputs(**files, require_overlap=False)
+    with pytest.raises(InputError, match="both images"):
+        read_inputs(files["fixed"], files["moving"], fixed_keypoints=files["fixed_keypoints"], require_overlap=False)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from rdmm.io.files import existing
 from rdmm.types import ConfigError, nearest
 
 COLUMNS = ("image", "subject", "labels", "time", "split", "name")
-PAIR_FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "landmarks", "regions", "initial")
+_OF_EACH = tuple(f"{side}{kind}" for kind in ("", "_labels", "_mask", "_keypoints") for side in ("fixed", "moving"))
+PAIR_FILES = (*_OF_EACH, "landmarks", "regions", "initial")
 PAIR_COLUMNS = ("id", *PAIR_FILES, "split")
 SPLITS = ("train", "validation", "test")
 
@@ -53,8 +54,8 @@ class Row:
 
 def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Row]:
     """A CSV of pairs: ``fixed`` and ``moving``, and, where wanted, ``id``, ``split``, and further files (PAIR_FILES); or a Learn2Reg
-    JSON's ``registration_val`` and ``registration_test``, with the label maps and masks that its list of images names. Paths are below
-    ``root``, by default the list's folder; a CSV without ``root`` may name files anywhere by absolute paths.
+    JSON's ``registration_val`` and ``registration_test``, with the label maps, masks and keypoints that its list of images names.
+    Paths are below ``root``, by default the list's folder; a CSV without ``root`` may name files anywhere by absolute paths.
 
     Raises:
         ConfigError: a column is missing or misspelt, an id is there twice or is no plain name, a path leads out of ``root``.
@@ -91,9 +92,9 @@ def _pair_name(fixed: Path, moving: Path) -> str:
 
 
 def _further(data: dict[str, Any], path: Path) -> Callable[[dict[str, str]], dict[str, str]]:
-    """Adds to a pair the label maps and masks that a Learn2Reg JSON names beside its images."""
+    """Adds to a pair the label maps, masks and keypoints that a Learn2Reg JSON names beside its images."""
     entries = [e for k in ("training", "test") for e in _list(data.get(k, []), f"{path}: {k}") if isinstance(e, dict)]
-    names = {"labels": "label", "mask": "mask"}
+    names = {"labels": "label", "mask": "mask", "keypoints": "keypoints"}
     found = {(e.get("image"), ours): e[theirs] for e in entries for ours, theirs in names.items() if isinstance(e.get(theirs), str)}
 
     def known(pair: dict[str, str]) -> dict[str, str]:

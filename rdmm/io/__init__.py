@@ -4,7 +4,7 @@ from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
 from rdmm.io.nifti import read_image, read_labels, read_mask, write_image
-from rdmm.io.tables import read_landmarks, read_points, write_points, write_table
+from rdmm.io.tables import read_keypoints, read_landmarks, read_points, write_points, write_table
 from rdmm.io.warps import read_transform, read_transforms, write_affine, write_warp
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "is_mesh",
     "models",
     "read_image",
+    "read_keypoints",
     "read_labels",
     "read_landmarks",
     "read_mask",

@@ -1,4 +1,4 @@
-"""CSV files with a header: landmarks and points in world millimetres (RAS+), and tables of results."""
+"""CSV files: landmarks and points in world millimetres (RAS+), keypoints in voxels, and tables of results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from rdmm.io.files import existing, write_atomically
 from rdmm.types import InputError, nearest
 
 
-def _rows(path: str | os.PathLike[str], wanted: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+def _text(path: str | os.PathLike[str]) -> io.StringIO:
     path = existing(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+
+
+def _rows(path: str | os.PathLike[str], wanted: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+    reader = csv.DictReader(_text(path))
     columns = [c.strip() for c in reader.fieldnames or []]
     reader.fieldnames = columns
     missing = [c for c in wanted if c not in columns]
@@ -32,16 +35,17 @@ def _rows(path: str | os.PathLike[str], wanted: Sequence[str]) -> tuple[list[dic
     return rows, columns
 
 
-def _numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: Sequence[str]) -> np.ndarray:
+def _numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: Sequence[str], first: int = 2) -> np.ndarray:
+    """Numbers of columns; ``first``: the file's line of the first row."""
     out = np.empty((len(rows), len(columns)))
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             try:
                 out[i, j] = float(row[column])
             except (TypeError, ValueError):
-                raise InputError(f"{path}: row {i + 2}: {column} is {row[column]!r}, not a number") from None
+                raise InputError(f"{path}: row {i + first}: {column} is {row[column]!r}, not a number") from None
             if not np.isfinite(out[i, j]):
-                raise InputError(f"{path}: row {i + 2}: {column} is {row[column]}")
+                raise InputError(f"{path}: row {i + first}: {column} is {row[column]}")
     return out
 
 
@@ -56,6 +60,21 @@ def read_landmarks(path: str | os.PathLike[str], ndim: int = 3) -> tuple[np.ndar
     points = _numbers(path, rows, names)
     regions = [row["region"] for row in rows] if "region" in columns else [""] * len(rows)
     return points[:, :ndim], points[:, ndim:], regions
+
+
+def read_keypoints(path: str | os.PathLike[str], ndim: int = 3) -> np.ndarray:
+    """Points (n, d) of one image as Learn2Reg keeps them: no header, a row of voxel coordinates each.
+
+    Raises:
+        InputError: a row (named) does not hold d numbers, or there is none.
+    """
+    rows = [row for row in csv.reader(_text(path)) if row]
+    wrong = next((i for i, row in enumerate(rows) if len(row) != ndim), None)
+    if not rows or wrong is not None:
+        what = "is empty" if not rows else f"row {wrong + 1} holds {len(rows[wrong])}"  # type: ignore[operator,index]
+        raise InputError(f"{os.fspath(path)}: {what}; rows of {ndim} voxel coordinates without a header are wanted (Learn2Reg's keypoints)")
+    columns = "xyz"[:ndim]
+    return _numbers(path, [dict(zip(columns, row, strict=True)) for row in rows], columns, first=1)
 
 
 def read_points(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
