@@ -125,7 +125,7 @@ Init = Literal["auto", "header", "com", "axes"]
 LEAST_OVERLAP = 0.2
 TURNED = 45.0
 """Degrees from which on a turn is told."""
-ALIKE = 1.25
+ALIKE = 1.15
 """Ratio of two similarities up to which one cannot tell which is right; on the benchmark's pairs the wrong turn is 1.4 to 8 times worse."""
 EQUAL = 1e-3
 """Difference of two similarities that says nothing: a symmetric image must not turn by chance."""
@@ -228,21 +228,19 @@ class AffineOpt:
 
 
 def _warn_of_turns(best: float, start: Start, p: Tensor, candidates: Sequence[tuple[float, Start, Tensor]], length: float) -> None:
-    """Say so where the images were turned against their files' geometry, or fit about as well when turned."""
-    angle = turned_by(world_matrix(p, start, length))
-    others = [(f, a) for f, s, q in candidates if abs((a := turned_by(world_matrix(q, s, length))) - angle) > TURNED]
-    if angle > TURNED:
+    """Say so where the images were turned against their files' geometry, or fit about as well another way round."""
+    taken = world_matrix(p, start, length)
+    if (angle := turned_by(taken)) > TURNED:
         log.warning(
             "affine: the moving image was turned by %.0f degrees against the files' geometry; if that is wrong, use --init header", angle
         )
+    others = [(f, a) for f, s, q in candidates if (a := turned_by(world_matrix(q, s, length) @ torch.linalg.inv(taken))) > TURNED]
     if others and min(others)[0] < ALIKE * best + EQUAL:
         log.warning(
-            "affine: turned by %.0f degrees the images agree about as well (similarity %.3g, %.3g as taken, by %.0f degrees); "
+            "affine: turned by another %.0f degrees the images agree about as well (similarity %.3g, as taken %.3g); "
             "if what was taken is wrong, use --init header or --initial",
-            min(others)[1],
-            min(others)[0],
+            *reversed(min(others)),
             best,
-            angle,
         )
 
 

@@ -131,9 +131,10 @@ def test_affine_recovers_35_mm_and_30_degrees(d):
     assert torch.allclose(result.inverse(result.transform(grid.identity(image.data))), grid.identity(image.data), atol=1e-4)
 
 
-def test_affine_tells_of_turns():
+@pytest.mark.parametrize("d", [2, 3])
+def test_affine_tells_of_turns(d):
     """An image that lies the other way round in its file is found and told; one that looks the same both ways is told; others are not."""
-    grid = Grid((40, 44), np.diag([4.0, 4, 1]))
+    grid = Grid((40, 44, 30)[:d], np.diag([4.0] * d + [1]))
     image = Image(blobs(grid, 7, 10).float(), grid)
     with noted() as quiet:
         AffineOpt()(Pair(image, image))
@@ -147,7 +148,7 @@ def test_affine_tells_of_turns():
         AffineOpt()(Pair(symmetric, symmetric))
     assert quiet == []
     assert len(told) == 1 and "was turned by 180 degrees against the files' geometry" in told[0] and "--init header" in told[0]
-    assert len(ambiguous) == 1 and "turned by 180 degrees the images agree about as well" in ambiguous[0]
+    assert len(ambiguous) == 1 and "turned by another 180 degrees the images agree about as well" in ambiguous[0]
 
 
 def test_affine_models_are_what_they_say():
