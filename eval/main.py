@@ -26,6 +26,7 @@ from rdmm.config import build, check, compose, share
 from rdmm.data import Cases
 from rdmm.inputs import Inputs, Shapes
 from rdmm.io import foreign, write_atomically
+from rdmm.record import message
 from rdmm.registration import Registration, run
 from rdmm.report import render_study
 from rdmm.resources import peak_memory, set_threads
@@ -173,7 +174,9 @@ def _judged(
             registration = shapes.run(inputs, how, device=device, seed=seed)
         else:
             registration = run(inputs, how, device=device, seed=seed)
-        measured = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+        measured: dict[str, Any] = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+        warnings = message({"warnings": registration.settings.get("warnings", inputs.warnings)})
+        measured |= {"warnings": warnings} if warnings else {}
         if isinstance(how, External):
             return {"status": "done", **measured}, registration
         if isinstance(registration, Registration) and registration.dynamics is not None:

@@ -155,7 +155,7 @@ def _holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
-    """Mean ± standard deviation, or the worst, of each measure by data set and method; tests; failures."""
+    """Mean ± standard deviation, or the worst, of each measure by data set and method; tests; failures and warnings."""
     shown = {k: title for k, title in SHOWN.items() if values(rows, k)}
     robust = [k for k in ROBUST if k in shown and any(len(values(g, k)) > 2 for g in groups(rows).values())]
     titles = [*shown.values(), *(f"{SHOWN[k]}, 30 %" for k in robust)]
@@ -173,8 +173,9 @@ def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
         lines += [
             "| " + " | ".join(str(t[k]) for k in names) + f" | {t['change']:+.3g} | {t['p']:.2g} | {t['p_holm']:.2g} |" for t in found
         ]
-    failures = [f"- {r['data']} {r['case']}, {r['method']}: {r['status']}" for r in rows if r["status"] != "done"]
-    return "\n".join([*lines, "", NOTES, "", *failures]).rstrip() + "\n"
+    told = [(r, r["status"]) for r in rows if r["status"] != "done"] + [(r, f"warning: {r['warnings']}") for r in rows if r.get("warnings")]
+    said = [f"- {r['data']} {r['case']}, {r['method']}: {text}" for r, text in told]
+    return "\n".join([*lines, "", NOTES, "", *said]).rstrip() + "\n"
 
 
 def _cell(numbers: list[float], worst: bool, cases: int) -> str:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from eval import figures, tables
-from eval.main import Study
+from eval.main import Study, write_index
 from eval.main import rows as studied
-from rdmm import ConfigError, io
+from rdmm import ConfigError, Image, Pair, io
 from rdmm.config import share
 from rdmm.data.shapes import Meshes
 from rdmm.data.synthetic import shapes_pair
+from rdmm.inputs import Inputs
 
 SMALL = ["study.data.shapes.shape=[48,48]", "study.limit=3", "optimizer.iterations=[4,3,2]", "study.pictures=1"]
 
@@ -102,6 +103,24 @@ def test_a_study_of_shapes(tmp_path):
     assert all(r["distance_after_mm"] < 0.5 * r["distance_before_mm"] for r in rows)
     assert (tmp_path / "circles.png").read_bytes().startswith(b"\x89PNG")
     assert "distance mm" in tables.markdown(rows)
+
+
+def test_warnings_are_told_beside_the_table(tmp_path):
+    """Of the images, and of the registration: in the row, and under the table."""
+    pair, _, _ = shapes_pair(0, (32, 32))
+    both = Image((pair.fixed.data + pair.fixed.data.flip(2, 3)) / 2, pair.fixed.grid)
+
+    class Symmetric:
+        def cases(self):
+            return {"a": lambda: Inputs(Pair(both, both), warnings=("odd",))}
+
+    rows = list(studied(Study({"one": Symmetric()}, {"affine": ["optimizer=none"]}, {}), [], "cpu", 0, tmp_path))
+    assert rows[0]["status"] == "done" and rows[0]["warnings"].startswith("odd; affine: turned by another 180 degrees")
+    assert "- one a, affine: warning: odd; affine" in tables.markdown(rows)
+    tables.write(rows, tmp_path)
+    assert "odd; affine" in (tmp_path / "table.csv").read_text()
+    write_index(rows, tmp_path)
+    assert "odd; affine" in (tmp_path / "index.html").read_text()
 
 
 @pytest.fixture(scope="module")
