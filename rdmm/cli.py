@@ -9,7 +9,7 @@ import click
 
 from rdmm.terminal import Program, common, progress, set_log, show, split_arguments
 from rdmm.tools import COMMANDS
-from rdmm.types import InputError
+from rdmm.types import BESIDE, InputError
 from rdmm.version import __version__
 
 
@@ -67,8 +67,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     return _register(files[0], files[1], out, overrides, **options)
 
 
-_OF_EACH = tuple(f"{side}_{kind}" for kind in ("labels", "mask", "keypoints") for side in ("fixed", "moving"))
-FURTHER = (*_OF_EACH, "landmarks", "regions", "initial", "nan", "volume", "strict")
+FURTHER = (*BESIDE, "landmarks", "regions", "initial", "nan", "volume", "strict")
 
 
 def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any) -> int:

@@ -21,10 +21,9 @@ from rdmm.registration import Registration, deforms
 from rdmm.report import render, render_study
 from rdmm.stages import Result
 from rdmm.transform import Affine, Identity, Transform, composed, framed
-from rdmm.types import InputError, OutputError
+from rdmm.types import BESIDE, InputError, OutputError
 
-_OF_EACH = tuple(f"{side}_{kind}" for kind in ("labels", "mask", "keypoints") for side in ("fixed", "moving"))
-FURTHER = (*_OF_EACH, "landmarks", "regions", "fixed_regions")
+FURTHER = (*BESIDE, "landmarks", "regions", "fixed_regions")
 
 
 def outputs_of(run: str) -> Outputs:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "BESIDE",
     "ConfigError",
     "DivergenceError",
     "InputError",
@@ -23,6 +24,10 @@ __all__ = [
     "Tensor",
     "nearest",
 ]
+
+
+BESIDE = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "fixed_keypoints", "moving_keypoints")
+"""What may be given of either image."""
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,10 @@ from typing import Any
 
 from rdmm.data.items import Item, inside
 from rdmm.io.files import existing
-from rdmm.types import ConfigError, nearest
+from rdmm.types import BESIDE, ConfigError, nearest
 
 COLUMNS = ("image", "subject", "labels", "time", "split", "name")
-_OF_EACH = tuple(f"{side}{kind}" for kind in ("", "_labels", "_mask", "_keypoints") for side in ("fixed", "moving"))
-PAIR_FILES = (*_OF_EACH, "landmarks", "regions", "initial")
+PAIR_FILES = ("fixed", "moving", *BESIDE, "landmarks", "regions", "initial")
 PAIR_COLUMNS = ("id", *PAIR_FILES, "split")
 SPLITS = ("train", "validation", "test")
 
