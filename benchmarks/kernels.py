@@ -15,7 +15,7 @@ import time
 import torch
 
 from rdmm import LDDMM, RDMM, SVF, Grid, Image, InitialConditions, Integrator, MultiGaussian
-from rdmm.resources import set_threads
+from rdmm.kernels.available import set_threads
 from rdmm.similarity import LNCC, NCC, NMI, SSD, MultiKernelLNCC
 
 PAPER = MultiGaussian([0.05, 0.1, 0.15, 0.2, 0.25], [0.067, 0.133, 0.2, 0.267, 0.333])

@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 
 from rdmm import InputError
-from rdmm.config import compose
-from rdmm.data.brains import Brains, Slices
-from rdmm.data.knees import Knees
-from rdmm.data.livers import Livers
-from rdmm.data.lungs import LungMasks, RightLung
-from rdmm.inputs import Inputs, read_inputs
-from rdmm.registration import run
-from rdmm.resources import set_threads
+from rdmm.config.compose import compose
+from rdmm.data.inputs import Inputs, read_inputs
+from rdmm.data.studies.brains import Brains, BrainSlices
+from rdmm.data.studies.knees import Knees
+from rdmm.data.studies.livers import Livers
+from rdmm.data.studies.lungs import LungMasks, RightLung
+from rdmm.kernels.available import set_threads
+from rdmm.registration.images import run
 
 DATA = Path(os.environ.get("RDMM_DATA", "../shared/data"))
 
@@ -41,7 +41,7 @@ MASKS = ["similarity=ssd", "similarity_weight=1", "optimizer.scales=[0.25,0.5]",
 KNEE = ["similarity=ssd", "similarity_weight=10", "affine.init=com"]
 ROOT = str(DATA)
 CASES: dict[str, tuple[Callable[[], Inputs], list[str]]] = {
-    "slice": (lambda: Slices(ROOT).cases()["slice_01-02"](), []),
+    "slice": (lambda: BrainSlices(ROOT).cases()["slice_01-02"](), []),
     "oasis0-1": (lambda: oasis(0, 1), []),
     "oasis2-3": (lambda: oasis(2, 3), []),
     "brain2mm": (lambda: Brains(ROOT).cases()["brain_a-b"](), []),
@@ -63,7 +63,7 @@ def one(name: str, settings: list[str], threads: int, pictures: str | None) -> d
     out |= {f"s_{k}": v for k, v in registration.result.seconds.items()}
     out["peak_GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if pictures:
-        from rdmm.report import render
+        from rdmm.report.html import render
 
         Path(pictures).mkdir(parents=True, exist_ok=True)
         Path(pictures, f"{name}.html").write_text(render(registration, registration.summary()))

@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 
 from networks.model import Networks, made
-from rdmm.config import build, compose, quoted
-from rdmm.registration import run
-from rdmm.resources import set_threads
+from rdmm.config.build import build
+from rdmm.config.compose import compose, quoted
+from rdmm.kernels.available import set_threads
+from rdmm.registration.images import run
 from train.batches import both_ways
 from train.main import Job, jobs, objective
 

@@ -29,11 +29,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from rdmm import Grid, Image, Measure
 from rdmm.io import read_labels
-from rdmm.measure import voxels
-from rdmm.resources import set_threads
+from rdmm.kernels.available import set_threads
 from rdmm.similarity import GridSinkhorn, SinkhornDivergence
-from rdmm.transport import convolution
-from rdmm.transport.convolution import EMPTY, log_convolve
+from rdmm.spatial.measure import voxels
+from rdmm.transport import softmin as convolution
+from rdmm.transport.softmin import EMPTY, log_convolve
 from rdmm.types import Tensor
 
 

@@ -21,7 +21,15 @@ def signature(name: str, thing: object) -> str:
         text = str(inspect.signature(thing))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return name
-    for noise in ("rdmm.types.", "rdmm.grid.", "rdmm.shape.", "rdmm.transform.", "pathlib.", "collections.abc.", "numpy."):
+    for noise in (
+        "rdmm.types.",
+        "rdmm.spatial.grid.",
+        "rdmm.spatial.image.",
+        "rdmm.spatial.transform.",
+        "pathlib.",
+        "collections.abc.",
+        "numpy.",
+    ):
         text = text.replace(noise, "")
     return f"{name}{text}".replace("'", "")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rdmm import Measure, register_shapes
-from rdmm.shapes import by_method
+from rdmm.registration.shapes import by_method
 
 SETTINGS = ["affine=none", "smoother.sigmas=[0.03,0.15]", "smoother.weights=[.25,.75]", "initializer.count=400"]
 

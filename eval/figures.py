@@ -11,11 +11,11 @@ import matplotlib
 import numpy as np
 
 from eval.tables import SHOWN, Row, groups, values
-from rdmm import ops
-from rdmm.grid import Grid
 from rdmm.io import write_atomically
-from rdmm.registration import Registration
-from rdmm.shapes import ShapeRegistration, by_method
+from rdmm.registration.images import Registration
+from rdmm.registration.shapes import ShapeRegistration, by_method
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
 from rdmm.types import Tensor
 
 matplotlib.use("Agg")

@@ -21,18 +21,23 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from eval import figures, tables
-from rdmm import pictures, shapes
-from rdmm.config import build, check, compose, share
-from rdmm.data import Cases
-from rdmm.inputs import Inputs, Shapes
-from rdmm.io import foreign, write_atomically
-from rdmm.record import message
-from rdmm.registration import Registration, run
-from rdmm.report import render_study
-from rdmm.resources import peak_memory, set_threads
-from rdmm.shapes import ShapeRegistration
-from rdmm.stages import Result, Skip
-from rdmm.transform import Identity, Transform, composed, framed
+from rdmm.config.build import build
+from rdmm.config.compose import check, compose, share
+from rdmm.data.inputs import Inputs, ShapeInputs
+from rdmm.data.studies.base import Cases
+from rdmm.io import write_atomically
+from rdmm.io.transforms import read_foreign, write_foreign
+from rdmm.io.vectors import Space
+from rdmm.kernels.available import set_threads
+from rdmm.registration import shapes
+from rdmm.registration.images import Registration, run
+from rdmm.registration.record import message
+from rdmm.registration.shapes import ShapeRegistration
+from rdmm.report import figures as pictures
+from rdmm.report.html import render_study
+from rdmm.runtime.resources import peak_memory
+from rdmm.spatial.transform import Identity, Transform, composed, framed
+from rdmm.stages.base import Result, Skip
 from rdmm.types import ConfigError, RdmmError, nearest
 
 log = logging.getLogger(__name__)
@@ -60,7 +65,7 @@ class External:
         grid, like = inputs.pair.fixed.grid, inputs.stored or (inputs.pair.fixed.grid, inputs.pair.moving.grid)
         whole: Transform = Identity()
         for name in self.warps:
-            read = foreign.read_foreign(name.replace("{case}", case), self.form, foreign.Space(*like))
+            read = read_foreign(name.replace("{case}", case), self.form, Space(*like))
             whole = composed(whole, framed(read, grid))
         pair = replace(inputs.pair, initial=Identity())
         result = Result(whole, Identity(), {}, seconds={"total": math.nan})
@@ -158,19 +163,19 @@ def submit(registration: Registration, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pair = registration.pair
     grids = registration.inputs.stored or (pair.fixed.grid, pair.moving.grid)
-    foreign.write_foreign(path, registration.transform, "learn2reg", foreign.Space(*grids))
+    write_foreign(path, registration.transform, "learn2reg", Space(*grids))
 
 
 def _judged(
-    case: str, inputs: Inputs | Shapes, how: dict[str, Any] | External, device: str, seed: int
+    case: str, inputs: Inputs | ShapeInputs, how: dict[str, Any] | External, device: str, seed: int
 ) -> tuple[dict[str, Any], Registration | ShapeRegistration | None]:
     try:
         registration: Registration | ShapeRegistration
         if isinstance(how, External):
-            if isinstance(inputs, Shapes):
+            if isinstance(inputs, ShapeInputs):
                 raise ConfigError("results of other tools are judged on images")
             registration = how(case, inputs)
-        elif isinstance(inputs, Shapes):
+        elif isinstance(inputs, ShapeInputs):
             registration = shapes.run(inputs, how, device=device, seed=seed)
         else:
             registration = run(inputs, how, device=device, seed=seed)

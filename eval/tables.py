@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rdmm.io import write_atomically, write_table
-from rdmm.record import jsonable
+from rdmm.registration.record import jsonable
 
 Row = dict[str, Any]
 

@@ -10,12 +10,13 @@ from torch import nn
 
 from networks.seen import level_of
 from networks.unet import Backbone, CoarseUNet, full
-from rdmm.grid import Grid
-from rdmm.optimise import History
-from rdmm.shape import Image, Pair
+from rdmm.optim.lbfgs import History
 from rdmm.similarity import NCC
-from rdmm.stages import Result
-from rdmm.transform import Affine, Identity
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
+from rdmm.spatial.transform import Affine, Identity
+from rdmm.stages.base import Result
 from rdmm.types import ConfigError, Tensor
 
 SHARPNESS = 3.0

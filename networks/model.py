@@ -12,7 +12,9 @@ from torch import nn
 
 from networks.affine import AffineNet
 from networks.predictor import Predictor
-from rdmm.config import build, require_trusted, share
+from rdmm.config import build, require_trusted
+from rdmm.config.location import model_path
+from rdmm.config.renamed import current
 from rdmm.io.models import Model, read_model, write_model
 from rdmm.types import ConfigError, InputError, nearest
 
@@ -39,27 +41,13 @@ def save(path: str | os.PathLike[str], networks: Networks, settings: Mapping[str
     write_model(path, Model(networks.state_dict(), settings, facts))
 
 
-def shipped() -> Path:
-    """The model that comes with rdmm."""
-    return share() / "networks" / "general3d.safetensors"
-
-
-def found(file: str | None) -> str:
-    """The model file that is meant: the given one, or the one that comes with rdmm."""
-    if file is not None:
-        return file
-    if not shipped().exists():
-        raise ConfigError("initializer=unet and affine=net need a trained model: pass --weights MODEL.safetensors")
-    return str(shipped())
-
-
 def load(file: str | None) -> Networks:
     """Trained networks, ready to be used.
 
     Raises:
         InputError: the file cannot be used (rdmm.io.models.read_model), or its tensors are not those of its networks.
     """
-    path = Path(found(file))
+    path = Path(model_path(file))
     status = path.stat() if path.is_file() else None
     return _load(str(path), (status.st_mtime_ns, status.st_size) if status else None)
 
@@ -67,8 +55,9 @@ def load(file: str | None) -> Networks:
 @lru_cache(maxsize=4)
 def _load(path: str, _: tuple[int, int] | None) -> Networks:
     model = read_model(path)
-    require_trusted(model.settings, path)
-    networks = made(model.settings)
+    settings = current(model.settings)
+    require_trusted(settings, path)
+    networks = made(settings)
     expected = networks.state_dict()
     for name in [*expected, *model.tensors]:
         if name not in model.tensors:
@@ -86,7 +75,7 @@ def predictor(file: str | None = None) -> Predictor:
     """The predictor of a model file; what ``initializer=unet`` is."""
     part = load(file).predictor
     if part is None:
-        raise ConfigError(f"{found(file)}: holds an affine network only; use it with affine=net")
+        raise ConfigError(f"{model_path(file)}: holds an affine network only; use it with affine=net")
     return part
 
 
@@ -94,13 +83,5 @@ def affine(file: str | None = None) -> AffineNet:
     """The affine network of a model file; what ``affine=net`` is."""
     part = load(file).affine
     if part is None:
-        raise ConfigError(f"{found(file)}: holds no affine network; use affine=opt or affine=none")
+        raise ConfigError(f"{model_path(file)}: holds no affine network; use affine=opt or affine=none")
     return part
-
-
-def settings(file: str | None = None) -> Mapping[str, Any]:
-    """The settings of a model file, which name nothing that conf/ does not (require_trusted)."""
-    path = found(file)
-    out = read_model(path).settings
-    require_trusted(out, path)
-    return out

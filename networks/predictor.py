@@ -9,10 +9,11 @@ from torch import nn
 
 from networks.seen import level_of
 from networks.unet import Backbone, CoarseUNet, full, recomputed
-from rdmm.dynamics import InitialConditions
-from rdmm.shape import Image, Pair
-from rdmm.smoother import MultiGaussian
-from rdmm.transform import Identity
+from rdmm.dynamics.base import InitialConditions
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
+from rdmm.spatial.transform import Identity
 from rdmm.types import ConfigError, Tensor
 
 

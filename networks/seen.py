@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rdmm.shape import Image, Pair
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
 from rdmm.types import InputError
 
 

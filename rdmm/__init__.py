@@ -5,50 +5,39 @@ Names are loaded when they are first used, so that ``import rdmm`` and ``rdmm --
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rdmm.lazy import lazy_names
 from rdmm.version import __version__
 
-_NAMES = {
-    "grid": ["Grid"],
-    "measure": ["Measure"],
-    "shape": ["Image", "Pair"],
-    "smoother": ["MultiGaussian"],
-    "shooting": ["Integrator"],
-    "dynamics": ["LDDMM", "RDMM", "SVF", "InitialConditions"],
-    "points": ["PointLDDMM"],
-    "problem": ["Energy", "Problem"],
-    "optimise": ["LBFGS"],
-    "stages": ["AffineOpt", "Chain", "Deform", "Result", "Skip"],
-    "registration": ["Registration", "register"],
-    "shapes": ["ShapeRegistration", "register_shapes"],
-    "types": ["ConfigError", "DivergenceError", "InputError", "OutputError", "RdmmError", "ResourceError"],
-}
-_MODULE = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = ["__version__", *_MODULE]  # noqa: PLE0604
+_names, __getattr__ = lazy_names(
+    "rdmm",
+    {
+        "spatial.grid": ["Grid"],
+        "spatial.measure": ["Measure"],
+        "spatial.image": ["Image"],
+        "spatial.pair": ["Pair"],
+        "regularizer.smoother": ["MultiGaussian"],
+        "dynamics": ["LDDMM", "RDMM", "SVF", "InitialConditions", "Integrator", "PointLDDMM"],
+        "optim": ["LBFGS", "Energy", "Problem"],
+        "stages": ["AffineOpt", "Chain", "Deform", "Result", "Skip"],
+        "registration": ["Registration", "ShapeRegistration", "register", "register_shapes"],
+        "types": ["ConfigError", "DivergenceError", "InputError", "OutputError", "RdmmError", "ResourceError"],
+    },
+)
+__all__ = ["__version__", *_names]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from rdmm.dynamics import LDDMM, RDMM, SVF, InitialConditions
-    from rdmm.grid import Grid
-    from rdmm.measure import Measure
-    from rdmm.optimise import LBFGS
-    from rdmm.points import PointLDDMM
-    from rdmm.problem import Energy, Problem
-    from rdmm.registration import Registration, register
-    from rdmm.shape import Image, Pair
-    from rdmm.shapes import ShapeRegistration, register_shapes
-    from rdmm.shooting import Integrator
-    from rdmm.smoother import MultiGaussian
+    from rdmm.dynamics import LDDMM, RDMM, SVF, InitialConditions, Integrator, PointLDDMM
+    from rdmm.optim import LBFGS, Energy, Problem
+    from rdmm.registration import Registration, ShapeRegistration, register, register_shapes
+    from rdmm.regularizer.smoother import MultiGaussian
+    from rdmm.spatial.grid import Grid
+    from rdmm.spatial.image import Image
+    from rdmm.spatial.measure import Measure
+    from rdmm.spatial.pair import Pair
     from rdmm.stages import AffineOpt, Chain, Deform, Result, Skip
     from rdmm.types import ConfigError, DivergenceError, InputError, OutputError, RdmmError, ResourceError
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE:
-        return getattr(importlib.import_module(f"rdmm.{_MODULE[name]}"), name)
-    raise AttributeError(f"module 'rdmm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

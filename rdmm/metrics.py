@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdmm import ops
-from rdmm.grid import Grid
-from rdmm.transform import Transform
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Transform
 from rdmm.types import Tensor
 
 LAYERS = 16

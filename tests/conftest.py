@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rdmm import Grid, Image
-from rdmm.resources import set_threads
+from rdmm.kernels.available import set_threads
 
 DATA = Path(os.environ.get("RDMM_DATA", Path(__file__).parents[1] / "../shared/data"))
 

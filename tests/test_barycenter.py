@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from rdmm import ConfigError, Grid, io
 from rdmm.cli import main
-from rdmm.shape import Image
 from rdmm.similarity import GridSinkhorn
+from rdmm.spatial.image import Image
 from rdmm.transport.barycenter import barycenter, carried
 
 

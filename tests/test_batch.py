@@ -17,15 +17,15 @@ import psutil
 import pytest
 
 from rdmm import io
-from rdmm.batch import Batch, at_once, parse_shard, table
-from rdmm.data.lists import read_pairs
-from rdmm.data.synthetic import shapes_pair
-from rdmm.grid import Grid
-from rdmm.inputs import read_inputs
+from rdmm.data.inputs import read_inputs
+from rdmm.data.pair_list import read_pairs
+from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.io import Outputs
-from rdmm.jobs import Job
-from rdmm.launchers import Local
+from rdmm.spatial.grid import Grid
 from rdmm.types import ConfigError, InputError, OutputError
+from rdmm.workflows.batch import Batch, at_once, parse_shard, table
+from rdmm.workflows.job import Job
+from rdmm.workflows.launchers import Local
 
 FAST = ["dynamics=svf", "optimizer.iterations=[3,2,1]"]
 
@@ -364,9 +364,9 @@ def test_names_that_are_taken_or_lead_away(pairs, id):
 def test_as_many_at_once_as_memory_allows(pairs, monkeypatch):
     jobs = Batch(str(pairs), "out").jobs()
     need = max(job.memory() for job in jobs.values())
-    monkeypatch.setattr("rdmm.batch.available_memory", lambda: 3 * need)
+    monkeypatch.setattr("rdmm.workflows.batch.available_memory", lambda: 3 * need)
     assert at_once(jobs, 4)[0] == 2
-    monkeypatch.setattr("rdmm.batch.available_memory", lambda: 100 * need)
+    monkeypatch.setattr("rdmm.workflows.batch.available_memory", lambda: 100 * need)
     assert at_once(jobs, 3)[0] == 3 and at_once(jobs, 99)[0] == len(jobs)
 
 

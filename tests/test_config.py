@@ -4,8 +4,10 @@ import pytest
 import yaml
 from test_networks import trained
 
-from rdmm import ConfigError, dynamics, similarity
-from rdmm.config import ALLOWED, build, compose, quoted, share
+from rdmm import ConfigError, similarity
+from rdmm.config.build import ALLOWED, build
+from rdmm.config.compose import compose, quoted, share
+from rdmm.dynamics import rdmm as dynamics
 from train.main import jobs
 
 CONF = share() / "conf"
@@ -144,4 +146,4 @@ def test_only_allowed_targets_are_built():
     with pytest.raises(ConfigError, match="there is no"):
         build({"_target_": "rdmm.similarity.Missing"})
     with pytest.raises(ConfigError, match="missing"):
-        build({"_target_": "rdmm.smoother.MultiGaussian", "sigmas": [0.1]})
+        build({"_target_": "rdmm.regularizer.MultiGaussian", "sigmas": [0.1]})

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import rdmm
-from rdmm import ops
-from rdmm.data.synthetic import shapes_pair
-from rdmm.grid import apply_matrix
-from rdmm.resources import set_threads
+from rdmm.data.synthetic.scenes import shapes_pair
+from rdmm.kernels.available import set_threads
+from rdmm.spatial import ops
+from rdmm.spatial.grid import apply_matrix
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def both(threads, run):
 
 def test_threads_are_what_was_asked_for_after_the_kernels_started(threads):
     """Numba sets OpenMP's threads, which are torch's too, when its own start."""
-    from rdmm.kernels import barrier
+    from rdmm.kernels.barrier import barrier
 
     threads(1)
     barrier(torch.zeros(1, 2, 8, 8), (0.1, 0.1), 0.1)

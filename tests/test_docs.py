@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from rdmm import io
-from rdmm.config import share
-from rdmm.data.synthetic import shapes_pair
+from rdmm.config.compose import share
+from rdmm.data.synthetic.scenes import shapes_pair
 
 DOCS = share() / "docs"
 SMALL = {
@@ -59,7 +59,7 @@ def test_extending(tmp_path):
             start = [sys.executable, str(checkout / "eval.py"), *words[2:], f"hydra.run.dir={data}/table"]
         done = subprocess.run(start, cwd=data, env={"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert '"_target_": "rdmm.dynamics.Small"' in (data / "out" / "run.json").read_text()
+    assert '"_target_": "rdmm.dynamics.small.Small"' in (data / "out" / "run.json").read_text()
     assert (data / "table" / "table.csv").read_text().count(",done") == 4
 
 

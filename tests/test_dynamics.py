@@ -4,22 +4,12 @@ import pytest
 import torch
 from conftest import GRIDS, bump, centre, preweights, swirl, zeros
 
-from rdmm import (
-    LDDMM,
-    RDMM,
-    SVF,
-    ConfigError,
-    DivergenceError,
-    Grid,
-    Image,
-    InitialConditions,
-    Integrator,
-    MultiGaussian,
-    geodesic,
-    ops,
-    shooting,
-)
-from rdmm.weights import constant, normalise, parameters
+from rdmm import LDDMM, RDMM, SVF, ConfigError, DivergenceError, Grid, Image, InitialConditions, Integrator, MultiGaussian
+from rdmm.dynamics import integrator as shooting
+from rdmm.dynamics.epdiff import coadjoint_rate, map_rate
+from rdmm.regularizer.metric import Metric
+from rdmm.regularizer.weights import constant, normalize, parameters
+from rdmm.spatial import ops
 
 SMOOTHER = MultiGaussian([0.05, 0.07, 0.1, 0.3], [0.2, 0.4, 0.3, 0.1])
 FINE = MultiGaussian([0.03, 0.06, 0.09, 0.3], [0.2, 0.4, 0.3, 0.1])
@@ -84,7 +74,7 @@ def test_rdmm_conserves_energy_in_anisotropic_3d():
 
 def test_without_its_source_rdmm_loses_energy(monkeypatch):
     with_source = drift("RDMM", 64, RK4)
-    monkeypatch.setattr(geodesic.Metric, "source", lambda self, m, nu, h: torch.zeros_like(m))
+    monkeypatch.setattr(Metric, "source", lambda self, m, nu, h: torch.zeros_like(m))
     assert drift("RDMM", 64, RK4) > 20 * with_source
 
 
@@ -204,7 +194,7 @@ def test_gradients_adjoint_backprop_and_finite_differences(monkeypatch, name, me
     def value(m, p, adjoint):
         accuracy = 1e-5 if name == "RDMM" else 1e-9  # h ∘ phi is linear between voxels: no more digits to be had
         dynamics = make(name, Integrator(method, accuracy, accuracy, steps, adjoint))
-        ic = InitialConditions(m, normalise(p) if name == "RDMM" else None)
+        ic = InitialConditions(m, normalize(p) if name == "RDMM" else None)
         return (dynamics.shoot(ic, zeros(grid)).displacement * weight).sum()
 
     gradients = []
@@ -225,7 +215,7 @@ def test_gradients_adjoint_backprop_and_finite_differences(monkeypatch, name, me
         assert float((g * d).sum()) == pytest.approx(float(fd), rel=2e-2 if method in ("dopri5", "semi_lagrangian") else 1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("rate", [geodesic.coadjoint_rate, geodesic.map_rate])
+@pytest.mark.parametrize("rate", [coadjoint_rate, map_rate])
 @pytest.mark.parametrize("shape", [(9, 8), (7, 6, 5)])
 def test_compiled_rates_are_the_torch_ones(monkeypatch, shape, rate):
     grid = Grid.unit(shape)
@@ -243,7 +233,7 @@ def test_compiled_rates_are_the_torch_ones(monkeypatch, shape, rate):
 def test_the_momentum_does_no_work_walls_and_all(grid):
     """<ad*_v m, v> = 0 to rounding for any m and v, rough ones that reach the walls too: the energy is conserved."""
     m, v = (torch.randn(1, grid.ndim, *grid.shape, dtype=torch.float64) for _ in range(2))
-    rate = geodesic.coadjoint_rate(m, v, grid)
+    rate = coadjoint_rate(m, v, grid)
     assert abs(float(ops.inner(rate, v, grid))) < 1e-12 * float(rate.norm() * v.norm() * grid.cell)
 
 

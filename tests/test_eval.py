@@ -14,10 +14,10 @@ from eval import figures, tables
 from eval.main import Study, write_index
 from eval.main import rows as studied
 from rdmm import ConfigError, Image, Pair, io
-from rdmm.config import share
-from rdmm.data.shapes import Meshes
-from rdmm.data.synthetic import shapes_pair
-from rdmm.inputs import Inputs
+from rdmm.config.compose import share
+from rdmm.data.inputs import Inputs
+from rdmm.data.studies.meshes import Meshes
+from rdmm.data.synthetic.scenes import shapes_pair
 
 SMALL = ["study.data.shapes.shape=[48,48]", "study.limit=3", "optimizer.iterations=[4,3,2]", "study.pictures=1"]
 

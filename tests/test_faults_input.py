@@ -14,7 +14,7 @@ from conftest import blobs
 
 import rdmm
 from rdmm import Grid, Image, InputError, ResourceError, io
-from rdmm.registration import read_inputs
+from rdmm.data.inputs import read_inputs
 
 SHAPE = (20, 22, 18)
 FAST = {"optimizer__scales": [0.5, 1.0], "optimizer__iterations": [12, 6], "affine__iterations": 15}
@@ -368,7 +368,7 @@ def test_35_memory_is_estimated_before_the_start(tmp_path):
         for _ in range(128):
             f.write(bytes(1 << 20))
     code = (
-        "import resource, sys, time; from rdmm.registration import read_inputs; from rdmm.types import ResourceError; import psutil\n"
+        "import resource, sys, time; from rdmm.data.inputs import read_inputs; from rdmm.types import ResourceError; import psutil\n"
         "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2 * 2**30,) * 2)\n"
         "try: read_inputs(sys.argv[1], sys.argv[1])\n"
         "except ResourceError as e: print(e); sys.exit(e.exit_code)\n"

@@ -15,7 +15,9 @@ from test_networks import trained
 import rdmm
 from networks import model as models
 from rdmm import ConfigError, InputError
-from rdmm.config import compose, quoted, require_plain_yaml, share
+from rdmm.config import location
+from rdmm.config.compose import compose, quoted, share
+from rdmm.config.trust import require_plain_yaml
 from rdmm.io.models import Model, digest, read_model, write_model
 
 
@@ -178,7 +180,7 @@ def test_the_model_brings_its_settings_and_gives_way_to_overrides(file):
     config = compose([weights])
     assert config["dynamics"]["_target_"] == "rdmm.dynamics.RDMM"
     assert config["deform"]["problem"]["similarity_weight"] == 3.0
-    assert config["optimizer"]["_target_"].endswith("NoOptimiser")
+    assert config["optimizer"]["_target_"].endswith("NoOptimizer")
     assert config["stages"]["steps"] == 2
     assert config["affine"]["_target_"] == "networks.model.affine"
     refined = compose([weights, "optimizer=refine", "optimizer.iterations=[7]", "similarity=ncc", "similarity_weight=2", "affine=none"])
@@ -197,9 +199,9 @@ def test_the_model_brings_its_settings_and_gives_way_to_overrides(file):
 def test_a_registration_by_a_model(tmp_path, file):
     """Command line and Python alike: all files of a registration, the model's checksum in run.json."""
     torch.manual_seed(0)
-    from rdmm.data.training import ShapePairs
+    from rdmm.data.training.pairs import SyntheticPairs
 
-    sample = ShapePairs((40, 40)).pair(0)
+    sample = SyntheticPairs((40, 40)).pair(0)
     result = rdmm.register(fixed=sample.pair.fixed, moving=sample.pair.moving, weights=str(file))
     assert result.status == "done"
     assert result.metrics["folds_percent"] == 0
@@ -232,7 +234,7 @@ def test_the_command_line_takes_weights(tmp_path, file):
 
 
 def test_networks_without_a_model_say_so(monkeypatch, file):
-    monkeypatch.setattr(models, "shipped", lambda: file.parent / "none.safetensors")
+    monkeypatch.setattr(location, "bundled_model", lambda: file.parent / "none.safetensors")
     with pytest.raises(ConfigError, match=r"pass --weights MODEL\.safetensors"):
         compose(["initializer=unet"])
     trained(file, affine=False)

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from rdmm import io
-from rdmm.config import share
-from rdmm.data.synthetic import shapes_pair
-from rdmm.jobs import Job
-from rdmm.launchers import outcome
+from rdmm.config.compose import share
+from rdmm.data.synthetic.scenes import shapes_pair
+from rdmm.regularizer.weights import by_region
 from rdmm.types import ConfigError
-from rdmm.weights import by_region
+from rdmm.workflows.job import Job
+from rdmm.workflows.launchers import outcome
 
 FAST = ["dynamics=svf", "optimizer.iterations=[3,2,1]"]
 
@@ -104,7 +104,7 @@ import socket
 def refuse(*_, **__):
     raise AssertionError("the network was asked")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
-import rdmm, networks.model, rdmm.batch, train.main, eval.main
+import rdmm, networks.model, rdmm.workflows.batch, train.main, eval.main
 for keys in ({FAST!r}, ["initializer=unet", *{FAST!r}]):
     done = rdmm.register(fixed={str(good / "f.nii.gz")!r}, moving={str(good / "m.nii.gz")!r}, overrides={FAST!r})
 done.save({str(good / "out/")!r} + "/")

@@ -9,8 +9,9 @@ from conftest import oblique
 
 from rdmm import Grid, Image, io
 from rdmm.cli import main
-from rdmm.io.foreign import Space, read_foreign, write_foreign
-from rdmm.transform import Affine, Composed, framed
+from rdmm.io.transforms import read_foreign, write_foreign
+from rdmm.io.vectors import Space
+from rdmm.spatial.transform import Affine, Composed, framed
 from rdmm.types import ConfigError, InputError, OutputError
 
 

@@ -13,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from rdmm import Grid, commands, io
-from rdmm.config import compose, require_plain_yaml
-from rdmm.data.lists import Table, read_pairs
+from rdmm import Grid, io
+from rdmm.config.compose import compose
+from rdmm.config.trust import require_plain_yaml
+from rdmm.data.pair_list import read_pairs
+from rdmm.data.training.tables import TableSource
 from rdmm.io import models
-from rdmm.runs import summary_of
+from rdmm.registration.record import summary_of
 from rdmm.types import RdmmError
+from rdmm.workflows import inspect as commands
 
 SECONDS = 2.0
 TOKENS = [
@@ -106,7 +109,7 @@ def sound(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], object]]]
         "m.safetensors": models.read_model,
         "t.safetensors": lambda p: commands.info(str(p)),
         "pairs.csv": read_pairs,
-        "items.csv": lambda p: Table(str(p)).items(),
+        "items.csv": lambda p: TableSource(str(p)).items(),
         "marks.csv": lambda p: io.read_landmarks(p, 3),
         "d.json": read_pairs,
         "run.json": summary_of,

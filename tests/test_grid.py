@@ -4,7 +4,7 @@ import torch
 from conftest import oblique
 
 from rdmm import Grid, Image, InputError
-from rdmm.transform import Affine, Composed, Dense, Identity, Placed, displacement, framed, invert, split
+from rdmm.spatial.transform import Affine, Composed, Dense, Identity, Placed, displacement, framed, invert, split
 
 
 def test_longest_edge_is_one(grid):

@@ -12,7 +12,7 @@ from conftest import oblique
 
 from rdmm import Grid, Image, InputError, OutputError, io
 from rdmm.io.files import Outputs, write_atomically
-from rdmm.transform import Affine, Dense, Placed
+from rdmm.spatial.transform import Affine, Dense, Placed
 
 
 def random_warp(grid: Grid) -> torch.Tensor:

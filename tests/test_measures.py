@@ -7,17 +7,11 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from rdmm import ConfigError, Grid, Image, InputError, Measure, pairs
-from rdmm.measure import frame_of, surface, voxels
-from rdmm.similarity import (
-    EnergyDistance,
-    GridSinkhorn,
-    HausdorffDivergence,
-    KernelDistance,
-    SinkhornDivergence,
-    SoftMinDivergence,
-)
-from rdmm.transform import Affine
+from rdmm import ConfigError, Grid, Image, InputError, Measure
+from rdmm.kernels import pairwise as pairs
+from rdmm.similarity import EnergyDistance, GridSinkhorn, HausdorffDivergence, KernelDistance, SinkhornDivergence, SoftMinDivergence
+from rdmm.spatial.measure import frame_of, surface, voxels
+from rdmm.spatial.transform import Affine
 
 EXACT = {"tolerance": 1e-10, "iterations": 3000}
 ALL = {

@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import oblique
 
-from rdmm import Grid, metrics, ops
-from rdmm.transform import Affine, Dense, Identity
+from rdmm import Grid, metrics
+from rdmm.spatial import ops
+from rdmm.spatial.transform import Affine, Dense, Identity
 
 
 @pytest.mark.fault(40)

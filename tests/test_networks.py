@@ -10,12 +10,13 @@ from networks.affine import AffineNet, fitted
 from networks.predictor import Predictor
 from networks.unet import Basic, CoarseUNet, Residual, folded
 from rdmm import LDDMM, RDMM, Chain, ConfigError, Deform, Image, InputError, Integrator, MultiGaussian, Pair, Problem
-from rdmm.grid import Grid
-from rdmm.ops import sample
-from rdmm.optimise import LBFGS, NoOptimiser
+from rdmm.optim.multiscale import LBFGS, NoOptimizer
 from rdmm.similarity import SSD
-from rdmm.stages import Skip, learned
-from rdmm.transform import Affine, Identity
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.ops import sample
+from rdmm.spatial.transform import Affine, Identity
+from rdmm.stages.base import Skip
+from rdmm.stages.deform import learned
 
 SMOOTHER = MultiGaussian([0.05, 0.1], [0.6, 0.4])
 TINY = Basic([4, 4, 4, 4, 4])
@@ -151,9 +152,9 @@ def test_refining_steps_of_the_affine_network_compose():
 
 def trained(path, *, weights=True, affine=True, shape=(24, 24)):
     """A model file of small networks."""
-    smoother = {"_target_": "rdmm.smoother.MultiGaussian", "sigmas": [0.05, 0.1], "weights": [0.6, 0.4]}
+    smoother = {"_target_": "rdmm.regularizer.MultiGaussian", "sigmas": [0.05, 0.1], "weights": [0.6, 0.4]}
     backbone = {"_target_": "networks.unet.Basic", "features": [4, 4, 4, 4, 4]}
-    integrator = {"_target_": "rdmm.shooting.Integrator", "steps": 3}
+    integrator = {"_target_": "rdmm.dynamics.Integrator", "steps": 3}
     name = "RDMM" if weights else "LDDMM"
     settings = {
         "predictor": {
@@ -195,7 +196,7 @@ def test_learned_mode_is_the_network_applied_step_by_step():
     net = stirred(Predictor(SMOOTHER, TINY, grid.shape))
     problem = Problem(LDDMM(SMOOTHER, Integrator(steps=3)), SSD())
     pair = pair_of(grid)
-    result = learned(Skip(), Deform(problem, NoOptimiser(), net), 2)(pair)
+    result = learned(Skip(), Deform(problem, NoOptimizer(), net), 2)(pair)
     with torch.no_grad():
         first = problem.dynamics.shoot(net(pair), pair.source)
         second = problem.dynamics.shoot(net(pair.after(first)), pair.fixed)
@@ -214,7 +215,7 @@ def test_a_prediction_is_a_start_for_the_optimiser():
     net = stirred(Predictor(SMOOTHER, TINY, grid.shape, weights=True), 0.02)
     problem = Problem(RDMM(SMOOTHER, Integrator(steps=3)), SSD(), similarity_weight=10.0)
     pair = pair_of(grid)
-    predicted = learned(Skip(), Deform(problem, NoOptimiser(), net), 2)(pair)
+    predicted = learned(Skip(), Deform(problem, NoOptimizer(), net), 2)(pair)
     refined = learned(Skip(), Deform(problem, LBFGS([1.0], [5]), net), 2)(pair)
     assert refined.energy["total"] < predicted.energy["total"]
     assert len(refined.history) == 5

@@ -2,7 +2,8 @@ import pytest
 import torch
 from conftest import oblique
 
-from rdmm import DivergenceError, Grid, ops
+from rdmm import DivergenceError, Grid
+from rdmm.spatial import ops
 
 
 def by_torch(monkeypatch, *arguments, **keywords):

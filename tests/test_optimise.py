@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from rdmm import SVF, ConfigError, DivergenceError, Grid, Image, InitialConditions, MultiGaussian, Pair, Problem
-from rdmm.optimise import LBFGS, minimise, stop
+from rdmm.optim.lbfgs import minimize
+from rdmm.optim.multiscale import LBFGS
+from rdmm.runtime.interrupt import stop
 from rdmm.similarity import SSD
 
 
@@ -17,7 +19,7 @@ def rosenbrock(x: torch.Tensor) -> tuple[float, torch.Tensor]:
 
 def run(objective, x, **keywords):
     settings = {"iterations": 200, "first_step": lambda d: 0.1 / float(d.norm()), "tolerance": 0.0}
-    return minimise(objective, x, **{**settings, **keywords})
+    return minimize(objective, x, **{**settings, **keywords})
 
 
 def test_rosenbrock():

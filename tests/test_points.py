@@ -24,13 +24,15 @@ from rdmm import (
     io,
 )
 from rdmm.cli import main
-from rdmm.initial import Controls, Zero
-from rdmm.points import Hamiltonian, spread
-from rdmm.shape import Correspondence, Pair
-from rdmm.shapes import read_shapes, register_shapes
+from rdmm.data.inputs import read_shapes
+from rdmm.dynamics.points import Hamiltonian, spread
+from rdmm.optim.initializers import Controls, Zero
+from rdmm.registration.shapes import register_shapes
 from rdmm.similarity import KernelDistance, SinkhornDivergence
-from rdmm.stages import Chain, PointAffine
-from rdmm.transform import Affine
+from rdmm.spatial.pair import Correspondence, Pair
+from rdmm.spatial.transform import Affine
+from rdmm.stages.affine import PointAffine
+from rdmm.stages.base import Chain
 
 SMOOTHER = MultiGaussian([0.15, 0.3], [0.4, 0.6])
 

@@ -9,31 +9,16 @@ import torch
 from conftest import blobs, oblique
 
 import rdmm
-from rdmm import (
-    LDDMM,
-    RDMM,
-    SVF,
-    AffineOpt,
-    Chain,
-    Deform,
-    Grid,
-    Image,
-    InitialConditions,
-    Integrator,
-    MultiGaussian,
-    Pair,
-    Problem,
-    io,
-    ops,
-)
-from rdmm.data.synthetic import shapes_pair
-from rdmm.initial import Regions, Zero
-from rdmm.notices import noted
-from rdmm.optimise import LBFGS
-from rdmm.penalty import WeightPenalty
+from rdmm import LDDMM, RDMM, SVF, AffineOpt, Chain, Deform, Grid, Image, InitialConditions, Integrator, MultiGaussian, Pair, Problem, io
+from rdmm.data.synthetic.scenes import shapes_pair
+from rdmm.optim.initializers import Regions, Zero
+from rdmm.optim.multiscale import LBFGS
+from rdmm.regularizer.penalty import WeightPenalty
+from rdmm.runtime.warnings import collect_warnings
 from rdmm.similarity import NCC, SSD
-from rdmm.stages import Skip
-from rdmm.transform import Affine, Dense, displacement
+from rdmm.spatial import ops
+from rdmm.spatial.transform import Affine, Dense, displacement
+from rdmm.stages.base import Skip
 
 SMOOTHER = MultiGaussian([0.06, 0.12], [0.6, 0.4])
 DYNAMICS = {"SVF": SVF(SMOOTHER), "LDDMM": LDDMM(SMOOTHER), "RDMM": RDMM(SMOOTHER)}
@@ -136,15 +121,15 @@ def test_affine_tells_of_turns(d):
     """An image that lies the other way round in its file is found and told; one that looks the same both ways is told; others are not."""
     grid = Grid((40, 44, 30)[:d], np.diag([4.0] * d + [1]))
     image = Image(blobs(grid, 7, 10).float(), grid)
-    with noted() as quiet:
+    with collect_warnings() as quiet:
         AffineOpt()(Pair(image, image))
     turned = Image(image.data.flip(2, 3), grid)
-    with noted() as told:
+    with collect_warnings() as told:
         found = AffineOpt()(Pair(image, turned)).transform
     y = found(grid.identity(image.data))
     assert torch.allclose(y, grid.identity(image.data).flip(2, 3), atol=grid.spacing[0] / 4)
     symmetric = Image((image.data + turned.data) / 2, grid)
-    with noted() as ambiguous:
+    with collect_warnings() as ambiguous:
         AffineOpt()(Pair(symmetric, symmetric))
     assert quiet == []
     assert len(told) == 1 and "was turned by 180 degrees against the files' geometry" in told[0] and "--init header" in told[0]
@@ -268,7 +253,7 @@ def test_save_writes_what_the_contract_says(tmp_path):
     assert 0.03 * pair.fixed.grid.length < sigma.min() <= sigma.max() < 0.12 * pair.fixed.grid.length
     warped = io.read_image(tmp_path / "out/Warped.nii.gz").data
     names = [str(tmp_path / "out/1Warp.nii.gz"), str(tmp_path / "out/0GenericAffine.mat")]
-    from rdmm.transform import framed
+    from rdmm.spatial.transform import framed
 
     again = Image(pair.moving.data, pair.moving.grid).moved_by(framed(io.read_transforms(names), pair.fixed.grid), pair.fixed.grid)
     assert float((again.data - warped).abs().max()) < 2e-3

@@ -16,10 +16,10 @@ from browser import Browser, chromium
 
 import rdmm
 from rdmm import Image, io
-from rdmm.data.synthetic import shapes_pair
-from rdmm.report import render_study
-from rdmm.runs import report, study_rows, write_index
+from rdmm.data.synthetic.scenes import shapes_pair
+from rdmm.report.html import render_study
 from rdmm.types import InputError, OutputError
+from rdmm.workflows.reports import report, study_rows, write_index
 
 HOSTILE = "<script>document.title='owned'<%2Fscript>&\"x'.nii.gz"
 """A name of a file (fault 85)."""

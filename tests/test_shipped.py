@@ -3,15 +3,16 @@
 import pytest
 
 from networks import model as models
-from rdmm.config import compose, quoted
-from rdmm.data.brains import Brains
-from rdmm.data.contrast import Contrasts
-from rdmm.data.training import ContrastPairs
-from rdmm.registration import run
+from rdmm.config.compose import compose, quoted
+from rdmm.config.location import bundled_model
+from rdmm.data.studies.brains import Brains
+from rdmm.data.synthetic.contrasts import Contrasts
+from rdmm.data.training.pairs import ContrastPairs
+from rdmm.registration.images import run
 
 
 def test_it_is_small_and_sound():
-    assert models.shipped().stat().st_size < 10 * 2**20
+    assert bundled_model().stat().st_size < 10 * 2**20
     assert models.load(None).predictor is not None and models.load(None).affine is not None
 
 
@@ -19,7 +20,7 @@ def test_it_registers_random_anatomies_better_than_its_affine_map():
     """Anatomies of another seed than those that it was trained on, on another grid."""
     sample = ContrastPairs(Contrasts((48, 56, 44)), seed=12345).pair(0)
     learned = run(sample, compose(["initializer=unet"])).metrics
-    file = f"weights={quoted(str(models.shipped()))}"
+    file = f"weights={quoted(str(bundled_model()))}"
     affine = run(sample, compose([file, "initializer=zero", "optimizer=none", "stages=single"])).metrics
     assert learned["dice"] > learned["dice_before"] + 0.05
     assert learned["folds_percent"] == 0

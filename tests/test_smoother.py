@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import bump, oblique
 
-from rdmm import ConfigError, Grid, MultiGaussian, ops
-from rdmm.smoother import gaussian, lowpass
+from rdmm import ConfigError, Grid, MultiGaussian
+from rdmm.spatial import ops
+from rdmm.spatial.gaussian import gaussian, lowpass
 
 BOUNDARIES = ["zero", "periodic", "reflect"]
 
@@ -79,7 +80,7 @@ def test_zero_boundary_does_not_wrap_around():
 
 
 def test_band_of_a_wide_gaussian_is_small():
-    from rdmm.smoother import _waves
+    from rdmm.spatial.gaussian import _waves
 
     sizes = [_waves(n, 1 / (n - 1), 0.1, 0.1, "zero", torch.float32, torch.device("cpu"))[0].shape[1] for n in (64, 256)]
     assert sizes[0] < 64

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from rdmm import ConfigError, InputError
-from rdmm.data.brains import Brains, Slices
-from rdmm.data.knees import Knees, pictured, strided
-from rdmm.data.livers import Livers, hull
-from rdmm.data.lungs import LungMasks, RightLung
-from rdmm.data.synthetic import OUTSIDE, Shapes, shapes_pair
+from rdmm.data.studies.brains import Brains, BrainSlices
+from rdmm.data.studies.knees import Knees, strided
+from rdmm.data.studies.livers import Livers, hull
+from rdmm.data.studies.lungs import LungMasks, RightLung
+from rdmm.data.synthetic.label_images import intensities_of
+from rdmm.data.synthetic.scenes import OUTSIDE, SyntheticShapes, shapes_pair
 
 
 @pytest.mark.parametrize("variation", ["own", "together"])
@@ -51,17 +52,17 @@ def test_together_the_outer_objects_scale_with_the_foreground():
 
 
 def test_a_data_set_of_shapes():
-    cases = Shapes(count=3, shape=[40, 40], first=5).cases()
+    cases = SyntheticShapes(count=3, shape=[40, 40], first=5).cases()
     assert list(cases) == ["shapes05", "shapes06", "shapes07"]
     inputs = cases["shapes06"]()
     assert inputs.fixed_regions.data.max() == 1
     assert inputs.pair.regions is not None
     for wrong in ({"count": 0}, {"shape": [8, 40]}, {"shape": [40]}):
         with pytest.raises(ConfigError, match="shapes"):
-            Shapes(**wrong)
+            SyntheticShapes(**wrong)
 
 
-@pytest.mark.parametrize("data", [RightLung, LungMasks, Livers, Knees, Brains, Slices])
+@pytest.mark.parametrize("data", [RightLung, LungMasks, Livers, Knees, Brains, BrainSlices])
 def test_missing_data_are_named(data, tmp_path):
     cases = data(str(tmp_path)).cases()
     assert cases
@@ -71,7 +72,7 @@ def test_missing_data_are_named(data, tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("make", "labels"), [(RightLung, True), (LungMasks, True), (Livers, False), (Knees, True), (Brains, True), (Slices, True)]
+    ("make", "labels"), [(RightLung, True), (LungMasks, True), (Livers, False), (Knees, True), (Brains, True), (BrainSlices, True)]
 )
 def test_real_data_are_read(data, make, labels):
     inputs = next(iter(make(str(data)).cases().values()))()
@@ -90,7 +91,7 @@ def test_pictures_of_labels():
     thin = strided(Image(fixed, pair.fixed.grid), (2, 3, 1))
     assert thin.grid.shape == (16, 10, 24)
     assert np.allclose(thin.grid.voxel, (2, 3, 1))
-    picture = pictured(Image(fixed, pair.fixed.grid)).data
+    picture = intensities_of(Image(fixed, pair.fixed.grid)).data
     assert 0.9 < float(picture.max()) < 1.05  # the Gaussian of .6 voxels overshoots by a percent
 
 

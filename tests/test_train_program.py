@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_faults_input import picture, saved
 
-from rdmm.config import share
+from rdmm.config.compose import share
 from rdmm.io.models import read_model
 from train.checkpoint import BEST, LAST, STATE
 

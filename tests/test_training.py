@@ -13,16 +13,17 @@ from networks.model import Networks
 from networks.predictor import Predictor
 from networks.unet import Basic
 from rdmm import LDDMM, RDMM, ConfigError, DivergenceError, InputError, Integrator, Problem, ResourceError
-from rdmm.data.augment import diffeomorphism
-from rdmm.data.contrast import Contrasts
-from rdmm.data.splits import generator
-from rdmm.data.training import ContrastPairs, ShapePairs
-from rdmm.inputs import Inputs
+from rdmm.data.inputs import Inputs
+from rdmm.data.synthetic.contrasts import Contrasts
+from rdmm.data.synthetic.random_maps import diffeomorphism
+from rdmm.data.training.pairs import ContrastPairs, SyntheticPairs
+from rdmm.data.training.splits import generator
 from rdmm.metrics import dice, mean_dice
-from rdmm.optimise import stop
-from rdmm.shape import Image, Pair
+from rdmm.runtime.interrupt import stop
 from rdmm.similarity import NCC, SSD
-from rdmm.transform import Dense, Identity, invert
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
+from rdmm.spatial.transform import Dense, Identity, invert
 from train.batches import both_ways
 from train.checkpoint import BEST, LAST, STATE, Folder
 from train.log import Log
@@ -31,7 +32,7 @@ from train.losses import AffineObjective, DeformationObjective, inverse_consiste
 from train.parallel import World
 from train.trainer import Trainer, Training
 
-DATA = ShapePairs((32, 32), limit=2)
+DATA = SyntheticPairs((32, 32), limit=2)
 
 
 def problem(dynamics=LDDMM):

@@ -10,17 +10,19 @@ from conftest import bump
 from test_faults_input import picture, saved
 
 from rdmm import ConfigError, InputError, io
-from rdmm.data.augment import Augment, diffeomorphism, noise
-from rdmm.data.common import CommonGrid, Library
-from rdmm.data.contrast import Contrasts
-from rdmm.data.items import Folder, Item
-from rdmm.data.lists import PairTable, Table, read_pairs
-from rdmm.data.splits import Couples, generator, split
-from rdmm.data.training import ContrastPairs, ImagePairs, ShapePairs
-from rdmm.grid import Grid
-from rdmm.intensity import Normalise
-from rdmm.ops import jacobian_determinant
-from rdmm.shape import Image
+from rdmm.data.intensity import Normalize
+from rdmm.data.pair_list import read_pairs
+from rdmm.data.synthetic.contrasts import Contrasts
+from rdmm.data.synthetic.random_maps import diffeomorphism, noise
+from rdmm.data.training.augment import Augment
+from rdmm.data.training.library import CommonGrid, ImageCache
+from rdmm.data.training.pairs import ContrastPairs, ImagePairs, SyntheticPairs
+from rdmm.data.training.sources import FolderSource, Item
+from rdmm.data.training.splits import PairSampler, generator, split
+from rdmm.data.training.tables import PairSource, TableSource
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.ops import jacobian_determinant
 from train.batches import batched, both_ways, stream
 
 
@@ -40,7 +42,7 @@ def test_couples_are_all_pairs_of_their_kind_and_no_other(sampling):
         "between": lambda f, m: f.subject != m.subject,
         "longitudinal": lambda f, m: f.subject == m.subject and f.time < m.time,
     }[sampling]
-    found = Couples(SIX, sampling)
+    found = PairSampler(SIX, sampling)
     pairs = [(found[i][0].name, found[i][1].name) for i in range(len(found))]
     assert sorted(pairs) == sorted((f.name, m.name) for f in SIX for m in SIX if rule(f, m))
     with pytest.raises(IndexError):
@@ -48,16 +50,16 @@ def test_couples_are_all_pairs_of_their_kind_and_no_other(sampling):
 
 
 def test_couples_of_a_large_set_are_not_listed():
-    many = Couples(items(*(f"s{i:05d}:1" for i in range(20000))), "all")
+    many = PairSampler(items(*(f"s{i:05d}:1" for i in range(20000))), "all")
     assert len(many) == 20000 * 19999
     assert many[len(many) - 1][0].name == "s19999_1"
 
 
 def test_no_such_pair_is_an_error():
     with pytest.raises(ConfigError, match="make no such pair"):
-        Couples(items("a:1", "b:1"), "within")
+        PairSampler(items("a:1", "b:1"), "within")
     with pytest.raises(ConfigError, match="sampling must be one of all, within"):
-        Couples(SIX, "al")  # type: ignore[arg-type]
+        PairSampler(SIX, "al")  # type: ignore[arg-type]
 
 
 def test_a_split_never_parts_a_subject():
@@ -93,7 +95,7 @@ def test_folders_by_pattern(tmp_path):
         (tmp_path / subject / rest / "image.nii.gz").touch()
         (tmp_path / subject / rest / "labels.nii.gz").touch()
     (tmp_path / "readme.txt").touch()
-    found = Folder(str(tmp_path), "{subject}/{time}_{id}/image.nii.gz", "{subject}/{time}_{id}/labels.nii.gz").items()
+    found = FolderSource(str(tmp_path), "{subject}/{time}_{id}/image.nii.gz", "{subject}/{time}_{id}/labels.nii.gz").items()
     assert [(i.name, i.subject, i.time) for i in found] == [
         ("9001_00m_left", "9001", "00m"),
         ("9001_12m_left", "9001", "12m"),
@@ -102,23 +104,23 @@ def test_folders_by_pattern(tmp_path):
     assert found[0].labels == tmp_path / "9001/00m_left/labels.nii.gz"
     (tmp_path / "9001/12m_left/labels.nii.gz").unlink()
     with pytest.raises(InputError, match=r"its label map .* is missing"):
-        Folder(str(tmp_path), "{subject}/{time}_{id}/image.nii.gz", "{subject}/{time}_{id}/labels.nii.gz").items()
+        FolderSource(str(tmp_path), "{subject}/{time}_{id}/image.nii.gz", "{subject}/{time}_{id}/labels.nii.gz").items()
     with pytest.raises(InputError, match="no file there is like"):
-        Folder(str(tmp_path), "{subject}.mha").items()
+        FolderSource(str(tmp_path), "{subject}.mha").items()
     for pattern, message in (
         ("{sbject}.nii", "did you mean 'subject'"),
         ("{id}.nii", "{subject} is missing"),
         ("../{subject}.nii", "below the root"),
     ):
         with pytest.raises(ConfigError, match=message):
-            Folder(str(tmp_path), pattern)
+            FolderSource(str(tmp_path), pattern)
 
 
 def test_tables_of_images(tmp_path):
     """A byte-order mark, Windows line ends, spaces around names: fine."""
     path = tmp_path / "list.csv"
     path.write_bytes("\ufeffimage, subject,labels,time,split\r\na.nii.gz,s1,a_l.nii.gz,2020,train\r\nb.nii.gz,s2,,2021,test\r\n".encode())
-    one, two = Table(str(path)).items()
+    one, two = TableSource(str(path)).items()
     assert (one.name, one.subject, one.labels, one.split, one.where) == ("a", "s1", tmp_path / "a_l.nii.gz", "train", f"{path}: line 2")
     assert (two.image, two.labels) == (tmp_path / "b.nii.gz", None)
 
@@ -144,7 +146,7 @@ def test_wrong_tables_name_the_line(tmp_path, text, message):
     path = tmp_path / "list.csv"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        Table(str(path)).items()
+        TableSource(str(path)).items()
     assert message.format(path, tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -156,7 +158,7 @@ def test_links_out_of_the_data_set_are_refused(tmp_path):
     saved(tmp_path / "secret.nii.gz", picture())
     (tmp_path / "data/s1.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
     with pytest.raises(ConfigError, match="leads out of"):
-        Folder(str(tmp_path / "data")).items()
+        FolderSource(str(tmp_path / "data")).items()
 
 
 def test_learn2reg(tmp_path):
@@ -166,7 +168,7 @@ def test_learn2reg(tmp_path):
     path.write_text(
         json.dumps({"name": "OASIS", "training": training, "test": ["./imagesTs/OASIS_0003_0000.nii.gz"], "registration_val": val})
     )
-    train, test = Table(str(path)).items()
+    train, test = TableSource(str(path)).items()
     assert (train.name, train.subject, train.time, train.split) == ("OASIS_0001_0000", "0001", "0000", "train")
     assert train.labels == tmp_path / "labelsTr/OASIS_0001_0000.nii.gz"
     assert (test.subject, test.split) == ("0003", "test")
@@ -180,19 +182,19 @@ def test_learn2reg(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message.replace("an object", "object")):
-            Table(str(path)).items()
+            TableSource(str(path)).items()
 
 
 def test_lists_of_pairs_keep_linked_images_together(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("fixed,moving\na.nii,b.nii\nb.nii,c.nii\nd.nii,e.nii\n")
-    source = PairTable(str(path))
+    source = PairSource(str(path))
     groups = {i.name: i.subject for i in source.items()}
     assert groups["a"] == groups["b"] == groups["c"] != groups["d"] == groups["e"]
     assert [(f.name, m.name) for f, m in source.couples()] == [("a", "b"), ("b", "c"), ("d", "e")]
     path.write_text("id,fixed,moving,split\n1,a.nii,b.nii,train\n2,b.nii,c.nii,test\n")
     with pytest.raises(ConfigError, match=r"b.nii is in 'train' .*line 2.* and in 'test' .*line 3"):
-        PairTable(str(path)).items()
+        PairSource(str(path)).items()
     path.write_text("id,fixed,moving\n1,a.nii,b.nii\n1,c.nii,d.nii\n")
     with pytest.raises(ConfigError, match=r"id '1' is there twice: .*line 2 and .*line 3"):
         read_pairs(path)
@@ -206,7 +208,7 @@ def folder(tmp_path):
 
 
 def pairs_of(folder, **more):
-    return ImagePairs(Folder(str(folder)), **{"shape": (16, 16, 16), "shares": (0.6, 0.2, 0.2), "centre": "world", **more})
+    return ImagePairs(FolderSource(str(folder)), **{"shape": (16, 16, 16), "shares": (0.6, 0.2, 0.2), "centre": "world", **more})
 
 
 def test_a_pair_is_a_function_of_its_number(folder):
@@ -236,7 +238,7 @@ def test_batches_do_not_depend_on_the_workers(folder):
 
 
 def test_both_ways_swaps_images_and_labels():
-    sample = batched([ShapePairs((32, 32)).pair(i) for i in range(2)])
+    sample = batched([SyntheticPairs((32, 32)).pair(i) for i in range(2)])
     both = both_ways(sample)
     assert torch.equal(both.pair.fixed.data[2:], sample.pair.moving.data)
     assert torch.equal(both.pair.moving.data[2:], sample.pair.fixed.data)
@@ -270,7 +272,7 @@ class Dying:
     def pair(self, number):
         if number == 3:
             os._exit(9)
-        return ShapePairs((32, 32)).pair(number)
+        return SyntheticPairs((32, 32)).pair(number)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -291,7 +293,7 @@ def test_the_common_grid_keeps_places_in_the_world(grid):
     x = target.to_world(target.identity(image.data))
     index = torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim)
     inside = ((grid.from_world(x) > 0.05) & (grid.from_world(x) < index - 0.05)).all(1, keepdim=True)
-    from rdmm.ops import sample
+    from rdmm.spatial.ops import sample
 
     expected = sample(image.data, grid.from_world(x), grid)
     assert float(((moved.data - expected).abs() * inside).max()) < 0.04  # a low-pass and interpolation
@@ -322,7 +324,7 @@ def test_files_are_read_once(folder, monkeypatch):
     calls = []
     read = io.read_image
     monkeypatch.setattr(io, "read_image", lambda *a, **k: calls.append(a) or read(*a, **k))
-    library = Library(Folder(str(folder)).items(), CommonGrid((16, 16, 16)), Normalise())
+    library = ImageCache(FolderSource(str(folder)).items(), CommonGrid((16, 16, 16)), Normalize())
     for _ in range(3):
         for item in library.items:
             library(item)
@@ -340,7 +342,7 @@ def test_random_diffeomorphisms_do_not_fold(shape):
 
 
 def test_labels_are_varied_as_their_image_is():
-    data = ShapePairs((64, 64)).pair(3)
+    data = SyntheticPairs((64, 64)).pair(3)
     image, labels = Augment(0.02, turn=0.1, stretch=0.1, gamma=0.0)(data.pair.fixed, data.fixed_labels, generator(5))
     inside = image.data[labels.data == 1]
     assert float((inside - 0.5).abs().median()) < 0.05  # the foreground's intensity

@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from rdmm import ConfigError, Grid, Image, io, metrics, ops
-from rdmm.config import build, compose
-from rdmm.data.synthetic import Shapes, shapes_pair
-from rdmm.inputs import read_inputs
-from rdmm.registration import Registration, run
-from rdmm.stages import Result
-from rdmm.trajectory import Output
-from rdmm.transform import Affine, Identity, displacement
+from rdmm import ConfigError, Grid, Image, io, metrics
+from rdmm.config.build import build
+from rdmm.config.compose import compose
+from rdmm.data.inputs import read_inputs
+from rdmm.data.synthetic.scenes import SyntheticShapes, shapes_pair
+from rdmm.registration.images import Registration, run
+from rdmm.registration.outputs import Output
+from rdmm.spatial import ops
+from rdmm.spatial.transform import Affine, Identity, displacement
+from rdmm.stages.base import Result
 
 QUICK = ["affine=none", "similarity=ssd", "similarity_weight=10", "optimizer.scales=[.5,1]", "optimizer.iterations=[15,8]"]
 
 
 def registered(*keys, shape=(56, 48), seed=1):
-    return run(Shapes(1, shape, first=seed).cases()[f"shapes{seed:02d}"](), compose([*QUICK, *keys]))
+    return run(SyntheticShapes(1, shape, first=seed).cases()[f"shapes{seed:02d}"](), compose([*QUICK, *keys]))
 
 
 @pytest.fixture(scope="module")

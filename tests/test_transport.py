@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment
 
 from rdmm import ConfigError, DivergenceError, Grid, Image, InputError
 from rdmm.similarity import GridSinkhorn
-from rdmm.transport import convolution
-from rdmm.transport.convolution import log_convolve
+from rdmm.transport import softmin as convolution
+from rdmm.transport.softmin import log_convolve
 
 
 def gaussian_density(grid, mean, deviation, mass=1.0, dtype=torch.float64):

@@ -9,10 +9,10 @@ import torch
 
 import rdmm
 from rdmm import LBFGS, LDDMM, ConfigError, Deform, Grid, Image, Measure, MultiGaussian, PointLDDMM, Problem
-from rdmm.data.shapes import outline
-from rdmm.initial import Controls, Transported
-from rdmm.shape import Correspondence, Pair
+from rdmm.data.studies.meshes import outline
+from rdmm.optim.initializers import Controls, Transported
 from rdmm.similarity import SSD, GridSinkhorn, SinkhornDivergence, Sum
+from rdmm.spatial.pair import Correspondence, Pair
 
 SMOOTHER = MultiGaussian([0.08, 0.2], [0.5, 0.5])
 

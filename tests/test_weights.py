@@ -3,8 +3,8 @@ import torch
 from conftest import preweights
 
 from rdmm import ConfigError, MultiGaussian
-from rdmm.penalty import NoPenalty, WeightPenalty, deviation, omt, total_variation
-from rdmm.weights import by_region, constant, local_sigma, normalise, parameters
+from rdmm.regularizer.penalty import NoPenalty, WeightPenalty, deviation, omt, total_variation
+from rdmm.regularizer.weights import by_region, constant, local_sigma, normalize, parameters
 
 SMOOTHER = MultiGaussian([0.05, 0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4])
 
@@ -12,10 +12,10 @@ SMOOTHER = MultiGaussian([0.05, 0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4])
 def test_normalise_is_on_the_sphere_and_reaches_zero(grid):
     p = torch.randn(1, 4, *grid.shape, dtype=torch.float64)
     p[:, 0] = 0
-    h = normalise(p)
+    h = normalize(p)
     assert torch.allclose(h.square().sum(1), torch.ones(1, dtype=torch.float64))
     assert float(h.min()) == 0
-    assert torch.allclose(normalise(parameters(h)), h)
+    assert torch.allclose(normalize(parameters(h)), h)
 
 
 def test_gradient_steps_drive_weights_to_zero_where_the_price_says_so(grid):
@@ -24,9 +24,9 @@ def test_gradient_steps_drive_weights_to_zero_where_the_price_says_so(grid):
     optimiser = torch.optim.SGD([p], 0.3 * p[0, 0].numel())
     for _ in range(300):
         optimiser.zero_grad()
-        omt(normalise(p), SMOOTHER, grid).sum().backward()
+        omt(normalize(p), SMOOTHER, grid).sum().backward()
         optimiser.step()
-    h = normalise(p)
+    h = normalize(p)
     assert float(h[:, 0].max()) < 5e-3
     assert float(h[:, 3].min()) > 0.99
 

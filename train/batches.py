@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from rdmm.data.common import stacked
-from rdmm.data.training import TrainingData
-from rdmm.inputs import Inputs
-from rdmm.shape import Image, Pair
+from rdmm.data.inputs import Inputs
+from rdmm.data.training.library import stacked
+from rdmm.data.training.pairs import TrainingData
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
 from rdmm.types import InputError, RdmmError
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from networks.model import Networks, save
+from rdmm.config.renamed import RENAMED
 from rdmm.io.files import existing, write_atomically
 from rdmm.types import ConfigError, InputError
 
@@ -71,7 +72,7 @@ class Folder:
             return None
         try:
             state = torch.load(existing(path), map_location="cpu", weights_only=True)
-            found = json.loads(state["identity"])
+            found = _with_current_targets(json.loads(state["identity"]))
         except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
             text = str(error).strip().splitlines()[0]
             raise InputError(f"{path}: no state of a training run, or a damaged one ({text[:120]}); remove it to start anew") from error
@@ -95,6 +96,11 @@ class Folder:
 
     def keep_model(self, name: str, networks: Networks, progress: Progress) -> None:
         save(self.path / name, networks, self.settings, {"step": progress.step, "score": progress.best})
+
+
+def _with_current_targets(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity of an earlier version with today's names of classes."""
+    return {k: RENAMED.get(v, v) if k.endswith("_target_") else v for k, v in identity.items()}
 
 
 def flattened(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdmm import ops
-from rdmm.dynamics import RDMM, InitialConditions
-from rdmm.inputs import Inputs
-from rdmm.shape import Image
-from rdmm.transform import displacement
+from rdmm.data.inputs import Inputs
+from rdmm.dynamics.base import InitialConditions
+from rdmm.dynamics.rdmm import RDMM
+from rdmm.spatial import ops
+from rdmm.spatial.image import Image
+from rdmm.spatial.transform import displacement
 from rdmm.types import Tensor
 from train.checkpoint import Progress
 from train.losses import Outcome

@@ -11,12 +11,14 @@ from torch import nn
 
 from networks.affine import AffineNet
 from networks.predictor import Predictor
-from rdmm import metrics, ops
-from rdmm.dynamics import InitialConditions
-from rdmm.inputs import Inputs
-from rdmm.problem import FLOOR, Energy, Problem, Similarity
-from rdmm.shape import Image, Pair
-from rdmm.transform import Affine, Dense, Identity, Transform, displacement
+from rdmm import metrics
+from rdmm.data.inputs import Inputs
+from rdmm.dynamics.base import InitialConditions
+from rdmm.optim.problem import BARRIER_THRESHOLD, Energy, Problem, Similarity
+from rdmm.spatial import ops
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
+from rdmm.spatial.transform import Affine, Dense, Identity, Transform, displacement
 from rdmm.types import ConfigError, DivergenceError, Tensor
 
 log = logging.getLogger(__name__)
@@ -169,7 +171,7 @@ class DeformationObjective:
             loss = loss + self.inverse_consistency * noted(terms, "inverse_consistency", inverse_consistency(whole, pair))
         if self.folding:
             grid = pair.fixed.grid
-            squeezed = ops.barrier(displacement(whole, grid, pair.fixed.data), grid, FLOOR).mean()
+            squeezed = ops.barrier(displacement(whole, grid, pair.fixed.data), grid, BARRIER_THRESHOLD).mean()
             loss = loss + self.folding * noted(terms, "squeezed", squeezed)
         return Outcome(loss, {"loss": float(loss.detach()), **terms}, whole, conditions)
 

@@ -24,12 +24,14 @@ from eval.main import Study
 from eval.main import rows as studied
 from eval.tables import write as write_table
 from networks.model import Networks, load, made
-from rdmm.config import build, check, compose, quoted, require_plain_yaml, share
-from rdmm.data.training import TrainingData
-from rdmm.interruption import interruptible
+from rdmm.config.build import build
+from rdmm.config.compose import check, compose, quoted, share
+from rdmm.config.trust import require_plain_yaml
+from rdmm.data.training.pairs import TrainingData
 from rdmm.io import write_atomically
-from rdmm.optimise import stop
-from rdmm.resources import chosen_device, set_threads
+from rdmm.kernels.available import set_threads
+from rdmm.runtime.interrupt import interruptible, stop
+from rdmm.runtime.resources import chosen_device
 from rdmm.types import ConfigError, OutputError, RdmmError
 from train.checkpoint import BEST, LAST, STATE, Folder, Progress, flattened
 from train.log import Log

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from networks.model import Networks
-from rdmm.data.splits import generator
-from rdmm.data.training import TrainingData
-from rdmm.inputs import Inputs
-from rdmm.optimise import stop
+from rdmm.data.inputs import Inputs
+from rdmm.data.training.pairs import TrainingData
+from rdmm.data.training.splits import generator
+from rdmm.runtime.interrupt import stop
 from rdmm.types import ConfigError, DivergenceError, ResourceError
 from train.batches import both_ways, stream, to_device
 from train.checkpoint import BEST, Folder, Progress

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from rdmm import io
-from rdmm.data.synthetic import shapes_pair
+from rdmm.data.synthetic.scenes import shapes_pair
 
 
 def rdmm(*words: str) -> None:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import rdmm
-from rdmm.data.synthetic import shapes_pair
+from rdmm.data.synthetic.scenes import shapes_pair
 
 
 def main(out: Path, size: int = 128, iterations: int = 20) -> None:

@@ -1,29 +1,22 @@
-"""Data sets: for each case a name, and a function that reads it."""
+"""What is registered: inputs, intensities, lists of pairs, data sets to train on and to evaluate on."""
 
-from __future__ import annotations
+from rdmm.lazy import lazy_names
 
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Protocol
-
-from rdmm.inputs import Inputs, Shapes
-from rdmm.types import InputError
-
-
-class Cases(Protocol):
-    """A data set; nothing is read before a case is asked for. One of shapes says so: ``settings = "shapes"``."""
-
-    def cases(self) -> Mapping[str, Callable[[], Inputs | Shapes]]: ...
-
-
-def folder(path: str | os.PathLike[str], part: str = "") -> Path:
-    """A folder of a data set.
-
-    Raises:
-        InputError: it is not there.
-    """
-    out = Path(path).expanduser() / part
-    if not out.is_dir():
-        raise InputError(f"no data at {path}/{part}: set RDMM_DATA to the folder that holds {part or 'them'}")
-    return out
+__all__, __getattr__ = lazy_names(
+    "rdmm.data",
+    {
+        "intensity": ["Normalize"],
+        "synthetic.contrasts": ["Contrasts"],
+        "synthetic.scenes": ["SyntheticShapes"],
+        "training.augment": ["Augment"],
+        "training.pairs": ["ContrastPairs", "ImagePairs", "SyntheticPairs"],
+        "training.sources": ["FolderSource"],
+        "training.tables": ["PairSource", "TableSource"],
+        "studies.brains": ["BrainSlices", "Brains"],
+        "studies.knees": ["Knees"],
+        "studies.livers": ["Livers"],
+        "studies.lungs": ["LungMasks", "RightLung"],
+        "studies.meshes": ["Amoebas", "KneeVoxels", "Meshes"],
+        "studies.pair_table": ["PairTable"],
+    },
+)

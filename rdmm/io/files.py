@@ -17,6 +17,8 @@ from pathlib import Path
 from rdmm.types import InputError, OutputError, nearest
 
 log = logging.getLogger(__name__)
+
+
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 

@@ -15,8 +15,14 @@ from rdmm.io.files import existing, write_atomically
 from rdmm.types import InputError
 
 VTK_TYPES = {"float": ">f4", "double": ">f8", "int": ">i4", "vtkidtype": ">i8", "long": ">i8", "unsigned_char": ">u1", "short": ">i2"}
+
+
 VTK_TYPES |= {"vtktypeint32": ">i4", "vtktypeint64": ">i8", "unsigned_int": ">u4", "unsigned_long": ">u8", "char": ">i1"}
+
+
 PLY_TYPES = {"float": "f4", "float32": "f4", "double": "f8", "float64": "f8", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4"}
+
+
 PLY_TYPES |= {"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2"}
 
 

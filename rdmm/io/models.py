@@ -19,6 +19,8 @@ from rdmm.types import InputError, Tensor
 from rdmm.version import __version__
 
 FORMAT = 1
+
+
 LONGEST_HEADER = 2**20
 """Bytes of a header that is read at all."""
 

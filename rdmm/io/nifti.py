@@ -11,22 +11,17 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
-import torch
 
-from rdmm.grid import Grid
 from rdmm.io.files import compressed, existing, write_atomically
-from rdmm.ops import sample
-from rdmm.shape import Image
-from rdmm.types import ConfigError, InputError, Tensor
+from rdmm.spatial.grid import Grid
+from rdmm.types import InputError
 
 log = logging.getLogger(__name__)
 
-NanPolicy = Literal["error", "zero", "mask"]
-SMALLEST = 4  # voxels along an axis
+
 _MAGIC = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -37,6 +32,8 @@ _MAGIC = {
     b"BZh": "a bzip2 archive",
     b"\xfd7zXZ": "an xz archive",
 }
+
+
 _GZIP_RATIO = 1100  # deflate cannot expand more than 1032 times
 
 
@@ -108,7 +105,7 @@ def _checked_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
 
 
 @dataclass(frozen=True)
-class _Raw:
+class Raw:
     """Scaled voxels as stored, their affine (4, 4), and the header."""
 
     array: np.ndarray
@@ -119,7 +116,7 @@ class _Raw:
 Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage
 
 
-def _stored(source: Source) -> tuple[Path, bytes]:
+def stored_bytes(source: Source) -> tuple[Path, bytes]:
     """A name for messages and the file's bytes, of a path or a nibabel image."""
     if isinstance(source, nib.spatialimages.SpatialImage):
         name = Path(source.get_filename() or "<nibabel image>")
@@ -139,7 +136,7 @@ def peek_shape(source: Source) -> tuple[int, ...]:
     return _checked_shape(path, _header(path, _inflate(path, head, 600) if head[:2] == b"\x1f\x8b" else head))
 
 
-def _read_raw(path: Path, stored: bytes, *, strict: bool) -> _Raw:
+def read_raw(path: Path, stored: bytes, *, strict: bool) -> Raw:
     zipped = stored[:2] == b"\x1f\x8b"
     header = _header(path, _inflate(path, stored, 600) if zipped else stored)
     shape, dtype = _checked_shape(path, header), _checked_dtype(path, header)
@@ -154,7 +151,7 @@ def _read_raw(path: Path, stored: bytes, *, strict: bool) -> _Raw:
     if len(data) < expected:
         raise InputError(f"{path}: truncated: {expected} bytes expected, {len(data)} there; copy the file again")
     array = np.frombuffer(data, dtype, count=(expected - offset) // dtype.itemsize, offset=offset).reshape(shape, order="F")
-    return _Raw(_scaled(path, array, header), _affine(path, header, strict=strict), header)
+    return Raw(_scaled(path, array, header), _affine(path, header, strict=strict), header)
 
 
 def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
@@ -201,32 +198,7 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a[:3, :3] - b[:3, :3]).max() > 1e-2 * scale or np.abs(a[:3, 3] - b[:3, 3]).max() > scale)
 
 
-def _spatial(path: Path, raw: _Raw, volume: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The 2D or 3D array and its (d+1, d+1) affine."""
-    array, affine = raw.array, raw.affine
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 4:
-        if volume is None:
-            raise InputError(f"{path}: {array.shape[3]} volumes (4D); choose --volume k, 0 to {array.shape[3] - 1}")
-        if not 0 <= volume < array.shape[3]:
-            raise InputError(f"{path}: --volume {volume}: volumes go from 0 to {array.shape[3] - 1}")
-        array = array[..., volume]
-    if array.ndim > 3 or array.ndim < 2:
-        raise InputError(f"{path}: {array.ndim} dimensions {array.shape}; a 2D or 3D image is wanted")
-    if array.ndim == 3 and 1 in array.shape:
-        if array.shape[2] != 1:
-            raise InputError(f"{path}: shape {array.shape} is a single slice across a wrong axis; reorder it to (X, Y, 1) or (X, Y)")
-        log.warning("%s: a single slice %s: treated as 2D", path, array.shape)
-        array = array[..., 0]
-    if min(array.shape) < SMALLEST:
-        raise InputError(f"{path}: shape {array.shape}: at least {SMALLEST} voxels along each axis are needed")
-    if array.ndim == 2:
-        affine = _plane(affine)
-    return array, affine
-
-
-def _plane(affine: np.ndarray) -> np.ndarray:
+def in_plane_affine(affine: np.ndarray) -> np.ndarray:
     """The affine of a slice in its own plane: the first two world axes, unless the slice is seen edge-on there."""
     flat = affine[np.ix_([0, 1, 3], [0, 1, 3])]
     size = np.linalg.norm(affine[:3, :2], axis=0)
@@ -235,93 +207,11 @@ def _plane(affine: np.ndarray) -> np.ndarray:
     return flat
 
 
-def _grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
+def file_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
     try:
         return Grid(shape, affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _without_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array with NaN and Inf dealt with, and where they were not."""
-    if array.dtype.kind != "f":
-        return array, None
-    good = np.abs(array) <= np.finfo(np.float32).max  # False of NaN and Inf too
-    bad = int(good.size - good.sum())
-    if bad == 0:
-        return array, None
-    where = np.unravel_index(int(np.argmin(good)), array.shape)
-    if bad == good.size:
-        raise InputError(f"{path}: no finite voxel at all")
-    if policy == "error":
-        raise InputError(
-            f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); mend them, or pass --nan zero or --nan mask"
-        )
-    log.warning("%s: %d voxels are NaN or Inf: %s", path, bad, "set to 0" if policy == "zero" else "masked out")
-    return np.where(good, array, 0), good if policy == "mask" else None
-
-
-def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None = None, strict: bool = False) -> Image:
-    """A scalar image, (1, 1, *s) float32.
-
-    Args:
-        source: a path, or a nibabel image.
-        nan: what to do with NaN and Inf: ``error``, ``zero``, or ``mask`` (excluded from the similarity).
-        volume: of a 4D file.
-        strict: refuse a file without s-form and q-form.
-
-    Raises:
-        InputError: the file cannot be trusted; RELIABILITY faults 1 to 13 and 17 to 28.
-    """
-    if nan not in get_args(NanPolicy):
-        raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
-    path, stored = _stored(source)
-    array, affine = _spatial(path, _read_raw(path, stored, strict=strict), volume)
-    array, good = _without_nan(path, array, nan)
-    mask = None if good is None else _tensor(good)
-    return Image(_tensor(array), _grid(path, array.shape, affine), mask)
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
-
-
-def read_labels(path: Source, like: Image | None = None) -> Image:
-    """A label map, (1, 1, *s) of whole numbers; with ``like``, it must lie on that image's grid.
-
-    Raises:
-        InputError: labels that are not whole numbers, or another grid.
-    """
-    image = read_image(path)
-    if not torch.equal(image.data, image.data.round()):
-        raise InputError(f"{path}: labels must be whole numbers")
-    if like is not None and not (image.grid.shape == like.grid.shape and image.grid.same_frame(like.grid)):
-        raise InputError(f"{path}: the labels' grid {image.grid.shape} is not that of their image {like.grid.shape}, or lies elsewhere")
-    return image
-
-
-def read_mask(path: Source, image: Image) -> Image:
-    """``image`` with a mask: everything above 0 counts. A mask on another grid is resampled through the world.
-
-    Raises:
-        InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
-    """
-    mask = read_image(path)
-    binary = Image((mask.data > 0).float(), mask.grid)
-    if not bool(binary.data.any()):
-        raise InputError(f"{path}: the mask is empty (a voxel counts where it is > 0)")
-    if mask.grid != image.grid:
-        if mask.grid.ndim != image.grid.ndim:
-            raise InputError(f"{path}: a {mask.grid.ndim}D mask {mask.grid.shape} for a {image.grid.ndim}D image {image.grid.shape}")
-        if mask.grid.shape != image.grid.shape and np.allclose(mask.grid.affine, image.grid.affine):
-            raise InputError(f"{path}: shape {mask.grid.shape} at the affine of an image of {image.grid.shape}: one of the two is wrong")
-        if mask.grid.shape != image.grid.shape or not mask.grid.same_frame(image.grid):
-            log.warning("%s: another grid than its image: resampled by nearest neighbour", path)
-        points = mask.locate(image.grid.identity(image.data), image.grid)
-        binary = Image(sample(binary.data, points, mask.grid, mode="nearest", outside="zero"), image.grid)
-        if not bool(binary.data.any()):
-            raise InputError(f"{path}: the mask does not reach its image")
-    return Image(image.data, image.grid, binary.data if image.mask is None else image.mask * binary.data)
 
 
 def nifti_bytes(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> bytes:
@@ -347,13 +237,3 @@ def embedded(grid: Grid) -> np.ndarray:
 def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
     """Atomically, compressed where the name ends in .gz."""
     write_atomically(path, compressed(data) if os.fspath(path).endswith(".gz") else data)
-
-
-def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False, like: Grid | None = None) -> None:
-    """``data`` (1, 1, *s) or (1, *s) as float32, or as the smallest whole-number type that holds it; stored as ``like``,
-    a grid of the same voxels in another order."""
-    if like is not None:
-        data, grid = grid.restored(data, like), like
-    array = data.detach().cpu().reshape(grid.shape).numpy()
-    array = np.rint(array).astype(np.int16 if np.abs(array).max(initial=0) < 2**15 else np.int32) if integer else array.astype(np.float32)
-    write_nifti(path, nifti_bytes(array, embedded(grid)))

@@ -1,10 +1,12 @@
 """Similarities: (moved, target) -> (b,), zero or lowest where the two agree. One file and one YAML each."""
 
+from rdmm.similarity.hausdorff import HausdorffDivergence, SoftMinDivergence
+from rdmm.similarity.kernel import EnergyDistance, KernelDistance
 from rdmm.similarity.lncc import LNCC, MultiKernelLNCC
-from rdmm.similarity.measures import EnergyDistance, HausdorffDivergence, KernelDistance, SinkhornDivergence, SoftMinDivergence
 from rdmm.similarity.ncc import NCC
 from rdmm.similarity.nmi import NMI
-from rdmm.similarity.sinkhorn import GridSinkhorn
+from rdmm.similarity.sinkhorn_images import GridSinkhorn
+from rdmm.similarity.sinkhorn_measures import SinkhornDivergence
 from rdmm.similarity.ssd import SSD
 from rdmm.similarity.sum import Sum
 

@@ -20,14 +20,18 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from rdmm.grid import Grid
-from rdmm.ops import compiled
-from rdmm.shape import Image
-from rdmm.similarity.masks import TINY, mean, moments, overlap
+from rdmm.kernels.available import compiled
+from rdmm.similarity.statistics import TINY, mean, moments, overlap
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
 from rdmm.types import ConfigError, Tensor
 
 KAPPA = 1e-4
+
+
 Unit = Literal["voxel", "domain"]
+
+
 Radius = tuple[int, ...]
 
 
@@ -102,7 +106,7 @@ class MultiKernelLNCC:
         radii, total = self.radii(target.grid), sum(self.weights)
         weights = [w / total for w in self.weights]
         if compiled(moved.data) if self.fused is None else self.fused:
-            from rdmm.similarity.fused import fused_correlation
+            from rdmm.kernels.lncc import fused_correlation
 
             return 1 - fused_correlation(moved.data, target.data, weight, radii, weights, KAPPA)
         with torch.autocast(moved.data.device.type, enabled=False):

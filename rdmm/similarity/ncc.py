@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rdmm.shape import Image
-from rdmm.similarity.masks import TINY, moments, overlap
+from rdmm.similarity.statistics import TINY, moments, overlap
+from rdmm.spatial.image import Image
 from rdmm.types import Tensor
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rdmm.shape import Image
-from rdmm.similarity.masks import overlap
+from rdmm.similarity.statistics import overlap
+from rdmm.spatial.image import Image
 from rdmm.types import ConfigError, Tensor
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rdmm.shape import Image
-from rdmm.similarity.masks import mean, overlap
+from rdmm.similarity.statistics import mean, overlap
+from rdmm.spatial.image import Image
 from rdmm.types import Tensor
 
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-from rdmm.transport.convolution import EMPTY, log_convolve
-from rdmm.transport.grid import coarser, halved_axes, log_density, prolong
-from rdmm.transport.iteration import self_potential
+from rdmm.transport.on_grids import coarser, halved_axes, log_density, prolong
+from rdmm.transport.sinkhorn import self_potential
+from rdmm.transport.softmin import EMPTY, log_convolve
 from rdmm.types import ConfigError, Tensor
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,214 @@
+"""Memory, threads and devices of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rdmm import io
+from rdmm.io.images import NanPolicy
+from rdmm.io.nifti import Source, peek_shape
+from rdmm.runtime.resources import available_memory
+from rdmm.runtime.warnings import with_warnings
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.measure import Measure, frame_of
+from rdmm.spatial.pair import Pair, bounds, overlap_fraction
+from rdmm.spatial.transform import Identity, framed
+from rdmm.types import InputError, ResourceError
+
+# Peaks of the default preset over what importing takes, measured on brains at 1 mm and 2 mm (benchmarks/README.md):
+# volumes of the images' size, and fields on the shooting grid, which the smoother keeps to about a million voxels.
+BYTES_PER_VOXEL = 250
+
+
+BYTES_PER_SHOT_VOXEL = 1000
+
+
+def check_memory(sources: Sequence[Source | Image]) -> int:
+    """Estimated peak in bytes; raises ResourceError before anything is read if it does not fit."""
+    shapes = [s.grid.shape if isinstance(s, Image) else peek_shape(s)[:3] for s in sources]
+    voxels = [int(np.prod(s, dtype=object)) for s in shapes]
+    need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOT_VOXEL * min(voxels[0], 10**6)
+    have = available_memory()
+    if need > 0.9 * have:
+        shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
+        raise ResourceError(
+            f"an image of {shape} voxels needs about {need / 2**30:.1f} GiB and {have / 2**30:.1f} GiB are free; "
+            "shrink the images, or crop them to the region of interest"
+        )
+    return need
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """Corresponding points (n, d), world millimetres (RAS+), and the region of each ('' where none is named)."""
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    regions: Sequence[str]
+
+    def by_region(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Fixed and moving points of each named region."""
+        names = np.asarray(self.regions)
+        return {str(n): (self.fixed[names == n], self.moving[names == n]) for n in np.unique(names) if n}
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything a registration is given, read and checked.
+
+    Args:
+        pair: with the moving image's regions, where the regularizer is pre-defined.
+        fixed_labels, moving_labels: for Dice.
+        landmarks: for the registration error.
+        fixed_regions: the same region (label > 0) in the fixed image, to judge the map inside and outside of it.
+        labels: those that Dice is taken of; None: all.
+        files: what was read, by name.
+        stored: how the fixed and moving files order their voxels.
+        warnings: what was odd about them.
+    """
+
+    pair: Pair
+    fixed_labels: Image | None = None
+    moving_labels: Image | None = None
+    landmarks: Landmarks | None = None
+    fixed_regions: Image | None = None
+    labels: Sequence[int] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    stored: tuple[Grid, Grid] | None = None
+    warnings: Sequence[str] = ()
+
+
+@with_warnings
+def read_inputs(
+    fixed: Source | Image,
+    moving: Source | Image,
+    *,
+    fixed_labels: Source | Image | None = None,
+    moving_labels: Source | Image | None = None,
+    fixed_mask: Source | None = None,
+    moving_mask: Source | None = None,
+    landmarks: str | os.PathLike[str] | None = None,
+    fixed_keypoints: str | os.PathLike[str] | None = None,
+    moving_keypoints: str | os.PathLike[str] | None = None,
+    regions: Source | Image | None = None,
+    fixed_regions: Source | Image | None = None,
+    labels: Sequence[int] | None = None,
+    initial: str | None = None,
+    nan: NanPolicy = "error",
+    volume: int | None = None,
+    strict: bool = False,
+    require_overlap: bool = True,
+) -> Inputs:
+    """Read and check; INTERFACE.md tells what each is. Raises InputError, ResourceError."""
+    check_memory([fixed, moving])
+    images = [x.single() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
+    target, source = images
+    if target.grid.ndim != source.grid.ndim:
+        raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
+    maps = [_label_map(p, like) for p, like in zip((fixed_labels, moving_labels, fixed_regions, regions), images + images, strict=True)]
+    target = target if fixed_mask is None else io.read_mask(fixed_mask, target)
+    source = source if moving_mask is None else io.read_mask(moving_mask, source)
+    stored = (target.grid, source.grid)
+    target, source = target.canonical(), source.canonical()
+    start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
+    pair = Pair(target, source, start, maps[3])
+    if require_overlap and overlap_fraction(pair) == 0:
+        raise InputError(
+            f"the images do not overlap in the world: {bounds([target.grid, source.grid])}; "
+            "if their geometry is wrong, start from their centres of mass with --init com"
+        )
+    points = None
+    if landmarks is not None:
+        points = Landmarks(*io.read_landmarks(landmarks, target.grid.ndim))
+        _check_inside(landmarks, points.fixed, target, "fixed")
+    keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
+    if keypoints:
+        if points is not None or len(keypoints) == 1:
+            raise InputError(f"{os.fspath(keypoints[0])}: keypoints are given for both images, and instead of landmarks")
+        points = _keypoints(keypoints, stored)
+    given = {"fixed": fixed, "moving": moving, "fixed_labels": fixed_labels, "moving_labels": moving_labels, "fixed_mask": fixed_mask}
+    given |= {"moving_mask": moving_mask, "landmarks": landmarks, "regions": regions, "initial": initial, "fixed_regions": fixed_regions}
+    given |= {"fixed_keypoints": fixed_keypoints, "moving_keypoints": moving_keypoints}
+    files = {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike) and Path(v).is_file()}
+    return Inputs(pair, maps[0], maps[1], points, maps[2], labels, files, stored)
+
+
+def _label_map(source: Source | Image | None, like: Image) -> Image | None:
+    if source is None:
+        return None
+    return (source.single() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
+
+
+def _keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:
+    """Corresponding keypoints of the fixed and the moving image, counted in the voxels of their files."""
+    voxels = [io.read_keypoints(p, grid.ndim) for p, grid in zip(paths, grids, strict=True)]
+    if len(voxels[0]) != len(voxels[1]):
+        raise InputError(f"{os.fspath(paths[0])} holds {len(voxels[0])} keypoints but {os.fspath(paths[1])} {len(voxels[1])}")
+    for path, x, grid in zip(paths, voxels, grids, strict=True):
+        outside = ((x < -1) | (x > np.asarray(grid.shape))).any(1)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise InputError(f"{os.fspath(path)}: row {row + 1}: {x[row].tolist()} is outside the image's {grid.shape} voxels")
+    fixed, moving = (x @ np.asarray(g.affine)[:-1, :-1].T + np.asarray(g.affine)[:-1, -1] for x, g in zip(voxels, grids, strict=True))
+    return Landmarks(fixed, moving, [""] * len(fixed))
+
+
+def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image, kind: str) -> None:
+    low, high = image.grid.corners()
+    margin = 0.1 * image.grid.length
+    outside = ((points < low - margin) | (points > high + margin)).any(1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise InputError(
+            f"{path}: row {row + 2}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} image "
+            f"{bounds([image.grid])}; are the landmarks in world millimetres (RAS+)?"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ShapeInputs:
+    """Two shapes in the domain units of ``frame``, a grid around both, and where they come from.
+
+    Args:
+        landmarks: fixed and moving points (n, d), world millimetres.
+        warnings: what was odd about the files.
+    """
+
+    pair: Pair[Measure]
+    frame: Grid
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+@with_warnings
+def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | None = None) -> ShapeInputs:
+    """Two shapes from .vtk or .ply files, or measures in world millimetres; planar ones (all z equal) become 2D."""
+    found = [(x, None) if isinstance(x, Measure) else (None, io.read_mesh(x)) for x in (fixed, moving)]
+    flat = all(np.ptp(mesh.points[:, 2]) == 0 for _, mesh in found if mesh is not None)
+    measures = [m if m is not None else _measure(mesh, 2 if flat else 3) for m, mesh in found]  # type: ignore[arg-type]
+    if measures[0].ndim != measures[1].ndim:
+        raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D")
+    kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]
+    if kinds[0] != kinds[1]:
+        names = {None: "points", 2: "curves", 3: "surfaces"}
+        raise InputError(f"fixed holds {names[kinds[0]]} but moving {names[kinds[1]]}; shapes of one kind are registered")
+    frame = frame_of(measures)
+    target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
+    pair = Pair(target, source)
+    marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim)[:2]
+    given = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
+    return ShapeInputs(pair, frame, marks, {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike)})
+
+
+def _measure(mesh: io.Mesh, d: int) -> Measure:
+    points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
+    weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
+    return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))

@@ -1,0 +1,47 @@
+"""Intensities before registration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rdmm.spatial.image import Image
+from rdmm.types import ConfigError, InputError, Tensor
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Percentiles ``low`` and ``high`` to 0 and 1, clamped (MODEL.md section 5), per channel and inside the mask.
+
+    Args:
+        low, high: percentiles.
+        window: clamp to these two intensities first (CT: [-1000, 500]), or None.
+    """
+
+    low: float = 0.1
+    high: float = 99.9
+    window: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 100:
+            raise ConfigError(f"intensity: 0 <= low < high <= 100 is wanted, not {self.low}, {self.high}")
+        if self.window is not None and (len(self.window) != 2 or not self.window[0] < self.window[1]):
+            raise ConfigError(f"intensity.window must be [lowest, highest], not {self.window}")
+
+    def __call__(self, image: Image, name: str = "the image") -> Image:
+        """Raises InputError for an image without contrast."""
+        data = image.data if self.window is None else image.data.clamp(*self.window)
+        channels = [self._channel(data[b, c], image.mask, b, name) for b in range(data.shape[0]) for c in range(data.shape[1])]
+        return Image(torch.stack(channels).view_as(data), image.grid, image.mask)
+
+    def _channel(self, x: Tensor, mask: Tensor | None, b: int, name: str) -> Tensor:
+        values = x.flatten() if mask is None else x[mask[min(b, mask.shape[0] - 1), 0] > 0.5]
+        ordered = values.sort().values
+        if ordered.numel() == 0 or ordered[0] == ordered[-1]:
+            raise InputError(f"{name}: no contrast (std=0): every voxel is {float(x.flatten()[0]):g}")
+        low, high = (ordered[round(p / 100 * (ordered.numel() - 1))] for p in (self.low, self.high))
+        if low == high:  # almost all voxels alike (a small object): its whole range
+            low, high = ordered[0], ordered[-1]
+        return ((x.double() - low) / (high.double() - low)).clamp(0, 1).to(x.dtype)

@@ -1,0 +1,64 @@
+"""Brains with labels: T1 volumes with FreeSurfer's structures, and slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from rdmm import io
+from rdmm.data.inputs import Inputs, read_inputs
+from rdmm.data.paths import folder
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+
+STRUCTURES = (2, 3, 4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60)
+
+
+def halved(image: Image, labels: Image) -> tuple[Image, Image]:
+    """Twice the voxel: means of 2 x 2 x 2 voxels; every second label."""
+    affine = np.asarray(image.grid.affine)
+    shape = tuple(n // 2 for n in image.grid.shape)
+    centre = affine @ np.array([[2, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 2, 0.5], [0, 0, 0, 1.0]])
+    corner = affine @ np.diag([2.0, 2, 2, 1])
+    data = torch.nn.functional.avg_pool3d(image.data, 2)
+    return Image(data, Grid(shape, centre)), Image(labels.data[..., ::2, ::2, ::2], Grid(shape, corner))
+
+
+@dataclass(frozen=True)
+class Brains:
+    """``brain_mri``: pairs FIXED:MOVING of the volumes with labels, at 1 mm or, ``half``, at 2 mm."""
+
+    root: str
+    pairs: Sequence[str] = ("a:b",)
+    half: bool = True
+
+    def cases(self) -> dict[str, Callable[[], Inputs]]:
+        return {f"brain_{p.replace(':', '-')}": partial(self._read, p) for p in self.pairs}
+
+    def _read(self, pair: str) -> Inputs:
+        files = folder(self.root, "brain_mri")
+        read = [
+            (io.read_image(files / f"brain_{s}_t1.nii.gz"), io.read_labels(files / f"brain_{s}_labels.nii.gz")) for s in pair.split(":")
+        ]
+        (fixed, a), (moving, b) = (halved(*x) for x in read) if self.half else read
+        return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, labels=STRUCTURES)
+
+
+@dataclass(frozen=True)
+class BrainSlices:
+    """``slices_2d/oasis_trt20_labelled``: pairs FIXED:MOVING of labelled slices."""
+
+    root: str
+    pairs: Sequence[str] = ("01:02", "03:04", "05:06", "07:08", "09:10", "11:12", "13:14")
+
+    def cases(self) -> dict[str, Callable[[], Inputs]]:
+        return {f"slice_{p.replace(':', '-')}": partial(self._read, p) for p in self.pairs}
+
+    def _read(self, pair: str) -> Inputs:
+        files = folder(self.root, "slices_2d/oasis_trt20_labelled")
+        (fixed, a), (moving, b) = ((files / f"{n}_t1.nii.gz", files / f"{n}_labels.nii.gz") for n in pair.split(":"))
+        return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b)

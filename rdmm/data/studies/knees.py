@@ -1,0 +1,47 @@
+"""Knees of the Osteoarthritis Initiative: label maps of bones and cartilage, turned into images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from rdmm import io
+from rdmm.data.inputs import Inputs, read_inputs
+from rdmm.data.paths import folder
+from rdmm.data.synthetic.label_images import intensities_of
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+
+PAIRS = ("9055361_00m:9055361_96m", "9275309_00m:9275309_96m", "9055361_00m:9275309_00m")
+
+
+def strided(labels: Image, steps: Sequence[int]) -> Image:
+    """Every n-th voxel along each axis."""
+    x, y, z = steps
+    data = labels.data[..., ::x, ::y, ::z]
+    affine = np.asarray(labels.grid.affine) @ np.diag([*steps, 1])
+    return Image(data, Grid(tuple(data.shape[2:]), affine))
+
+
+@dataclass(frozen=True)
+class Knees:
+    """``knee_mri``: pairs FIXED:MOVING of one knee eight years apart, or of two; bones are 1, 3, 5, cartilage 2, 4, 6.
+
+    The voxels of .7 x .365 x .365 mm are thinned by ``steps``. World origins are the scanner's: the moving knee is centred
+    on the fixed one by a first affine step.
+    """
+
+    root: str
+    pairs: Sequence[str] = PAIRS
+    steps: Sequence[int] = (2, 3, 3)
+
+    def cases(self) -> dict[str, Callable[[], Inputs]]:
+        return {p.replace(":", "-"): partial(self._read, p) for p in self.pairs}
+
+    def _read(self, pair: str) -> Inputs:
+        files = folder(self.root, "knee_mri")
+        a, b = (strided(io.read_labels(files / f"oai_{name}_labels.nii.gz"), self.steps) for name in pair.split(":"))
+        return read_inputs(intensities_of(a), intensities_of(b), fixed_labels=a, moving_labels=b, labels=range(1, 7), require_overlap=False)

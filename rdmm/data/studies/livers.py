@@ -1,0 +1,50 @@
+"""The breathing liver: 4D MR with landmarks inside the liver and outside, where organs slide along its surface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from rdmm import io
+from rdmm.data.inputs import Inputs, read_inputs
+from rdmm.data.paths import folder
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+
+
+def hull(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
+    """1 within ``margin`` millimetres of the convex hull of points (n, 3), else 0: an organ's outline, for want of one."""
+    from scipy.ndimage import distance_transform_edt
+    from scipy.spatial import Delaunay
+
+    world = grid.to_world(grid.identity(torch.zeros(1, dtype=torch.float64)))[0].flatten(1).T.numpy()
+    inside = (Delaunay(points).find_simplex(world) >= 0).reshape(grid.shape)
+    near = distance_transform_edt(~inside, sampling=grid.voxel) <= margin
+    return Image(torch.from_numpy(near.astype(np.float32))[None, None], grid)
+
+
+@dataclass(frozen=True)
+class Livers:
+    """``liver_mr``: exhalation (fixed) and another moment. The region is the hull of the liver's landmarks, grown by
+    ``margin`` millimetres: the data hold no outline of the liver."""
+
+    root: str
+    pairs: Sequence[str] = ("19_cyc_1_6", "19_cyc_1_9", "23_cyc_1_4", "23_cyc_5_4")
+    margin: float = 10.0
+
+    def cases(self) -> dict[str, Callable[[], Inputs]]:
+        return {f"liver{p.replace('_cyc_', '_')}": partial(self._read, p) for p in self.pairs}
+
+    def _read(self, name: str) -> Inputs:
+        files = folder(self.root, "liver_mr")
+        subject, _, moment = name.partition("_")
+        fixed, moving = (io.read_image(files / f"subject_{subject}_{s}.nii.gz") for s in ("exhale", moment))
+        landmarks = files / f"subject_{subject}_exhale_{moment}_landmarks.csv"
+        a, b, regions = io.read_landmarks(landmarks)
+        inside = np.array([r == "liver" for r in regions])
+        outlines = [hull(points[inside], image.grid, self.margin) for points, image in ((a, fixed), (b, moving))]
+        return read_inputs(fixed, moving, landmarks=landmarks, fixed_regions=outlines[0], regions=outlines[1])

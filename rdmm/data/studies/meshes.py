@@ -1,0 +1,127 @@
+"""Shapes: pairs of mesh files, and the outlines of two amoebas with the places that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from rdmm import io
+from rdmm.data.inputs import ShapeInputs, read_shapes
+from rdmm.data.paths import folder
+from rdmm.spatial.measure import Measure, voxels
+from rdmm.spatial.pair import Pair
+from rdmm.types import InputError
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """Pairs of .vtk or .ply files.
+
+    Args:
+        root: folder that the names are in.
+        pairs: case -> [fixed, moving].
+        count: atoms that each is thinned to (Measure.thinned, no cells), or None: as they are.
+    """
+
+    settings: ClassVar[str] = "shapes"
+    root: str
+    pairs: Mapping[str, list[str]]
+    count: int | None = None
+
+    def cases(self) -> dict[str, Callable[[], ShapeInputs]]:
+        return {name: partial(self._read, *files) for name, files in self.pairs.items()}
+
+    def _read(self, fixed: str, moving: str) -> ShapeInputs:
+        files = folder(self.root)
+        whole = read_shapes(str(files / fixed), str(files / moving))
+        if self.count is None:
+            return whole
+        return ShapeInputs(
+            Pair(whole.pair.fixed.thinned(self.count), whole.pair.moving.thinned(self.count)), whole.frame, files=whole.files
+        )
+
+
+@dataclass(frozen=True)
+class Amoebas:
+    """``shapes/amoebas``: outlines of two pictures in the plane, 1000 pixels = 1, y upwards; the first is the moving one.
+
+    The landmarks are the tips of the three arms and the hole in the foot, read off the pictures by eye.
+    """
+
+    settings: ClassVar[str] = "shapes"
+    root: str
+    points: int = 700
+
+    MOVING: ClassVar[list[list[float]]] = [[60, 515], [640, 140], [540, 835], [500, 795]]
+    FIXED: ClassVar[list[list[float]]] = [[265, 785], [750, 370], [945, 725], [900, 755]]
+
+    def cases(self) -> dict[str, Callable[[], ShapeInputs]]:
+        return {"amoeba": self._read}
+
+    def _read(self) -> ShapeInputs:
+        files = folder(self.root, "shapes/amoebas")
+        moving, fixed = (outline(str(files / f"amoeba_{k}.png"), self.points) for k in (1, 2))
+        marks = [np.array([[x / 1000, 1 - y / 1000] for x, y in rows]) for rows in (self.FIXED, self.MOVING)]
+        whole = read_shapes(fixed, moving)
+        return ShapeInputs(whole.pair, whole.frame, (marks[0], marks[1]))
+
+
+def outline(path: str, count: int) -> Measure:
+    """The outlines of what is dark in a picture, about ``count`` segments; the longer edge is 1, y upwards."""
+    import matplotlib.image
+    from contourpy import contour_generator
+
+    try:
+        picture = matplotlib.image.imread(path)
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: not a picture ({error})") from error
+    dark = 1 - (picture if picture.ndim == 2 else picture[..., :3].mean(-1))
+    lines = [np.asarray(line) for line in contour_generator(z=np.pad(dark, 1)[::-1]).lines(0.5)]
+    lengths = [float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()) for line in lines]
+    points, cells, start = [], [], 0
+    for line, length in zip(lines, lengths, strict=True):
+        n = round(count * length / sum(lengths))
+        if n < 3:
+            continue
+        along = np.concatenate([[0], np.linalg.norm(np.diff(line, axis=0), axis=1).cumsum()])
+        at = np.arange(n) / n * along[-1]
+        points.append(np.stack([np.interp(at, along, line[:, k]) for k in range(2)], 1))
+        index = np.arange(n)
+        cells.append(start + np.stack([index, (index + 1) % n], 1))
+        start += n
+    if not points:
+        raise InputError(f"{path}: nothing dark in the picture")
+    x = (np.concatenate(points) - 1) / (max(dark.shape) - 1)
+    return Measure(torch.as_tensor(x.T[None].copy(), dtype=torch.float32), cells=torch.as_tensor(np.concatenate(cells)))
+
+
+@dataclass(frozen=True)
+class KneeVoxels:
+    """``knee_mri/oai_cartilage_a`` and ``_b``: the voxels of a label as points, centred on each other; b is fixed.
+
+    Args:
+        label: 1 femoral, 2 tibial cartilage.
+        step: every so many voxels.
+    """
+
+    settings: ClassVar[str] = "shapes"
+    root: str
+    label: int = 1
+    step: int = 3
+
+    def cases(self) -> dict[str, Callable[[], ShapeInputs]]:
+        return {"knee": self._read}
+
+    def _read(self) -> ShapeInputs:
+        fixed, moving = (self._voxels(name) for name in "ba")
+        return read_shapes(fixed, moving)
+
+    def _voxels(self, name: str) -> Measure:
+        labels = io.read_labels(folder(self.root, "knee_mri") / f"oai_cartilage_{name}.nii.gz")
+        points = voxels((labels.data == self.label).float(), labels.grid).points
+        return Measure((points - points.mean(2, keepdim=True))[:, :, :: self.step].contiguous())

@@ -1,0 +1,160 @@
+"""The paper's synthetic shapes: one foreground object with two objects inside, others outside (RDMM, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rdmm.data.inputs import Inputs
+from rdmm.spatial.gaussian import gaussian
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
+from rdmm.types import ConfigError, Tensor
+
+KINDS = ("ellipse", "rectangle", "triangle")
+
+
+FOREGROUND, INSIDE, OUTSIDE = 1, 2, 4  # labels: 1; 2 and 3; 4 and above
+
+
+INTENSITY = {0: 0.0, 1: 0.5, 2: 0.9, 3: 0.75}
+
+
+@dataclass(frozen=True)
+class Solid:
+    """An ellipse, rectangle or triangle (in 3D: ellipsoid, box, prism) in [0, 1]^d."""
+
+    kind: str
+    centre: np.ndarray
+    radii: np.ndarray
+    angle: float
+    label: int
+
+    def inside(self, x: np.ndarray) -> np.ndarray:
+        """Which points (d, *s) are inside."""
+        d = x.shape[0]
+        y = x - self.centre.reshape(-1, *(1,) * d)
+        c, s = math.cos(self.angle), math.sin(self.angle)
+        y = np.stack([c * y[0] + s * y[1], c * y[1] - s * y[0], *y[2:]]) / self.radii.reshape(-1, *(1,) * d)
+        if self.kind == "ellipse":
+            return (y**2).sum(0) <= 1
+        if self.kind == "rectangle":
+            return (np.abs(y) <= 0.85).all(0)
+        triangle = (y[1] >= -0.7) & (y[1] + 1.7 * np.abs(y[0]) <= 1.0)
+        return triangle & (np.abs(y[2:]) <= 0.85).all(0)
+
+    def moved(self, shift: np.ndarray, scale: np.ndarray, angle: float, about: np.ndarray | None = None) -> Solid:
+        """Shifted, scaled along its own axes and turned; ``about`` another point than its centre, that goes along."""
+        arm = np.zeros_like(shift) if about is None else self.centre - about
+        c, s = math.cos(angle), math.sin(angle)
+        turned = np.array([c * arm[0] - s * arm[1], s * arm[0] + c * arm[1], *arm[2:]]) * scale
+        return Solid(self.kind, self.centre - arm + turned + shift, self.radii * scale, self.angle + angle, self.label)
+
+
+def _scene(rng: np.random.Generator, d: int) -> list[Solid]:
+    """A large object in the middle, two inside, two to five around."""
+    middle = np.full(d, 0.5)
+    kinds = rng.choice(KINDS[:2], 1).tolist() + rng.choice(KINDS, 2).tolist()
+    turn = rng.uniform(0, math.pi)
+    big = Solid(kinds[0], middle, np.full(d, 0.26) * rng.uniform(0.9, 1.1, d), turn, FOREGROUND)
+    direction = np.array([math.cos(turn), math.sin(turn), *(0.0,) * (d - 2)])
+    scene = [big]
+    for i, side in enumerate((-1, 1)):
+        radii = np.full(d, 0.075) * rng.uniform(0.85, 1.15, d)
+        scene.append(Solid(kinds[1 + i], middle + side * 0.115 * direction, radii, rng.uniform(0, math.pi), INSIDE + i))
+    start = rng.uniform(0, 2 * math.pi)
+    count = int(rng.integers(2, 6))
+    for i in range(count):
+        angle = start + 2 * math.pi * i / count
+        centre = middle + 0.4 * np.array([math.cos(angle), math.sin(angle), *(0.0,) * (d - 2)])
+        scene.append(
+            Solid(str(rng.choice(KINDS)), centre, np.full(d, 0.055) * rng.uniform(0.8, 1.2, d), rng.uniform(0, math.pi), OUTSIDE + i)
+        )
+    return scene
+
+
+def _each_its_own(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
+    """Random shift, scale and rotation of every object; those inside go along with the foreground's shift."""
+    d = len(scene[0].centre)
+    shift, out = rng.uniform(-0.03, 0.03, d), []
+    for solid in scene:
+        own = rng.uniform(-0.015, 0.015, d) + (shift if solid.label < OUTSIDE else 0)
+        scale = rng.uniform(0.85, 1.15, d) if solid.label == FOREGROUND else rng.uniform(0.8, 1.2, d)
+        out.append(solid.moved(own, scale, rng.uniform(-0.2, 0.2)))
+    return out
+
+
+def _together(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
+    """One similarity transform of all; the two objects inside vary on top of it, more than the others do."""
+    d, middle = len(scene[0].centre), scene[0].centre
+    shift, scale, angle = rng.uniform(-0.03, 0.03, d), np.full(d, rng.uniform(0.92, 1.08)), rng.uniform(-0.15, 0.15)
+    out = []
+    for solid in scene:
+        if solid.label in (INSIDE, INSIDE + 1):
+            solid = solid.moved(rng.uniform(-0.02, 0.02, d), rng.uniform(0.75, 1.25, d), rng.uniform(-0.4, 0.4))
+        out.append(solid.moved(shift, scale, angle, middle))
+    return out
+
+
+def _drawn(scene: list[Solid], grid: Grid) -> tuple[Tensor, Tensor]:
+    x = grid.identity(torch.zeros(1, dtype=torch.float64))[0].numpy() / np.reshape(grid.extent, (-1, *(1,) * grid.ndim))
+    labels = np.zeros(grid.shape, dtype=np.float32)
+    for solid in scene:
+        labels[solid.inside(x)] = solid.label
+    image = np.select([labels == k for k in INTENSITY], list(INTENSITY.values()), default=0.65).astype(np.float32)
+    smooth = gaussian(torch.from_numpy(image)[None, None], 0.6 * max(grid.spacing), grid)
+    return smooth, torch.from_numpy(labels)[None, None]
+
+
+VARIATIONS = {"own": _each_its_own, "together": _together}
+
+
+def shapes_pair(
+    seed: int = 0, shape: Sequence[int] = (200, 200), variation: Literal["own", "together"] = "own"
+) -> tuple[Pair, Tensor, Tensor]:
+    """Two random variations of one random scene, in 2D or 3D, voxels of 1 mm.
+
+    Args:
+        variation: ``own``: each object has its own shift, scale and rotation. ``together``: all share one, and only the two
+            objects inside the foreground vary besides, so that the background need not deform but smoothly.
+
+    Returns:
+        the pair (with the moving labels as regions), labels of the fixed and of the moving image, (1, 1, *s): 0 background,
+        1 foreground object, 2 and 3 inside it, 4 and above outside. The same for the same seed.
+    """
+    rng = np.random.default_rng(seed)
+    grid = Grid(tuple(shape), np.eye(len(shape) + 1))
+    scene = _scene(rng, len(shape))
+    (fixed, fixed_labels), (moving, moving_labels) = (_drawn(VARIATIONS[variation](scene, rng), grid) for _ in range(2))
+    regions = Image((moving_labels > 0).float() * (moving_labels < OUTSIDE), grid)
+    return Pair(Image(fixed, grid), Image(moving, grid), regions=regions), fixed_labels, moving_labels
+
+
+@dataclass(frozen=True)
+class SyntheticShapes:
+    """Synthetic pairs, one for each seed from ``first`` on; the foreground with what is inside it is their region."""
+
+    count: int = 40
+    shape: Sequence[int] = (200, 200)
+    variation: Literal["own", "together"] = "own"
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or min(self.shape) < 16 or len(self.shape) not in (2, 3):
+            raise ConfigError(f"shapes: a count and 2 or 3 sizes of 16 and more are wanted, not {self.count}, {list(self.shape)}")
+
+    def cases(self) -> dict[str, Callable[[], Inputs]]:
+        return {f"shapes{seed:02d}": partial(self._case, seed) for seed in range(self.first, self.first + self.count)}
+
+    def _case(self, seed: int) -> Inputs:
+        pair, fixed, moving = shapes_pair(seed, self.shape, self.variation)
+        grid = pair.fixed.grid
+        foreground = Image((fixed > 0).float() * (fixed < OUTSIDE), grid)
+        return Inputs(pair, Image(fixed, grid), Image(moving, grid), fixed_regions=foreground)

@@ -1,0 +1,128 @@
+"""Which images are trained on, and which of them make pairs."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+
+from rdmm.data.pair_list import SPLITS
+from rdmm.data.training.sources import Item, by_subject
+from rdmm.types import ConfigError
+
+Sampling = Literal["all", "within", "between", "longitudinal"]
+
+
+ItemPair = tuple[Item, Item]
+
+
+def generator(*numbers: int) -> np.random.Generator:
+    """Random numbers that are a function of whole numbers alone: the same in every process, whatever was drawn before."""
+    return np.random.default_rng(np.random.SeedSequence(numbers))
+
+
+def split(items: Sequence[Item], shares: Sequence[float], seed: int) -> dict[str, list[Item]]:
+    """Items for ``train``, ``validation`` and ``test``; a subject is in one of them only.
+
+    Args:
+        shares: of the subjects, for each of the three; at least one subject wherever it is above 0. They are left out where the
+            items say themselves where they belong.
+
+    Raises:
+        ConfigError: the items put a subject into two splits, or say so for some items only; too few subjects.
+    """
+    if len(shares) != 3 or min(shares) < 0 or not shares[0] > 0 or not abs(sum(shares) - 1) < 1e-6:
+        raise ConfigError(f"split must be three shares (train, validation, test) that sum to 1, not {list(shares)}")
+    subjects = by_subject(items)
+    if any(i.split for i in items):
+        return _given(items, subjects)
+    names = sorted(subjects)
+    generator(seed, 1).shuffle(names)
+    counts = [max(1, round(s * len(names))) if s > 0 else 0 for s in shares[1:]]
+    if sum(counts) >= len(names):
+        raise ConfigError(f"{len(names)} subjects are too few for a split of {list(shares)}: each part needs one at least")
+    ends = [len(names) - sum(counts), len(names) - counts[1], len(names)]
+    parts = [names[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    return {k: [i for name in sorted(part) for i in subjects[name]] for k, part in zip(SPLITS, parts, strict=True)}
+
+
+def _given(items: Sequence[Item], subjects: dict[str, list[Item]]) -> dict[str, list[Item]]:
+    for subject, own in subjects.items():
+        first = own[0]
+        other = next((i for i in own if i.split != first.split), None)
+        if other is not None:
+            raise ConfigError(
+                f"subject {subject!r} is in {first.split or 'no split'!r} ({first.where}) and in {other.split or 'no split'!r} "
+                f"({other.where}): what is tested on must not be trained on"
+            )
+    missing = next((i for i in items if not i.split), None)
+    if missing is not None:
+        raise ConfigError(f"{missing.where}: no split, though other rows have one; give one for every row or for none")
+    out = {k: [i for i in items if i.split == k] for k in SPLITS}
+    if not out["train"]:
+        raise ConfigError("no row has the split 'train'")
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class PairSampler(Sequence[ItemPair]):
+    """(fixed, moving) of all ordered pairs, none of which is listed: ``all`` of different images, ``within`` one subject, ``between``
+    two subjects, or ``longitudinal``: a later image of a subject onto an earlier one.
+
+    Raises:
+        ConfigError: there are none.
+    """
+
+    items: Sequence[Item]
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        if self.sampling not in get_args(Sampling):
+            raise ConfigError(f"sampling must be one of {', '.join(get_args(Sampling))}, not {self.sampling!r}")
+        if not len(self):
+            subjects = len(by_subject(self.items))
+            raise ConfigError(f"sampling={self.sampling}: {len(self.items)} images of {subjects} subjects make no such pair")
+
+    @cached_property
+    def _flat(self) -> list[Item]:
+        """Subject after subject, each in order of time."""
+        return [i for own in by_subject(self.items).values() for i in own]
+
+    @cached_property
+    def _partners(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each item its partners, a range of items with a hole: (start, stop, hole's start, hole's stop); and the pairs so far."""
+        rows, start = [], 0
+        for own in by_subject(self.items).values():
+            stop = start + len(own)
+            times = [i.time for i in own]
+            for k in range(len(own)):
+                i, later = start + k, start + bisect.bisect_right(times, times[k])
+                rows.append(
+                    {
+                        "all": (0, len(self.items), i, i + 1),
+                        "within": (start, stop, i, i + 1),
+                        "between": (0, len(self.items), start, stop),
+                        "longitudinal": (later, stop, stop, stop),
+                    }[self.sampling]
+                )
+            start = stop
+        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        return table, np.cumsum(table[:, 1] - table[:, 0] - (table[:, 3] - table[:, 2]))
+
+    def __len__(self) -> int:
+        return int(self._partners[1][-1]) if len(self.items) else 0
+
+    def __getitem__(self, index: int) -> ItemPair:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        table, ends = self._partners
+        i = int(np.searchsorted(ends, index, side="right"))
+        start, _, hole, after = table[i]
+        j = int(start + index - (ends[i - 1] if i else 0))
+        if j >= hole:
+            j += int(after - hole)
+        return self._flat[i], self._flat[j]

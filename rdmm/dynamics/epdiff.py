@@ -1,0 +1,98 @@
+"""The equations of geodesics (MODEL.md section 3): EPDiff for the momentum m, transport for the map phi = id + u.
+
+    d_t m = -ad*_v m + sum_i G * (m . nu_i) grad h_i,    d_t phi = -(D phi) v,    h_i(t) = h_i(0) ∘ phi(t)
+
+Two forms, of the same rate for m in flux form, which central differences turn into a conservation law: <ad*_v m, v> = 0 to
+rounding, whatever the resolution.
+
+*Eulerian*: (m, u) as one system for torchdiffeq. Central differences of u make ripples where it is steep, and folds.
+*SemiLagrangian*: m by the classical Runge-Kutta method; the map by composition, phi <- phi ∘ psi, with psi traced back along
+the velocity in the middle of the step. A composition of maps near the identity makes no ripples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rdmm.dynamics.base import Snapshot
+from rdmm.dynamics.integrator import State
+from rdmm.kernels.available import compiled
+from rdmm.regularizer.metric import Metric
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
+from rdmm.types import Tensor
+
+
+def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """-ad*_v m = -[(div v) m + (Dv)^T m + (Dm) v], the first and last in flux form: sum_j d_j (v_j m).
+
+    The flux takes the negative transpose of the differences that (Dv)^T takes, so that <ad*_v m, v> = 0 to rounding; inside
+    the grid the two are the same, at the walls the flux is that of a momentum which is 0 beyond them.
+    """
+    if compiled(m):
+        from rdmm.kernels import epdiff
+
+        return epdiff.momentum_rate(m, v, grid.spacing)
+    turned = torch.stack([(dv * m).sum(1) for dv in ops.jacobian(v, grid)], 1)
+    return sum((ops.partial_transpose(v[:, j : j + 1] * m, j, grid) for j in range(grid.ndim)), -turned)
+
+
+def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """-(D phi) v for phi = id + u."""
+    if compiled(u):
+        from rdmm.kernels import epdiff
+
+        return epdiff.map_rate(u, v, grid.spacing)
+    return -(v + ops.advect(u, v, grid))
+
+
+@dataclass(frozen=True, eq=False)
+class EPDiff:
+    """The rate of the momentum, of a metric that moves with phi.
+
+    Args:
+        h0: pre-weights h(0) (b, n, *s), or None: constant weights (LDDMM).
+    """
+
+    metric: Metric
+    h0: Tensor | None
+    identity: Tensor
+
+    def carried_weights(self, u: Tensor) -> Tensor | None:
+        """h(t) = h(0) ∘ phi(t)."""
+        return None if self.h0 is None else ops.sample(self.h0, self.identity + u, self.metric.grid)
+
+    def velocity(self, m: Tensor, u: Tensor) -> Tensor:
+        return self.metric.velocity(m, self.carried_weights(u))[0]
+
+    def __call__(self, m: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(d_t m, v) at phi = id + u."""
+        grid = self.metric.grid
+        ops.require_finite(m, "the momentum")
+        h = self.carried_weights(u)
+        v, nu = self.metric.velocity(m, h)
+        rate = coadjoint_rate(m, v, grid)
+        if h is not None and nu is not None:
+            rate = rate + self.metric.source(m, nu, h)
+        return rate, v
+
+    def moment(self, t: float, y: State) -> Snapshot:
+        m, u = y[:2]
+        h = self.carried_weights(u)
+        return Snapshot(t, m, self.metric.velocity(m, h)[0], u, self.metric.weights(h))
+
+
+@dataclass(frozen=True, eq=False)
+class Eulerian:
+    """d_t (m, u[, U]), with phi^{-1} = id + U: torchdiffeq's right-hand side."""
+
+    equation: EPDiff
+
+    def __call__(self, _: Tensor, y: State) -> State:
+        m, u = y[:2]
+        grid = self.equation.metric.grid
+        rate, v = self.equation(m, u)
+        rates = (rate, map_rate(u, v, grid))
+        return rates if len(y) == 2 else (*rates, ops.sample(v, self.equation.identity + y[2], grid))

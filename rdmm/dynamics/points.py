@@ -1,0 +1,169 @@
+"""LDDMM of points: Hamiltonian shooting of control points q with momenta p (Feydy et al., MICCAI 2017; Miller et al., 2006).
+
+    H(q, p) = 1/2 sum_ij k(q_i - q_j) p_i . p_j,    k(z) = sum_s w_s exp(-|z|^2 / (2 sigma_s^2))
+    d_t q = dH/dp = v(q),    d_t p = -dH/dq,    d_t x = v(x) = sum_j k(x - q_j) p_j for every other point x.
+
+H is conserved. The kernel has the height 1: one control point moves by its momentum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+
+from rdmm.dynamics.base import InitialConditions
+from rdmm.dynamics.integrator import Integrator, State
+from rdmm.kernels.available import compiled
+from rdmm.kernels.pairwise import half_squared_distance, reduce_pairs
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.spatial.measure import Measure
+from rdmm.spatial.ops import require_finite
+from rdmm.types import ConfigError, InputError, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Hamiltonian:
+    """The rates of (q, p[, x]), (b, d, n) each, for torchdiffeq; and the steps of the own method, of Runge and Kutta here, for points
+    have no grid that a map could ripple on."""
+
+    sigmas: Sequence[float]
+    weights: Sequence[float]
+
+    def velocity(self, x: Tensor, q: Tensor, p: Tensor) -> Tensor:
+        """v(x), (b, d, t)."""
+        if compiled(x) and x.dtype == torch.float32:
+            from rdmm.kernels.gaussian_sums import gaussian_sums
+
+            return torch.stack([gaussian_sums(*item, self.sigmas, self.weights) for item in zip(x, q, p, strict=True)])
+        items = (reduce_pairs(self._kernel, a.T, b.T, c.T, log_sum=False).T for a, b, c in zip(x, q, p, strict=True))
+        return torch.stack(list(items))
+
+    def force(self, q: Tensor, p: Tensor) -> Tensor:
+        """-dH/dq_i = sum_j s_ij (q_i - q_j), s_ij = p_i . p_j sum_s w_s / sigma_s^2 exp(...): q_i sum_j s_ij less sum_j s_ij q_j."""
+        if compiled(q) and q.dtype == torch.float32:
+            from rdmm.kernels.gaussian_sums import gaussian_forces
+
+            return torch.stack([gaussian_forces(*item, self.sigmas, self.weights) for item in zip(q, p, strict=True)])
+        out = []
+        for a, b in zip(q, p, strict=True):
+            a = a - a.detach().mean(1, keepdim=True)  # the difference of two sums loses least around 0
+            rows = torch.cat([a, b]).T.contiguous()
+            sums = reduce_pairs(self._steepness, rows, rows, torch.cat([torch.ones_like(a[:1]), a]).T, log_sum=False).T
+            out.append(a * sums[:1] - sums[1:])
+        return torch.stack(out)
+
+    def _kernel(self, x: Any, y: Any) -> Any:
+        half = half_squared_distance(x, y)
+        return sum(w * (half * (-1 / s**2)).exp() for s, w in zip(self.sigmas, self.weights, strict=True))
+
+    def _steepness(self, x: Any, y: Any) -> Any:
+        d = x.shape[-1] // 2
+        half = half_squared_distance(x[:, :, :d], y[:, :, :d])
+        steep = sum(w / s**2 * (half * (-1 / s**2)).exp() for s, w in zip(self.sigmas, self.weights, strict=True))
+        return steep * (x[:, :, d:] * y[:, :, d:]).sum(-1)
+
+    def __call__(self, _: Tensor | float, y: State) -> State:
+        q, p, *rest = y
+        require_finite(p, "the momentum")
+        return (self.velocity(q, q, p), self.force(q, p), *(self.velocity(x, q, p) for x in rest))
+
+    def speed(self, y: State) -> float:
+        """Narrowest sigmas that the fastest control point crosses in a unit of time."""
+        v = self.velocity(y[0], y[0], y[1])
+        return float(v.square().sum(1).max().sqrt()) / min(self.sigmas)
+
+    def step(self, y: State, dt: float) -> State:
+        def moved(share: float, rates: State) -> State:
+            return tuple(a + share * dt * r for a, r in zip(y, rates, strict=True))
+
+        k1 = self(0.0, y)
+        k2 = self(0.0, moved(0.5, k1))
+        k3 = self(0.0, moved(0.5, k2))
+        k4 = self(0.0, moved(1.0, k3))
+        return tuple(a + dt / 6 * (r1 + 2 * r2 + 2 * r3 + r4) for a, r1, r2, r3, r4 in zip(y, k1, k2, k3, k4, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class PointFlow:
+    """Points carried along with the control points, from t = 0 to 1: the push-forward of any shape."""
+
+    system: Hamiltonian
+    integrator: Integrator
+    q: Tensor
+    p: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2).to(self.q)
+        q, p = (y.expand(len(flat), *y.shape[1:]) for y in (self.q, self.p))
+        return self.integrator(self.system, (q, p, flat), (q, p))[2].view(x.shape).to(x)
+
+
+@final
+@dataclass(frozen=True)
+class PointLDDMM:
+    """Geodesics of control points; ``shoot`` gives the push-forward, moving -> fixed.
+
+    Args:
+        smoother: sigmas and weights of the kernel, in domain units; its boundary is of no use to points.
+        integrator: the own method is Runge-Kutta's, with steps that cross at most one and a half of the narrowest sigma.
+    """
+
+    smoother: MultiGaussian
+    integrator: Integrator = field(default_factory=Integrator)
+
+    def __post_init__(self) -> None:
+        if self.smoother.unit != "domain":
+            raise ConfigError("dynamics=points wants sigmas in domain units: set smoother.unit=domain")
+
+    @property
+    def system(self) -> Hamiltonian:
+        return Hamiltonian(self.smoother.sigmas, self.smoother.weights)
+
+    def shoot(self, ic: InitialConditions, source: Measure) -> PointFlow:
+        """phi(1)."""
+        require_finite(ic.momentum, "the initial momentum")
+        return PointFlow(self.system, self.integrator, controls(ic, source), ic.momentum)
+
+    def flow(self, ic: InitialConditions, source: Measure) -> tuple[PointFlow, PointFlow]:
+        """phi(1) and its inverse: the geodesic shot back from its end."""
+        q, p = self.path(ic, (1.0,), source)[0]
+        return self.shoot(ic, source), PointFlow(self.system, self.integrator, q, -p)
+
+    def path(self, ic: InitialConditions, times: Sequence[float], source: Measure | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(q, p) at increasing times in [0, 1]."""
+        start = (controls(ic, source), ic.momentum)
+        return [(q, p) for q, p in self.integrator.trajectory(self.system, start, start, times)]
+
+    def energy(self, ic: InitialConditions, source: Measure) -> Tensor:
+        """(b,) 2 H = sum_ij k(q_i - q_j) p_i . p_j."""
+        q, p = controls(ic, source), ic.momentum
+        return (p * self.system.velocity(q, q, p)).flatten(1).sum(1)
+
+
+def controls(ic: InitialConditions, source: Measure | None = None) -> Tensor:
+    """The control points of initial conditions; where they name none, the source's own points."""
+    points = ic.points if ic.points is not None or source is None else source.points
+    if points is None or points.shape != ic.momentum.shape:
+        raise InputError(
+            f"a momentum of points is (b, d, n) like its control points: {tuple(ic.momentum.shape)} for "
+            f"{'none' if points is None else tuple(points.shape)} (initializer=controls makes both)"
+        )
+    return points
+
+
+def spread(x: Tensor, count: int) -> Tensor:
+    """``count`` of the points x (d, n), or all, each as far as can be from those before it; from the one farthest from the middle."""
+    if count >= x.shape[1]:
+        return x
+    apart = (x - x.mean(1, keepdim=True)).square().sum(0)
+    chosen, nearest = [], torch.full_like(apart, math.inf)
+    index = int(apart.argmax())
+    for _ in range(count):
+        chosen.append(index)
+        nearest = torch.minimum(nearest, (x - x[:, index : index + 1]).square().sum(0))
+        index = int(nearest.argmax())
+    return x[:, torch.tensor(chosen, device=x.device)]

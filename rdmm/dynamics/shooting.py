@@ -1,0 +1,70 @@
+"""Shooting of geodesics: what LDDMM and RDMM share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+
+from rdmm.dynamics.base import InitialConditions, Snapshot
+from rdmm.dynamics.epdiff import EPDiff, Eulerian
+from rdmm.dynamics.integrator import Integrator, State
+from rdmm.dynamics.semi_lagrangian import SemiLagrangian
+from rdmm.regularizer.metric import Metric
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.transform import Dense
+from rdmm.types import Tensor
+
+
+class Geodesic(ABC):
+    """Shooting of the metric's geodesics; what LDDMM and RDMM share."""
+
+    smoother: MultiGaussian
+    integrator: Integrator
+
+    @abstractmethod
+    def _initial(self, ic: InitialConditions, grid: Grid) -> tuple[Metric, Tensor | None]:
+        """The metric and the pre-weights h(0)."""
+
+    def _trajectory(
+        self, ic: InitialConditions, source: Image, times: Sequence[float], inverse: bool = False
+    ) -> tuple[EPDiff, list[State]]:
+        """The equation, and (m, u[, U]) at ``times``."""
+        grid = ic.grid(source)
+        ops.require_finite(ic.momentum, "the initial momentum")
+        metric, h0 = self._initial(ic, grid)
+        equation = EPDiff(metric, h0, grid.identity(ic.momentum))
+        zero = torch.zeros_like(ic.momentum)
+        start = (ic.momentum, zero, zero) if inverse else (ic.momentum, zero)
+        system = Eulerian(equation) if self.integrator.eulerian else SemiLagrangian(equation)
+        return equation, self.integrator.trajectory(system, start, [] if h0 is None else [h0], times)
+
+    @final
+    def shoot(self, ic: InitialConditions, source: Image) -> Dense:
+        """phi(1): target -> source."""
+        equation, ((_, u),) = self._trajectory(ic, source, (1.0,))
+        return Dense(u, equation.metric.grid)
+
+    @final
+    def flow(self, ic: InitialConditions, source: Image) -> tuple[Dense, Dense]:
+        """phi(1) and its inverse, both from the same geodesic."""
+        equation, ((_, u, w),) = self._trajectory(ic, source, (1.0,), inverse=True)
+        return Dense(u, equation.metric.grid), Dense(w, equation.metric.grid)
+
+    @final
+    def energy(self, ic: InitialConditions, source: Image) -> Tensor:
+        """(b,) <m0, v0>."""
+        grid = ic.grid(source)
+        metric, h0 = self._initial(ic, grid)
+        return ops.inner(ic.momentum, metric.velocity(ic.momentum, h0)[0], grid)
+
+    @final
+    def geodesic(self, ic: InitialConditions, source: Image, times: Sequence[float]) -> list[Snapshot]:
+        """The geodesic at increasing ``times`` in [0, 1]."""
+        equation, states = self._trajectory(ic, source, times)
+        return [equation.moment(t, y) for t, y in zip(times, states, strict=True)]

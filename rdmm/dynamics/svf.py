@@ -1,0 +1,73 @@
+"""Stationary velocity fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+
+from rdmm.dynamics.base import InitialConditions, Snapshot
+from rdmm.dynamics.integrator import Integrator, State
+from rdmm.dynamics.semi_lagrangian import backtrace
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.transform import Dense
+from rdmm.types import Tensor
+
+
+def exponential(v: Tensor, grid: Grid, steps: int) -> Tensor:
+    """Displacement of the flow of -v over t in [0, 1], by scaling and squaring with at least ``steps`` steps."""
+    squarings = max(0, math.ceil(math.log2(steps)))
+    identity = grid.identity(v)
+    u = backtrace(v, 2.0**-squarings, grid, identity)
+    for _ in range(squarings):
+        u = ops.compose(u, u, grid, identity)
+    return u
+
+
+@final
+@dataclass(frozen=True)
+class SVF:
+    """Stationary velocity field: v = K m0, d_t phi = -(D phi) v."""
+
+    smoother: MultiGaussian
+    integrator: Integrator = field(default_factory=Integrator)
+
+    def _velocity(self, ic: InitialConditions, source: Image) -> tuple[Tensor, Grid]:
+        grid = ic.grid(source)
+        ops.require_finite(ic.momentum, "the initial momentum")
+        return self.smoother(ic.momentum, grid), grid
+
+    def _flow(self, v: Tensor, grid: Grid, t: float = 1.0) -> Dense:
+        if not self.integrator.eulerian:
+            return Dense(exponential(v * t, grid, self.integrator.steps), grid)
+
+        def rate(_: Tensor, y: State) -> State:
+            ops.require_finite(y[0], "the map")
+            return (-t * (v + ops.advect(y[0], v, grid)),)
+
+        return Dense(self.integrator(rate, (torch.zeros_like(v),), (v,))[0], grid)
+
+    def shoot(self, ic: InitialConditions, source: Image) -> Dense:
+        """phi: target -> source."""
+        return self._flow(*self._velocity(ic, source))
+
+    def flow(self, ic: InitialConditions, source: Image) -> tuple[Dense, Dense]:
+        """phi and its inverse, the flow of -v."""
+        v, grid = self._velocity(ic, source)
+        return self._flow(v, grid), self._flow(-v, grid)
+
+    def energy(self, ic: InitialConditions, source: Image) -> Tensor:
+        """(b,) <m0, v>."""
+        v, grid = self._velocity(ic, source)
+        return ops.inner(ic.momentum, v, grid)
+
+    def geodesic(self, ic: InitialConditions, source: Image, times: Sequence[float]) -> list[Snapshot]:
+        """The path at ``times``; the momentum of a stationary velocity does not move."""
+        v, grid = self._velocity(ic, source)
+        return [Snapshot(t, ic.momentum, v, self._flow(v, grid, t).displacement) for t in times]

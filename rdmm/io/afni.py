@@ -1,0 +1,78 @@
+"""AFNI: .aff12.1D matrices and warps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
+from rdmm.io.vectors import (
+    IMAGES,
+    Space,
+    from_vectors,
+    grid_of,
+    lps,
+    read_matrix,
+    read_vectors,
+    require_3d,
+    world_matrix,
+    world_vectors,
+    write_matrix,
+)
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Affine, Transform
+from rdmm.types import ConfigError, InputError
+
+
+@dataclass(frozen=True)
+class AFNI:
+    """AFNI's .aff12.1D (both images' obliquity set aside, as AFNI does) and warps, DICOM (LPS) millimetres, fixed -> moving."""
+
+    def read(self, path: Path, space: Space) -> Transform:
+        if path.name.endswith(IMAGES):
+            values, grid, _ = read_vectors(path, space.fixed)
+            _straight(grid)
+            return from_vectors(values @ lps(3)[:3, :3], grid)
+        parameters = read_matrix(path, (3, 4))
+        linear = _linear()()
+        linear.structarr["parameters"] = parameters
+        return Affine(torch.as_tensor(np.asarray(linear.to_ras(*_images(space)))))
+
+    def write(self, path: Path, transform: Transform, space: Space) -> None:
+        if not path.name.endswith(IMAGES):
+            linear = _linear().from_ras(world_matrix(transform, path), *_images(space))
+            rows = np.asarray(linear.structarr["parameters"])[:3]
+            return write_matrix(path, rows.reshape(1, 12), "# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):\n")
+        grid = grid_of(transform, space)
+        _straight(grid)
+        field = (world_vectors(transform, grid) @ lps(3)[:3, :3])[:, :, :, None]
+        write_nifti(path, nifti_bytes(field.astype(np.float32), embedded(grid), intent=1006))
+
+
+def _linear() -> Any:
+    try:
+        from nitransforms.io.afni import AFNILinearTransform
+    except ImportError as error:
+        raise ConfigError("AFNI's affines need the extra: pip install 'rdmm[formats]'") from error
+    return AFNILinearTransform
+
+
+def _images(space: Space) -> tuple[Any, Any]:
+    """Both images, moving first, as nitransforms asks for them: of their affines alone."""
+    import nibabel as nib
+
+    fixed, moving = space.both("AFNI's affine, where an image is oblique,")
+    images = [nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.asarray(g.affine)) for g in (moving, fixed)]
+    return images[0], images[1]
+
+
+def _straight(grid: Grid) -> None:
+    """AFNI's warps count along an image's own axes: only a straight grid says what that is in the world."""
+    require_3d(grid, "AFNI")
+    turned = np.abs(np.asarray(grid.affine)[:3, :3] / grid.voxel)
+    if np.abs(turned - turned.round()).max() > 2e-4:
+        raise InputError("AFNI's warps know no oblique grids; resample to a fixed image with straight axes (3dWarp -deoblique)")

@@ -1,0 +1,69 @@
+"""FSL: FLIRT's matrices and FNIRT's fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
+from rdmm.io.vectors import (
+    IMAGES,
+    Space,
+    from_vectors,
+    map_points,
+    read_matrix,
+    read_vectors,
+    require_3d,
+    voxels,
+    world_matrix,
+    world_vectors,
+    write_matrix,
+)
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Affine, Transform
+from rdmm.types import InputError
+
+FSL_FIELD, FSL_OTHERS = 2006, range(2007, 2018)
+
+
+@dataclass(frozen=True)
+class FSL:
+    """FLIRT's matrices (moving -> fixed) and FNIRT's fields (fixed -> moving), in millimetres from the first voxel; the first axis is
+    turned where the voxels are right-handed in the world."""
+
+    def read(self, path: Path, space: Space) -> Transform:
+        fixed, moving = space.both("FSL's transform")
+        a, b = _from_fsl(fixed), _from_fsl(moving)
+        if not path.name.endswith(IMAGES):
+            return Affine(torch.as_tensor(b @ np.linalg.inv(read_matrix(path, (4, 4))) @ np.linalg.inv(a)))
+        values, grid, intent = read_vectors(path, fixed)
+        if intent in FSL_OTHERS:
+            raise InputError(f"{path}: spline coefficients; make a field of them: fnirtfileutils -i COEF -r REF -o FIELD --withaff")
+        x = map_points(np.linalg.inv(a) @ np.asarray(grid.affine), voxels(grid))
+        absolute = values.std() > (values - x).std()  # as FSL tells them apart
+        ends = map_points(b, values if absolute else x + values)
+        return from_vectors(ends - map_points(a, x), grid)
+
+    def write(self, path: Path, transform: Transform, space: Space) -> None:
+        fixed, moving = space.both("FSL's transform")
+        require_3d(fixed, "FSL")
+        a, b = _from_fsl(fixed), _from_fsl(moving)
+        if not path.name.endswith(IMAGES):
+            matrix = np.linalg.inv(np.linalg.inv(b) @ world_matrix(transform, path) @ a)
+            return write_matrix(path, matrix)
+        ends = map_points(np.asarray(fixed.affine), voxels(fixed)) + world_vectors(transform, fixed)
+        x = map_points(np.linalg.inv(a) @ np.asarray(fixed.affine), voxels(fixed))
+        field = (map_points(np.linalg.inv(b), ends) - x).astype(np.float32)
+        write_nifti(path, nifti_bytes(field, embedded(fixed), intent=FSL_FIELD))
+
+
+def _from_fsl(grid: Grid) -> np.ndarray:
+    """(4, 4) matrix from FSL's millimetres to the world's."""
+    require_3d(grid, "FSL")
+    affine, scale, turn = np.asarray(grid.affine), np.diag([*grid.voxel, 1.0]), np.eye(4)
+    if np.linalg.det(affine) > 0:
+        turn[0, 0], turn[0, 3] = -1, (grid.shape[0] - 1) * grid.voxel[0]
+    return affine @ np.linalg.inv(turn @ scale)

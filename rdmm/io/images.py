@@ -1,0 +1,138 @@
+"""Images, label maps and masks: read with every value checked, written atomically."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from rdmm.io.nifti import Raw, Source, embedded, file_grid, in_plane_affine, log, nifti_bytes, read_raw, stored_bytes, write_nifti
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.ops import sample
+from rdmm.types import ConfigError, InputError, Tensor
+
+NanPolicy = Literal["error", "zero", "mask"]
+
+
+SMALLEST = 4  # voxels along an axis
+
+
+def _spatial(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The 2D or 3D array and its (d+1, d+1) affine."""
+    array, affine = raw.array, raw.affine
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 4:
+        if volume is None:
+            raise InputError(f"{path}: {array.shape[3]} volumes (4D); choose --volume k, 0 to {array.shape[3] - 1}")
+        if not 0 <= volume < array.shape[3]:
+            raise InputError(f"{path}: --volume {volume}: volumes go from 0 to {array.shape[3] - 1}")
+        array = array[..., volume]
+    if array.ndim > 3 or array.ndim < 2:
+        raise InputError(f"{path}: {array.ndim} dimensions {array.shape}; a 2D or 3D image is wanted")
+    if array.ndim == 3 and 1 in array.shape:
+        if array.shape[2] != 1:
+            raise InputError(f"{path}: shape {array.shape} is a single slice across a wrong axis; reorder it to (X, Y, 1) or (X, Y)")
+        log.warning("%s: a single slice %s: treated as 2D", path, array.shape)
+        array = array[..., 0]
+    if min(array.shape) < SMALLEST:
+        raise InputError(f"{path}: shape {array.shape}: at least {SMALLEST} voxels along each axis are needed")
+    if array.ndim == 2:
+        affine = in_plane_affine(affine)
+    return array, affine
+
+
+def _without_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array with NaN and Inf dealt with, and where they were not."""
+    if array.dtype.kind != "f":
+        return array, None
+    good = np.abs(array) <= np.finfo(np.float32).max  # False of NaN and Inf too
+    bad = int(good.size - good.sum())
+    if bad == 0:
+        return array, None
+    where = np.unravel_index(int(np.argmin(good)), array.shape)
+    if bad == good.size:
+        raise InputError(f"{path}: no finite voxel at all")
+    if policy == "error":
+        raise InputError(
+            f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); mend them, or pass --nan zero or --nan mask"
+        )
+    log.warning("%s: %d voxels are NaN or Inf: %s", path, bad, "set to 0" if policy == "zero" else "masked out")
+    return np.where(good, array, 0), good if policy == "mask" else None
+
+
+def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None = None, strict: bool = False) -> Image:
+    """A scalar image, (1, 1, *s) float32.
+
+    Args:
+        source: a path, or a nibabel image.
+        nan: what to do with NaN and Inf: ``error``, ``zero``, or ``mask`` (excluded from the similarity).
+        volume: of a 4D file.
+        strict: refuse a file without s-form and q-form.
+
+    Raises:
+        InputError: the file cannot be trusted; RELIABILITY faults 1 to 13 and 17 to 28.
+    """
+    if nan not in get_args(NanPolicy):
+        raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
+    path, stored = stored_bytes(source)
+    array, affine = _spatial(path, read_raw(path, stored, strict=strict), volume)
+    array, good = _without_nan(path, array, nan)
+    mask = None if good is None else _tensor(good)
+    return Image(_tensor(array), file_grid(path, array.shape, affine), mask)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+
+
+def read_labels(path: Source, like: Image | None = None) -> Image:
+    """A label map, (1, 1, *s) of whole numbers; with ``like``, it must lie on that image's grid.
+
+    Raises:
+        InputError: labels that are not whole numbers, or another grid.
+    """
+    image = read_image(path)
+    if not torch.equal(image.data, image.data.round()):
+        raise InputError(f"{path}: labels must be whole numbers")
+    if like is not None and not (image.grid.shape == like.grid.shape and image.grid.same_frame(like.grid)):
+        raise InputError(f"{path}: the labels' grid {image.grid.shape} is not that of their image {like.grid.shape}, or lies elsewhere")
+    return image
+
+
+def read_mask(path: Source, image: Image) -> Image:
+    """``image`` with a mask: everything above 0 counts. A mask on another grid is resampled through the world.
+
+    Raises:
+        InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
+    """
+    mask = read_image(path)
+    binary = Image((mask.data > 0).float(), mask.grid)
+    if not bool(binary.data.any()):
+        raise InputError(f"{path}: the mask is empty (a voxel counts where it is > 0)")
+    if mask.grid != image.grid:
+        if mask.grid.ndim != image.grid.ndim:
+            raise InputError(f"{path}: a {mask.grid.ndim}D mask {mask.grid.shape} for a {image.grid.ndim}D image {image.grid.shape}")
+        if mask.grid.shape != image.grid.shape and np.allclose(mask.grid.affine, image.grid.affine):
+            raise InputError(f"{path}: shape {mask.grid.shape} at the affine of an image of {image.grid.shape}: one of the two is wrong")
+        if mask.grid.shape != image.grid.shape or not mask.grid.same_frame(image.grid):
+            log.warning("%s: another grid than its image: resampled by nearest neighbour", path)
+        points = mask.locate(image.grid.identity(image.data), image.grid)
+        binary = Image(sample(binary.data, points, mask.grid, mode="nearest", outside="zero"), image.grid)
+        if not bool(binary.data.any()):
+            raise InputError(f"{path}: the mask does not reach its image")
+    return Image(image.data, image.grid, binary.data if image.mask is None else image.mask * binary.data)
+
+
+def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False, like: Grid | None = None) -> None:
+    """``data`` (1, 1, *s) or (1, *s) as float32, or as the smallest whole-number type that holds it; stored as ``like``,
+    a grid of the same voxels in another order."""
+    if like is not None:
+        data, grid = grid.restored(data, like), like
+    array = data.detach().cpu().reshape(grid.shape).numpy()
+    array = np.rint(array).astype(np.int16 if np.abs(array).max(initial=0) < 2**15 else np.int32) if integer else array.astype(np.float32)
+    write_nifti(path, nifti_bytes(array, embedded(grid)))

@@ -1,0 +1,51 @@
+"""Learn2Reg's displacement fields."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rdmm.io.files import existing, write_atomically
+from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
+from rdmm.io.vectors import Space, from_vectors, map_points, read_vectors, voxels, world_vectors
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Transform
+from rdmm.types import InputError
+
+
+@dataclass(frozen=True)
+class Learn2Reg:
+    """Submissions to Learn2Reg: (D, H, W, 3) in voxels, from each voxel of the fixed image to the moving one's; .nii.gz or .npz."""
+
+    def read(self, path: Path, space: Space) -> Transform:
+        fixed, moving = space.both("Learn2Reg's displacement")
+        values = _npz(path, fixed) if path.suffix == ".npz" else read_vectors(path, fixed)[0]
+        x = voxels(fixed)
+        return from_vectors(map_points(np.asarray(moving.affine), x + values) - map_points(np.asarray(fixed.affine), x), fixed)
+
+    def write(self, path: Path, transform: Transform, space: Space) -> None:
+        fixed, moving = space.both("Learn2Reg's displacement")
+        x = voxels(fixed)
+        ends = map_points(np.asarray(fixed.affine), x) + world_vectors(transform, fixed)
+        field = (map_points(np.linalg.inv(moving.affine), ends) - x).astype(np.float32)
+        if path.suffix != ".npz":
+            return write_nifti(path, nifti_bytes(field, embedded(fixed)))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, field)
+        write_atomically(path, buffer.getvalue())
+
+
+def _npz(path: Path, grid: Grid) -> np.ndarray:
+    try:
+        with np.load(existing(path), allow_pickle=False) as content:
+            values = np.asarray(content[content.files[0]], dtype=np.float64)
+    except Exception as error:
+        raise InputError(f"{path}: not an .npz file of numbers ({type(error).__name__}: {error})") from error
+    if values.shape == (grid.ndim, *grid.shape):
+        values = np.moveaxis(values, 0, -1)
+    if values.shape != (*grid.shape, grid.ndim) or not np.isfinite(values).all():
+        raise InputError(f"{path}: shape {values.shape}; finite {(*grid.shape, grid.ndim)} is wanted, that of the fixed image")
+    return values

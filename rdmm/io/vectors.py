@@ -1,0 +1,138 @@
+"""Displacement vectors between files: LPS and RAS, world millimetres, the grids that a form depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rdmm.io.files import existing, write_atomically
+from rdmm.io.nifti import file_grid, read_raw
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Affine, Dense, Placed, Transform, displacement, flat, framed
+from rdmm.types import ConfigError, InputError, OutputError, Tensor
+
+
+def lps(d: int) -> np.ndarray:
+    """(d+1, d+1) matrix that turns RAS into LPS, and back."""
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) if d == 3 else np.diag([-1.0, -1.0, 1.0])
+
+
+def require_itk_grid(grid: Grid, what: str) -> None:
+    """Raise OutputError for a sheared grid, which ITK's origin, spacing and direction cannot hold."""
+    axes = np.asarray(grid.affine)[:-1, :-1] / np.asarray(grid.voxel)
+    if np.abs(axes.T @ axes - np.eye(grid.ndim)).max() > 1e-3:
+        raise OutputError(
+            f"{what}: its axes are sheared, and ITK files (warps) cannot hold that; resample it to a grid with right angles first"
+        )
+
+
+def world_displacement(u: Tensor, grid: Grid) -> np.ndarray:
+    """u (1, d, *s) in domain units -> (*s, d) in RAS millimetres."""
+    vectors = u.detach().cpu().double().numpy()[0]
+    return np.moveaxis(np.tensordot(grid.frame[:-1, :-1], vectors, axes=1), 0, -1)
+
+
+def world_vectors(transform: Transform, grid: Grid) -> np.ndarray:
+    """T(x) - x at the voxels of ``grid``, (*s, d) in RAS millimetres."""
+    u = displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64))
+    return world_displacement(u, grid)
+
+
+def from_vectors(vectors: np.ndarray, grid: Grid) -> Placed:
+    """The map of world millimetres x -> x + v, of v (*s, d) at the voxels of ``grid``."""
+    d = grid.ndim
+    u = np.tensordot(np.linalg.inv(grid.frame)[:d, :d], np.moveaxis(vectors, -1, 0), axes=1)
+    return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid), grid)
+
+
+IMAGES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The grids, as stored, of the fixed and of the moving image; None where it is not known."""
+
+    fixed: Grid | None = None
+    moving: Grid | None = None
+
+    def both(self, what: str) -> tuple[Grid, Grid]:
+        """Both grids, or ConfigError: ``what`` counts in voxels."""
+        if self.fixed is None or self.moving is None:
+            missing = "--fixed" if self.fixed is None else "--moving"
+            raise ConfigError(f"{what} depends on the grids of both images: pass {missing} IMAGE")
+        return self.fixed, self.moving
+
+
+def grid_of(transform: Transform, space: Space) -> Grid:
+    """The fixed grid that is given, else that of the first warp which a point goes through.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    own = [m.grid for m in flat(transform) if isinstance(m, Placed)]
+    if space.fixed is None and not own:
+        raise ConfigError("an affine has no grid of its own: pass --fixed IMAGE")
+    return space.fixed or own[0]
+
+
+def voxels(grid: Grid) -> np.ndarray:
+    """Voxel numbers (*s, d)."""
+    return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid.shape), indexing="ij"), -1)
+
+
+def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(*s, d) points under a homogeneous matrix."""
+    return points @ matrix[:-1, :-1].T + matrix[:-1, -1]
+
+
+def read_vectors(path: Path, grid: Grid | None) -> tuple[np.ndarray, Grid, int]:
+    """Vectors (*s, d) of a NIfTI file of four or five axes, its grid (checked against the fixed one), and its intent."""
+    raw = read_raw(path, path.read_bytes(), strict=False)
+    array = raw.array.astype(np.float64)
+    if array.ndim == 5 and array.shape[3] == 1:
+        array = array[:, :, :, 0]
+    if array.ndim != 4 or array.shape[3] not in (2, 3) or not np.isfinite(array).all():
+        raise InputError(f"{path}: shape {raw.array.shape} is no field of finite vectors; (X, Y, Z, 3) or (X, Y, Z, 1, 3) is wanted")
+    if array.shape[2:] == (1, 2) and grid is not None:
+        array = array[:, :, 0]
+    if grid is not None and array.shape[:-1] != grid.shape:
+        raise InputError(f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}")
+    own = grid if grid is not None else file_grid(path, array.shape[:-1], raw.affine)
+    return array, own, int(raw.header["intent_code"])
+
+
+def require_3d(grid: Grid, what: str) -> None:
+    if grid.ndim != 3:
+        raise ConfigError(f"{what} knows 3D images only, not {grid.ndim}D ones")
+
+
+def world_matrix(transform: Transform, path: Path) -> np.ndarray:
+    """The world matrix of an affine map (of several: of their product)."""
+    maps = flat(transform)
+    wrong = [m for m in maps if not isinstance(m, Affine)]
+    if wrong:
+        raise OutputError(f"{path}: an affine file cannot hold a warp; write .nii.gz or .h5")
+    matrices = [m.matrix.double().numpy() for m in maps if isinstance(m, Affine)]
+    out = np.eye(len(matrices[0]) if matrices else 4)
+    for m in matrices:
+        out = m @ out
+    return out
+
+
+def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        lines = [line for line in existing(path).read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
+        numbers = np.array(" ".join(lines).split(), dtype=np.float64).reshape(shape)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {shape[0] * shape[1]} numbers in a text file are wanted ({error})") from error
+    whole = np.vstack([numbers, [0, 0, 0, 1]]) if shape[0] == 3 else numbers
+    if not np.isfinite(whole).all() or abs(np.linalg.det(whole)) < 1e-9 or not np.allclose(whole[3], [0, 0, 0, 1]):
+        raise InputError(f"{path}: the affine is singular, not finite, or no affine")
+    return np.asarray(whole)
+
+
+def write_matrix(path: Path, matrix: np.ndarray, banner: str = "") -> None:
+    write_atomically(path, (banner + "".join("  ".join(f"{x:.10g}" for x in row) + "\n" for row in matrix)).encode())

@@ -1,0 +1,37 @@
+"""Which tensors the compiled kernels serve, and their threads."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+
+import torch
+
+from rdmm.types import ConfigError, Tensor
+
+
+@lru_cache
+def has_numba() -> bool:
+    """Whether numba can be imported."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the compiled CPU kernels serve a tensor."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and has_numba()
+
+
+def set_threads(threads: int | None) -> None:
+    """Threads of torch and of the fused kernels."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, not {threads}")
+    try:
+        import numba
+
+        most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(min(threads, most))
+    except ImportError:
+        pass
+    torch.set_num_threads(threads)  # after numba, which sets OpenMP's threads when it starts its own

@@ -1,0 +1,120 @@
+"""The barrier against folds and its gradient on CPU, compiled by numba."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from rdmm.kernels.sampling import as_volume, inverse_spacing
+from rdmm.types import Tensor
+
+
+@njit(cache=True, inline="always")
+def _edge(u, scale, axis, x, y, z, step):  # type: ignore[no-untyped-def]
+    """Edge of the deformed cell from a corner along an axis, over its undeformed length, pointing up the axis."""
+    xx, yy, zz = x + (step if axis == 0 else 0), y + (step if axis == 1 else 0), z + (step if axis == 2 else 0)
+    a = (u[0, xx, yy, zz] - u[0, x, y, z]) * step * scale[0] + (1.0 if axis == 0 else 0.0)
+    b = (u[1, xx, yy, zz] - u[1, x, y, z]) * step * scale[1] + (1.0 if axis == 1 else 0.0)
+    c = (u[2, xx, yy, zz] - u[2, x, y, z]) * step * scale[2] + (1.0 if axis == 2 else 0.0)
+    return a, b, c
+
+
+@njit(cache=True, inline="always")
+def _edges(u, scale, x, y, z, i, j, k, flat):  # type: ignore[no-untyped-def]
+    """The three edges at corner (i, j, k) of cell (x, y, z); a 2D cell's second one stays as it is."""
+    cx, cy, cz = x + i, y + j, z + k
+    e = _edge(u, scale, 0, cx, cy, cz, 1 - 2 * i)
+    f = (0.0 * e[0], 1.0 + 0.0 * e[0], 0.0 * e[0]) if flat else _edge(u, scale, 1, cx, cy, cz, 1 - 2 * j)
+    g = _edge(u, scale, 2, cx, cy, cz, 1 - 2 * k)
+    return e, f, g
+
+
+@njit(cache=True, inline="always")
+def _cross(a, b):  # type: ignore[no-untyped-def]
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+@njit(cache=True, parallel=True)
+def _barrier_value(u, scale, floor, sums):  # type: ignore[no-untyped-def]
+    """Sums of (floor - det)_+^2 over each layer of cells."""
+    _, nx, ny, nz = u.shape
+    flat = ny == 1
+    for x in prange(nx - 1):
+        total = 0.0
+        for y in range(1 if flat else ny - 1):
+            for z in range(nz - 1):
+                for i in range(2):
+                    for j in range(1 if flat else 2):
+                        for k in range(2):
+                            e, f, g = _edges(u, scale, x, y, z, i, j, k, flat)
+                            n = _cross(f, g)
+                            short = floor - (e[0] * n[0] + e[1] * n[1] + e[2] * n[2])
+                            if short > 0:
+                                total += short * short
+        sums[x] = total
+
+
+@njit(cache=True)
+def _barrier_gradient(u, scale, floor, sums, out):  # type: ignore[no-untyped-def]
+    """Adds the gradient of the sum of ``sums``; serial, since only few layers have anything to add."""
+    _, nx, ny, nz = u.shape
+    flat = ny == 1
+    for x in range(nx - 1):
+        if sums[x] == 0:
+            continue
+        for y in range(1 if flat else ny - 1):
+            for z in range(nz - 1):
+                for i in range(2):
+                    for j in range(1 if flat else 2):
+                        for k in range(2):
+                            e, f, g = _edges(u, scale, x, y, z, i, j, k, flat)
+                            n = _cross(f, g)
+                            short = floor - (e[0] * n[0] + e[1] * n[1] + e[2] * n[2])
+                            if short <= 0:
+                                continue
+                            cx, cy, cz, factor = x + i, y + j, z + k, -2 * short
+                            m, o = _cross(g, e), _cross(e, f)
+                            for a in range(3):
+                                w = factor * scale[a]
+                                s = w * n[a] * (1 - 2 * i)
+                                out[a, cx + 1 - 2 * i, cy, cz] += s
+                                out[a, cx, cy, cz] -= s
+                                if not flat:
+                                    s = w * m[a] * (1 - 2 * j)
+                                    out[a, cx, cy + 1 - 2 * j, cz] += s
+                                    out[a, cx, cy, cz] -= s
+                                s = w * o[a] * (1 - 2 * k)
+                                out[a, cx, cy, cz + 1 - 2 * k] += s
+                                out[a, cx, cy, cz] -= s
+
+
+class _Barrier(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, spacing: tuple[float, ...], floor: float) -> Tensor:
+        fields = u.detach().contiguous().numpy()
+        if len(spacing) == 2:
+            fields = as_volume(np.stack([fields[:, 0], np.zeros_like(fields[:, 0]), fields[:, 1]], 1))
+        scale, count = inverse_spacing(spacing, fields.dtype), 2 ** len(spacing) * np.prod([n - 1 for n in u.shape[2:]])
+        out, gradient = np.zeros(len(fields)), np.zeros_like(fields)
+        for b, field in enumerate(fields):
+            sums = np.zeros(field.shape[1] - 1)
+            _barrier_value(field, scale, floor, sums)
+            out[b] = sums.sum() / count
+            if ctx.needs_input_grad[0] and out[b] > 0:
+                _barrier_gradient(field, scale, floor, sums, gradient[b])
+        gradient = gradient[:, ::2, :, 0] if len(spacing) == 2 else gradient
+        ctx.save_for_backward(torch.from_numpy(np.ascontiguousarray(gradient)) / float(count))
+        return torch.from_numpy(out).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * g.view(-1, *(1,) * (gradient.ndim - 1)), None, None
+
+
+def barrier(u: Tensor, spacing: tuple[float, ...], floor: float) -> Tensor:
+    """(b,) mean over cells and corners of (floor - det)_+^2 for phi = id + u, u (b, d, *s) in units of ``spacing``."""
+    return _Barrier.apply(u, spacing, floor)

@@ -1,0 +1,120 @@
+"""Log-sum-exp against the Gaussian of a grid, along one axis after the other, compiled by numba for float32 on CPU.
+
+A group of WIDTH lines is read into a buffer, line by column, so that every inner loop runs over neighbouring lines and
+becomes vector instructions. For each output, the largest exponent is sought first in the blocks of BLOCK inputs that counted
+for the output before, then in those whose bound comes near it; blocks all of whose terms are less than 2^-CUTOFF of the
+largest are left out of the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from rdmm.kernels.simd import LN2, LOG2E, LOWEST, SMALLEST, exp2, f32
+from rdmm.types import Tensor
+
+WIDTH, BLOCK = 128, 8
+
+
+CUTOFF = np.float32(24.0)
+
+
+EMPTY, NOTHING = np.float32(-1e30), np.float32(-1e29)
+
+
+TINY = np.float32(1e-37)
+
+
+@njit(cache=True, inline="always", fastmath=True)
+def _above(block, top, less):  # type: ignore[no-untyped-def]
+    """Whether block - less comes within CUTOFF of ``top`` in any line."""
+    gap = LOWEST
+    for w in range(WIDTH):
+        gap = max(gap, block[w] - top[w])
+    return gap - less > -CUTOFF
+
+
+@njit(cache=True, inline="always", fastmath=True)
+def _find_top(g, a, i, k, block, top):  # type: ignore[no-untyped-def]
+    """The largest exponents of block k, and of all blocks so far."""
+    for w in range(WIDTH):
+        block[w] = LOWEST
+    for j in range(k * BLOCK, min(k * BLOCK + BLOCK, g.shape[0])):
+        d = a * f32((i - j) * (i - j))
+        for w in range(WIDTH):
+            block[w] = max(block[w], g[j, w] - d)
+    for w in range(WIDTH):
+        top[w] = max(top[w], block[w])
+
+
+@njit(cache=True, fastmath=True)
+def _lines(g, out, a):  # type: ignore[no-untyped-def]
+    """out_i = log2 sum_j 2^(g_j - a (i-j)^2) for WIDTH lines at once; g, out (n, WIDTH)."""
+    n, blocks = g.shape[0], (g.shape[0] + BLOCK - 1) // BLOCK
+    highest, block = np.empty((blocks, WIDTH), np.float32), np.empty((blocks, WIDTH), np.float32)
+    top, total = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    active, known = np.zeros(blocks, np.bool_), np.zeros(blocks, np.bool_)
+    for k in range(blocks):
+        top[:] = LOWEST
+        _find_top(g, f32(0), 0, k, highest[k], top)
+        active[k] = top.max() > NOTHING
+    filled = active.copy()
+    if not filled.any():
+        out[:] = EMPTY
+        return
+    for i in range(n):
+        top[:] = LOWEST
+        for k in range(blocks):
+            known[k] = active[k]
+            if known[k]:
+                _find_top(g, a, i, k, block[k], top)
+        for k in range(blocks):
+            apart = max(0, k * BLOCK - i, i - (k * BLOCK + BLOCK - 1))
+            if filled[k] and not known[k] and _above(highest[k], top, a * f32(apart * apart)):
+                known[k] = True
+                _find_top(g, a, i, k, block[k], top)
+        total[:] = f32(0)
+        for k in range(blocks):
+            active[k] = known[k] and _above(block[k], top, f32(0))
+            if active[k]:
+                for j in range(k * BLOCK, min(k * BLOCK + BLOCK, n)):
+                    d = a * f32((i - j) * (i - j))
+                    for w in range(WIDTH):
+                        total[w] += exp2(max(g[j, w] - d - top[w], SMALLEST))
+        for w in range(WIDTH):
+            out[i, w] = max(top[w] + np.log2(max(total[w], TINY)), EMPTY)
+
+
+@njit(cache=True, parallel=True, fastmath=True)
+def _along(g, out, n, inner, a):  # type: ignore[no-untyped-def]
+    """All lines of an axis of n voxels with stride ``inner``; g and out are flat and may be one array."""
+    count = g.size // n
+    for group in prange((count + WIDTH - 1) // WIDTH):
+        first = group * WIDTH
+        lines = min(WIDTH, count - first)
+        start = np.empty(WIDTH, np.int64)
+        for w in range(WIDTH):
+            line = first + min(w, lines - 1)
+            start[w] = (line // inner) * n * inner + line % inner
+        buffer, result = np.empty((n, WIDTH), np.float32), np.empty((n, WIDTH), np.float32)
+        for j in range(n):
+            for w in range(WIDTH):
+                buffer[j, w] = g[start[w] + j * inner] * LOG2E
+        _lines(buffer, result, a)
+        for j in range(n):
+            for w in range(lines):
+                out[start[w] + j * inner] = result[j, w] * LN2
+
+
+def log_convolve(g: Tensor, alpha: Sequence[float]) -> Tensor:
+    """log sum_y exp(g(y) - sum_k alpha_k (x_k - y_k)^2 / 2), x and y in voxels; g (k, *s) float32 on CPU, which is written over."""
+    out = g.detach().contiguous().numpy().reshape(-1)
+    for axis, a in enumerate(alpha):
+        shape = g.shape[g.ndim - len(alpha) :]
+        _along(out, out, shape[axis], math.prod(shape[axis + 1 :]), f32(a / 2) * LOG2E)
+    return torch.from_numpy(out).view(g.shape)

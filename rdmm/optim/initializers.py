@@ -1,0 +1,128 @@
+"""Where a search starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from rdmm.dynamics.base import InitialConditions
+from rdmm.dynamics.points import controls, spread
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.regularizer.weights import by_region
+from rdmm.similarity import SinkhornDivergence
+from rdmm.spatial.gaussian import gaussian
+from rdmm.spatial.image import Image
+from rdmm.spatial.measure import Measure
+from rdmm.spatial.ops import sample
+from rdmm.spatial.pair import Pair
+from rdmm.spatial.transform import Transform
+from rdmm.types import ConfigError, Tensor
+
+
+class Initializer(Protocol):
+    """A pair to initial conditions on the fixed grid's frame."""
+
+    def __call__(self, pair: Pair) -> InitialConditions: ...
+
+
+def no_momentum(pair: Pair[Image]) -> Tensor:
+    """m0 = 0 on the fixed grid."""
+    if not isinstance(pair.fixed, Image):
+        raise ConfigError("shapes start from control points: use initializer=controls")
+    b, d = pair.fixed.data.shape[0], pair.fixed.grid.ndim
+    return pair.fixed.data.new_zeros(b, d, *pair.fixed.grid.shape)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """No momentum; the smoother's own weights everywhere."""
+
+    def __call__(self, pair: Pair) -> InitialConditions:
+        return InitialConditions(no_momentum(pair))
+
+
+@dataclass(frozen=True)
+class Regions:
+    """No momentum; pre-weights from a label map of the moving image (``--regions``), brought to the pre-aligned space.
+
+    Args:
+        weights: label -> squared pre-weights h^2, one per Gaussian, summing to 1.
+        background: squared pre-weights of all other labels.
+        smoothing: sigma of the transitions between regions, in domain units. A metric that jumps from voxel to voxel makes a
+            rough momentum, which no solver carries well.
+    """
+
+    weights: Mapping[int | str, Sequence[float]]
+    background: Sequence[float]
+    smoothing: float = 0.03
+
+    def __post_init__(self) -> None:
+        try:
+            table = {int(label): [float(x) for x in row] for label, row in self.weights.items()}
+            object.__setattr__(self, "background", [float(x) for x in self.background])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"initializer.weights must map whole-number labels to lists of numbers, not {self.weights}") from error
+        if self.smoothing < 0:
+            raise ConfigError(f"initializer.smoothing must be >= 0, not {self.smoothing}")
+        object.__setattr__(self, "weights", table)
+        by_region(torch.zeros(1, 1, 2, 2), table, self.background)  # checks the rows
+
+    def __call__(self, pair: Pair) -> InitialConditions:
+        if pair.regions is None:
+            raise ConfigError("initializer=regions needs a label map of the moving image: pass --regions LABELS.nii.gz")
+        regions, grid = pair.regions, pair.fixed.grid
+        squares = by_region(regions.data, self.weights, self.background).to(pair.fixed.data)  # type: ignore[arg-type]
+        transform: Transform = pair.initial
+        points = regions.locate(transform(grid.identity(pair.fixed.data)), grid)
+        squares = gaussian(sample(squares, points, regions.grid), self.smoothing, grid).clamp_min(0)
+        return InitialConditions(no_momentum(pair), (squares / squares.sum(1, keepdim=True).clamp_min(1e-12)).sqrt())
+
+
+@dataclass(frozen=True)
+class Controls:
+    """No momentum, at control points: ``count`` of the pre-aligned moving shape's vertices, spread over it (all, if it has no more)."""
+
+    count: int = 300
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"initializer.count must be at least 1, not {self.count}")
+
+    def __call__(self, pair: Pair[Measure]) -> InitialConditions:
+        if not isinstance(pair.fixed, Measure):
+            raise ConfigError("initializer=controls is for shapes (points, curves, surfaces); images start from zero or regions")
+        points = torch.stack([spread(x, self.count) for x in pair.source.points.detach()])
+        return InitialConditions(torch.zeros_like(points), None, points)
+
+
+@dataclass(frozen=True)
+class Transported:
+    """The momenta that send control points where optimal transport does: p with (K + ridge) p = v, v the plan's displacement.
+
+    Args:
+        similarity: whose plan is followed, with ``cost="points"``; a wide blur makes a smooth v, a reach leaves out what has no partner.
+        count: of control points, spread over the pre-aligned moving shape.
+        ridge: what is given up of v for smaller momenta, as a part of the kernel's height.
+        smoother: the kernel, that of the dynamics.
+    """
+
+    similarity: SinkhornDivergence = field(default_factory=lambda: SinkhornDivergence(0.05))
+    count: int = 300
+    ridge: float = 0.1
+    smoother: MultiGaussian = field(default_factory=lambda: MultiGaussian([0.05, 0.1, 0.2], [0.3, 0.3, 0.4]))
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise ConfigError(f"initializer.ridge must be > 0, not {self.ridge}")
+
+    def __call__(self, pair: Pair[Measure]) -> InitialConditions:
+        q = controls(Controls(self.count)(pair))
+        v = self.similarity.displacement(q, pair.source, pair.fixed)
+        square = (q.unsqueeze(3) - q.unsqueeze(2)).square().sum(1)
+        kernel = zip(self.smoother.sigmas, self.smoother.weights, strict=True)
+        k = torch.stack([w * torch.exp(-square / (2 * s**2)) for s, w in kernel]).sum(0)
+        k = k + self.ridge * torch.eye(q.shape[2], dtype=q.dtype, device=q.device)
+        return InitialConditions(torch.linalg.solve(k, v.transpose(1, 2)).transpose(1, 2).contiguous(), None, q)

@@ -1,0 +1,82 @@
+"""A registration of images rebuilt from the files that it wrote."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rdmm import io
+from rdmm.config.build import build
+from rdmm.data.given import PER_IMAGE_INPUTS
+from rdmm.data.inputs import Inputs, read_inputs
+from rdmm.dynamics.base import InitialConditions
+from rdmm.io import Outputs
+from rdmm.io.files import existing
+from rdmm.registration.images import Registration
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Affine, Identity, Transform, composed, framed
+from rdmm.stages.base import Result
+from rdmm.stages.deform import deforms
+from rdmm.types import InputError
+
+FURTHER = (*PER_IMAGE_INPUTS, "landmarks", "regions", "fixed_regions")
+
+
+def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
+    """A registration of images from what it wrote.
+
+    Its geodesic is shot again where it was the only deformation and went on from no initial transform; else there is none
+    (``result.ic`` is None).
+
+    Raises:
+        InputError: a file is missing, or no longer what it was at the time of the run.
+    """
+    files = {k: v["path"] for k, v in summary["inputs"].items()}
+    if any(io.is_mesh(name) for name in files.values()):
+        raise InputError(f"{outputs.path('run.json')}: a run of shapes, whose report is made with it: register again with --overwrite")
+    if not {"fixed", "moving"} <= set(files):
+        raise InputError(f"{outputs.path('run.json')}: its images were no files; Registration.save makes the report of such a run")
+    sums = {v["path"]: v["sha256"] for v in summary["inputs"].values()}
+    sums |= {str(outputs.path(k)): v for k, v in summary["outputs"].items() if k != "report.html"}
+    for name, wanted in sums.items():
+        if io.sha256(existing(name)) != wanted:
+            raise InputError(f"{name}: not the file of this run any more (its sha256 differs); register again")
+    further = {k: files[k] for k in FURTHER if k in files}
+    inputs = read_inputs(files["fixed"], files["moving"], **further, **_options(summary.get("command", "")), require_overlap=False)
+    stages = build(summary["config"]["stages"], "stages")
+    result = _result(outputs, inputs, summary, again=len(deforms(stages)) == 1 and "initial" not in files)
+    settings = {"stages": stages, "output": build(summary["config"]["output"], "output")}
+    return Registration(inputs, result, summary["config"], settings, summary["status"])
+
+
+def _result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any], again: bool) -> Result:
+    grid = inputs.pair.fixed.grid
+    before = _transform(outputs, "0GenericAffine.mat", grid)
+    u, w = (_transform(outputs, name, grid) for name in ("1Warp.nii.gz", "1InverseWarp.nii.gz"))
+    inverse = composed(before.inverse(), w) if isinstance(before, Affine) else w
+    conditions = outputs.path("initial_conditions.safetensors")
+    ic = _conditions(conditions) if again and conditions.exists() else None
+    return Result(composed(u, before), inverse, dict(summary["energy"]), ic, list(summary["history"]), dict(summary["seconds"]), before)
+
+
+def _transform(outputs: Outputs, name: str, grid: Grid) -> Transform:
+    path = outputs.path(name)
+    return framed(io.read_transform(str(path)), grid) if path.exists() else Identity()
+
+
+def _conditions(path: Path) -> InitialConditions:
+    from safetensors.torch import load
+
+    try:
+        return InitialConditions(**load(path.read_bytes()))
+    except Exception as error:
+        raise InputError(f"{path}: not the initial conditions of a run ({error})") from error
+
+
+def _options(command: str) -> dict[str, Any]:
+    """How the command read its images."""
+    words = shlex.split(command)
+    found = {name: words[words.index(f"--{name}") + 1] for name in ("nan", "volume") if f"--{name}" in words}
+    return {**found, **({"volume": int(found["volume"])} if "volume" in found else {}), "strict": "--strict" in words}

@@ -1,0 +1,38 @@
+"""The metric of LDDMM and RDMM: from momentum to velocity, and the source term of RDMM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.regularizer.weights import smoothed
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
+from rdmm.types import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """v = K m, or K(w) m with w_i = G_sigma * h_i where there are pre-weights."""
+
+    smoother: MultiGaussian
+    weight_sigma: float
+    grid: Grid
+
+    def weights(self, h: Tensor | None) -> Tensor | None:
+        return None if h is None else smoothed(h, self.weight_sigma, self.grid)
+
+    def velocity(self, m: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """v (b, d, *s) and the nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s) (None where the weights are constant)."""
+        w = self.weights(h)
+        if w is None:
+            return self.smoother(m, self.grid), None
+        nu = self.smoother.parts(m, w, self.grid)
+        return (w.unsqueeze(2) * nu).sum(1), nu
+
+    def source(self, m: Tensor, nu: Tensor, h: Tensor) -> Tensor:
+        """sum_i q_i grad h_i, with q_i = G_sigma * (m . nu_i) half of dE / dh_i."""
+        q = smoothed((m.unsqueeze(1) * nu).sum(2), self.weight_sigma, self.grid)
+        return torch.stack([(q * dh).sum(1) for dh in ops.jacobian(h, self.grid)], 1)

@@ -1,0 +1,80 @@
+"""Reg(h(0)): regularizing the regularizer (MODEL.md section 4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.regularizer.weights import smoothed
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
+from rdmm.types import ConfigError, Tensor
+
+
+class Penalty(Protocol):
+    """(pre-weights h(0) (b, n, *s), weights' sigma in domain units, smoother, grid, step) -> (b,)."""
+
+    def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor: ...
+
+
+def omt(w: Tensor, smoother: MultiGaussian, grid: Grid, power: float = 1.0) -> Tensor:
+    """OMT(h) = |log(sigma_N / sigma_1)|^-s mean_x sum_i w_i^2 |log(sigma_N / sigma_i)|^s: the price of small Gaussians; (b,)."""
+    sigmas = smoother.scales(grid)
+    cost = [abs(math.log(sigmas[-1] / s)) ** power for s in sigmas]
+    price = torch.tensor(cost, dtype=w.dtype, device=w.device) / max(cost[0], 1e-12)
+    return (w.square().flatten(2).mean(2) * price).sum(1)
+
+
+def deviation(w: Tensor, smoother: MultiGaussian, grid: Grid) -> Tensor:
+    """Range(h) = integral of |w - w0|^2 over the domain, w0 the smoother's own weights; (b,)."""
+    w0 = torch.tensor(smoother.weights, dtype=w.dtype, device=w.device).sqrt()
+    return ops.integral((w - w0.view(1, -1, *(1,) * grid.ndim)).square(), grid)
+
+
+def total_variation(h: Tensor, grid: Grid) -> Tensor:
+    """Integral of sum_i |grad h_i|, rounded at 0 by 1e-3 per domain unit; (b,)."""
+    squares = [g.square() for g in ops.jacobian(h, grid)]
+    return ops.integral((sum(squares[1:], squares[0]) + 1e-6).sqrt() - 1e-3, grid)
+
+
+@dataclass(frozen=True)
+class NoPenalty:
+    """Pre-weights are free, or there are none."""
+
+    def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor:
+        return h.new_zeros(h.shape[0])
+
+
+@dataclass(frozen=True)
+class WeightPenalty:
+    """range * l_T * Range(h) + omt * (1 - l_T) * OMT(h) + tv * TV(h), l_T = K / (K + exp(T / K)), T the iteration or epoch.
+
+    Args:
+        range, omt, tv: C_Range, C_OMT of the paper, and the factor of the total variation.
+        power: s of OMT.
+        decay: K of the schedule.
+    """
+
+    range: float = 10.0
+    omt: float = 0.05
+    tv: float = 0.0
+    power: float = 1.0
+    decay: float = 10.0
+
+    def __post_init__(self) -> None:
+        if min(self.range, self.omt, self.tv) < 0 or self.power <= 0 or self.decay <= 0:
+            raise ConfigError(f"penalty: factors must be >= 0, power and decay > 0; got {self}")
+
+    def schedule(self, step: int) -> float:
+        """l_T: near 1 at first, so that weights stay at their start, then 0."""
+        return self.decay / (self.decay + math.exp(min(step / self.decay, 700.0)))
+
+    def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor:
+        w = smoothed(h, weight_sigma, grid)
+        early = self.schedule(step)
+        total = self.range * early * deviation(w, smoother, grid) + self.omt * (1 - early) * omt(w, smoother, grid, self.power)
+        return total + self.tv * total_variation(h, grid) if self.tv else total

@@ -1,0 +1,56 @@
+"""Pre-weights h of the region-specific regularizer: h_i >= 0 and sum_i h_i^2 = 1 at every point (MODEL.md section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from rdmm.spatial.gaussian import gaussian
+from rdmm.spatial.grid import Grid
+from rdmm.types import ConfigError, Tensor
+
+
+def normalize(p: Tensor) -> Tensor:
+    """h_i = p_i^2 / |p^2| for any p (b, n, *s): on the sphere's non-negative part, smooth, and exactly 0 where p_i is 0."""
+    squares = p * p
+    return squares / squares.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def parameters(h: Tensor) -> Tensor:
+    """A p with normalise(p) = h. A pre-weight that is exactly 0 stays 0 under gradient steps."""
+    return h.clamp_min(0).sqrt()
+
+
+def constant(squares: Sequence[float], grid: Grid, like: Tensor) -> Tensor:
+    """h = sqrt(squares) everywhere, (1, n, *s)."""
+    h = torch.as_tensor(squares, dtype=like.dtype, device=like.device).sqrt()
+    return h.view(1, -1, *(1,) * grid.ndim).expand(1, -1, *grid.shape).contiguous()
+
+
+def by_region(labels: Tensor, weights: Mapping[int, Sequence[float]], default: Sequence[float]) -> Tensor:
+    """Squared pre-weights h^2 (b, n, *s) of a label map (b, 1, *s): ``weights[label]``, elsewhere ``default``.
+
+    Raises:
+        ConfigError: weights that are negative, do not sum to 1, or have another length than ``default``.
+    """
+    for name, row in [("default", default), *weights.items()]:
+        if len(row) != len(default) or any(x < 0 for x in row) or abs(sum(row) - 1) > 0.01:
+            raise ConfigError(f"regions: the squared weights of {name} must be {len(default)} numbers >= 0 that sum to 1, not {list(row)}")
+    table = torch.tensor([list(default), *map(list, weights.values())], dtype=torch.float64)
+    index = torch.zeros_like(labels[:, 0], dtype=torch.long)
+    for i, label in enumerate(weights, 1):
+        index[labels[:, 0] == label] = i
+    squares = table / table.sum(1, keepdim=True)
+    return squares.to(labels.device)[index].movedim(-1, 1)
+
+
+def smoothed(h: Tensor, sigma: float, grid: Grid) -> Tensor:
+    """Weights w_i = G_sigma * h_i; constants stay constant up to the boundary."""
+    return gaussian(h, sigma, grid)
+
+
+def local_sigma(w: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """sigma(x) = sqrt(sum_i w_i^2 sigma_i^2), (b, 1, *s), in the unit of ``sigmas``."""
+    s2 = torch.as_tensor(sigmas, dtype=w.dtype, device=w.device).square().view(1, -1, *(1,) * (w.ndim - 2))
+    return (w.square() * s2).sum(1, keepdim=True).sqrt()

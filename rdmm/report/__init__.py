@@ -1,0 +1,1 @@
+"""Pictures and pages. Tensors and tables go in, figures and HTML come out: nothing here knows a registration."""

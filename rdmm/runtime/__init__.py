@@ -1,0 +1,1 @@
+"""The process that a registration runs in: interruption, memory and devices, warnings."""

@@ -1,0 +1,55 @@
+"""What the masks of two images leave to compare."""
+
+from __future__ import annotations
+
+import torch
+
+from rdmm.spatial.image import Image
+from rdmm.spatial.ops import total
+from rdmm.types import DivergenceError, InputError, Tensor
+
+
+def overlap(moved: Image, target: Image) -> Tensor | None:
+    """Weight (b, 1, *s) of each voxel, the product of the masks; None where there are none.
+
+    Raises:
+        InputError: the images do not have the same shape.
+        DivergenceError: nothing is left to compare (a line search steps back from there).
+    """
+    for x in (moved, target):
+        if not isinstance(x, Image):
+            raise InputError(
+                f"this similarity compares images, not {type(x).__name__}; for shapes: sinkhorn_points, kernel, energy, hausdorff, softmin"
+            )
+    if moved.data.shape[1:] != target.data.shape[1:]:
+        raise InputError(
+            f"a similarity compares images of one shape, not {tuple(moved.data.shape[1:])} and {tuple(target.data.shape[1:])}"
+            " (channels, then voxels)"
+        )
+    masks = [m for m in (moved.mask, target.mask) if m is not None]
+    if not masks:
+        return None
+    weight = masks[0] if len(masks) == 1 else masks[0] * masks[1]
+    if not bool((total(weight) > 1).all()):
+        raise DivergenceError("the masks of the two images do not overlap: nothing to compare")
+    return weight
+
+
+def mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Weighted mean of x (b, c, *s) over space, (b, c, 1...); with ``weight`` (b, 1, *s) or None."""
+    shape = (*x.shape[:2], *(1,) * (x.ndim - 2))
+    if weight is None:
+        return (total(x, 2) / x[0, 0].numel()).view(shape)
+    return (total(x * weight, 2) / total(weight)[:, None]).view(shape)
+
+
+def moments(a: Tensor, b: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Variances of a, of b and their covariance over space, (b, c) each.
+
+    Their derivatives by the means are 0, so the means are detached.
+    """
+    a, b = (x - mean(x, weight).detach() for x in (a, b))
+    return tuple(mean(x, weight).flatten(1) for x in (a * a, b * b, a * b))  # type: ignore[return-value]
+
+
+TINY = torch.finfo(torch.float32).tiny ** 0.5

@@ -1,0 +1,164 @@
+"""Gaussian smoothers in the spectral domain: K_sigma has the Fourier symbol exp(-2 pi^2 sigma^2 |k|^2).
+
+The symbol depends on |k|^2 alone, so K is diagonal in products of *real* one-dimensional waves. Along each axis the
+waves are the columns of a small matrix B (n, M), and K m = B diag(symbol) B^T m costs 2d matrix products. Waves that the
+narrowest Gaussian extinguishes are left out, so for a fixed sigma M does not grow with n: the cost is linear in voxels.
+The boundary is a choice of waves:
+
+    zero      sines and cosines of the grid padded as far as the widest Gaussian reaches (linear convolution)
+    periodic  sines and cosines of the grid itself
+    reflect   the cosines of the DCT-II; constants stay constant
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+
+from rdmm.spatial.grid import Grid
+from rdmm.types import Tensor
+
+Boundary = Literal["zero", "periodic", "reflect"]
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """What is left out of a symbol and beyond a kernel's reach: far under the rounding of an energy."""
+    return 1e-12 if dtype == torch.float64 else 1e-5
+
+
+@lru_cache(maxsize=256)
+def _waves(
+    n: int, h: float, narrow: float, wide: float, boundary: Boundary, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Orthonormal waves (n, M) of one axis and their frequencies (M,), cycles per domain unit.
+
+    ``narrow`` and ``wide``: the smallest and largest sigma, in domain units.
+    """
+    log = math.log(1 / _tolerance(dtype))
+    highest = math.sqrt(log / 2) / (math.pi * narrow) if narrow > 0 else math.inf
+    x = torch.arange(n, dtype=torch.float64)
+    if boundary == "reflect":
+        k = torch.arange(n, dtype=torch.float64)
+        waves = torch.cos(math.pi * k * (x[:, None] + 0.5) / n) * math.sqrt(2 / n)
+        waves[:, 0] /= math.sqrt(2)
+        frequency = k / (2 * n * h)
+    else:
+        period = n if boundary == "periodic" else n + math.ceil(wide * math.sqrt(2 * log) / h)
+        k = torch.arange(period // 2 + 1, dtype=torch.float64)
+        k = k[k / (period * h) <= highest]
+        phase = 2 * math.pi * k * x[:, None] / period
+        single = (k == 0) | (2 * k == period)  # the constant and, for an even period, the Nyquist wave have no sine
+        scale = torch.where(single, 1.0, math.sqrt(2.0)) / math.sqrt(period)
+        waves = torch.cat([torch.cos(phase) * scale, (torch.sin(phase) * scale)[:, ~single]], 1)
+        frequency = torch.cat([k, k[~single]]) / (period * h)
+    keep = frequency <= highest
+    return waves[:, keep].to(device, dtype), frequency[keep].to(device, dtype)
+
+
+def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """``matrix`` (m, n) applied along one axis of ``x``."""
+    shape = x.shape
+    trailing = math.prod(shape[axis + 1 :])
+    if trailing == 1:
+        out = x.reshape(-1, shape[axis]) @ matrix.T
+    else:
+        out = torch.matmul(matrix, x.reshape(-1, shape[axis], trailing))
+    return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
+
+
+Gain = Literal["filter", "root", "inverse root"]
+
+
+@lru_cache(maxsize=48)
+def _gains(
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    sigmas: tuple[float, ...],
+    weights: tuple[float, ...],
+    boundary: Boundary,
+    gain: Gain,
+    delta: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[list[Tensor], Tensor]:
+    """Waves (n, M) of each axis, and the gain of each product of waves, (M_1..M_d).
+
+    With the symbol s = sum_i weights_i exp(-2 pi^2 sigma_i^2 |k|^2): ``filter`` s, ``root`` s^{1/2} / (s + delta), ``inverse
+    root`` (s + delta) / s^{1/2}.
+    """
+    waves = [_waves(n, h, sigmas[0], sigmas[-1], boundary, dtype, device) for n, h in zip(shape, spacing, strict=True)]
+    squares = [k.square().view(-1, *(1,) * (len(shape) - 1 - i)) for i, (_, k) in enumerate(waves)]
+    k2 = sum(squares[1:], squares[0])
+    s = torch.zeros_like(k2)
+    for sigma, weight in zip(sigmas, weights, strict=True):
+        s = s + weight * gaussian_symbol(sigma, k2)
+    if gain != "filter":
+        s = s.sqrt() / (s + delta) if gain == "root" else (s + delta) / s.sqrt()
+    return [basis for basis, _ in waves], s
+
+
+def _applied(x: Tensor, bases: list[Tensor], gains: Tensor) -> Tensor:
+    """B diag(gains) B^T x along the last axes."""
+    axes = range(x.ndim - len(bases), x.ndim)
+    for axis, basis in zip(reversed(axes), reversed(bases), strict=True):
+        x = _along(basis.T, x, axis)
+    x = x * gains
+    for axis, basis in zip(axes, bases, strict=True):
+        x = _along(basis, x, axis)
+    return x
+
+
+class _SelfAdjoint(torch.autograd.Function):
+    """One filter for each x[:, i] of x (b, n, c, *s); each is its own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filters: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
+        ctx.filters = filters
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.stack([_applied(x[:, i], *f) for i, f in enumerate(filters)], 1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _SelfAdjoint.apply(g, ctx.filters), None
+
+
+def spectral_filter(
+    x: Tensor, grid: Grid, sigmas: Sequence[float], weights: Sequence[float], boundary: Boundary, gain: Gain = "filter", delta: float = 0.0
+) -> Tensor:
+    """B diag(gain) B^T x for x (b, c, *s), sigmas increasing, in domain units; self-adjoint by construction."""
+    f = _gains(grid.shape, grid.spacing, tuple(sigmas), tuple(weights), boundary, gain, delta, x.dtype, x.device)
+    return _SelfAdjoint.apply(x.unsqueeze(1), [f]).squeeze(1)
+
+
+def filter_bank(x: Tensor, grid: Grid, sigmas: Sequence[float], boundary: Boundary) -> Tensor:
+    """K_{sigma_i} x_i for x (b, n, c, *s), one Gaussian for each of the n; each keeps to the waves that it passes."""
+    filters = [_gains(grid.shape, grid.spacing, (s,), (1.0,), boundary, "filter", 0.0, x.dtype, x.device) for s in sigmas]
+    return _SelfAdjoint.apply(x, filters)
+
+
+def gaussian_symbol(sigma: float, k2: Tensor) -> Tensor:
+    """exp(-2 pi^2 sigma^2 |k|^2)."""
+    return torch.exp(-2 * math.pi**2 * sigma**2 * k2)
+
+
+def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect") -> Tensor:
+    """G_sigma * x for x (b, c, *s), sigma in domain units; constants stay constant at the default boundary."""
+    return x if sigma == 0 else spectral_filter(x, grid, (sigma,), (1.0,), boundary)
+
+
+def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
+    """x (b, c, *s) blurred along each axis for the voxels of ``coarse``, a grid of the same frame.
+
+    The blur takes a voxel of width h to one of width k: variance (k^2 - h^2) / 4, zero along axes that are not reduced.
+    """
+    for axis, (n, h, k) in enumerate(zip(grid.shape, grid.spacing, coarse.spacing, strict=True), x.ndim - grid.ndim):
+        if k > h * (1 + 1e-6):
+            sigma = 0.5 * math.sqrt(k**2 - h**2)
+            basis, frequency = _waves(n, h, sigma, sigma, "reflect", x.dtype, x.device)
+            with torch.autocast(x.device.type, enabled=False):
+                x = _along(basis, _along((basis * gaussian_symbol(sigma, frequency**2)).T, x, axis), axis)
+    return x

@@ -1,0 +1,95 @@
+"""What is registered: images, which are intensities on grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rdmm.spatial.gaussian import lowpass
+from rdmm.spatial.grid import Grid, apply_matrix
+from rdmm.spatial.ops import Mode, resize, sample
+from rdmm.spatial.transform import Identity, Transform, composed
+from rdmm.types import InputError, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Intensities on a grid, with an optional mask of where they count.
+
+    Args:
+        data: (b, c, *s).
+        grid: of the last axes.
+        mask: (b, 1, *s) in [0, 1], or None: everywhere.
+    """
+
+    data: Tensor
+    grid: Grid
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, x in (("data", self.data), ("mask", self.mask)):
+            if x is not None and tuple(x.shape[2:]) != self.grid.shape:
+                raise InputError(f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}")
+
+    def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear") -> Image:
+        """Pull-back I ∘ T: the image at T(x) for each voxel x of ``onto`` (default: its own grid).
+
+        ``transform`` is in domain units of ``onto``'s frame. Beyond the image: its edge value, or 0 for labels
+        (``mode="nearest"``); beyond the mask: 0.
+        """
+        onto = onto or self.grid
+        points = self.locate(transform(onto.identity(self.data)), onto)
+        mask = None if self.mask is None else sample(self.mask, points.detach(), self.grid, mode=mode, outside="zero")
+        return Image(sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero"), onto, mask)
+
+    @property
+    def kind(self) -> tuple[torch.dtype, str]:
+        return self.data.dtype, self.data.device.type
+
+    def moved_onto(self, fixed: Image, transform: Transform) -> Image:
+        return self.moved_by(transform, fixed.grid)
+
+    def level(self, factor: float, fixed: Image) -> Image:
+        return self.scaled(min(1.0, factor * min(self.grid.voxel) / min(fixed.grid.voxel)))
+
+    def source(self, fixed: Image, initial: Transform) -> Image:
+        """Images: the moving one, or, where there is an initial map, its pull-back, of which only the fixed grid is asked for."""
+        aligned = isinstance(initial, Identity) and self.grid.same_frame(fixed.grid)
+        return self if aligned else fixed
+
+    def locate(self, points: Tensor, frame: Grid) -> Tensor:
+        """Points (b, d, *t) in domain units of ``frame`` in this image's own domain units."""
+        if self.grid.same_frame(frame):
+            return points
+        return apply_matrix(torch.linalg.inv(torch.as_tensor(self.grid.frame)) @ torch.as_tensor(frame.frame), points)
+
+    def scaled(self, factor: float) -> Image:
+        """One level of a pyramid: see Grid.scaled."""
+        return self.resampled(self.grid.scaled(factor))
+
+    def resampled(self, grid: Grid) -> Image:
+        """On a grid of the same frame, after a low-pass along the axes where it is coarser."""
+        if grid == self.grid:
+            return self
+        data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (self.data, self.mask))
+        assert data is not None
+        return Image(data, grid, mask)
+
+    def canonical(self) -> Image:
+        """The same image stored in the order of Grid.canonical."""
+        grid = self.grid.canonical()
+        if grid == self.grid:
+            return self
+        return Image(self.grid.restored(self.data, grid), grid, None if self.mask is None else self.grid.restored(self.mask, grid))
+
+    def composed(self, first: Transform, then: Transform) -> Transform:
+        """The transform of moving by ``first`` and then by ``then``: images pull back, first ∘ then."""
+        return composed(then, first)
+
+    def single(self) -> Image:
+        """In float32 on CPU, as a file would be read."""
+        return Image(self.data.cpu().float(), self.grid, None if self.mask is None else self.mask.cpu().float())
+
+    def to(self, device: torch.device) -> Image:
+        return Image(self.data.to(device), self.grid, None if self.mask is None else self.mask.to(device))

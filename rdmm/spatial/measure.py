@@ -1,0 +1,179 @@
+"""What is registered: measures, which are points, curves, fibres and surfaces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Transform, composed
+from rdmm.types import InputError, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """Weighted points; or, with ``cells``, a curve or surface, which is the measure of its segments or triangles.
+
+    Args:
+        points: (b, d, n), d = 2 or 3: the vertices, where there are cells.
+        weights: (b, n) >= 0 of points without cells; None: 1 / n each. The weights of cells are their lengths or areas.
+        normals: (b, d, n) unit directions of points without cells, or None. Those of cells are tangents of segments, normals of
+            triangles.
+        cells: (m, 2) segments or (m, 3) triangles, vertex numbers; or None.
+    """
+
+    points: Tensor
+    weights: Tensor | None = None
+    normals: Tensor | None = None
+    cells: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 3 or self.points.shape[1] not in (2, 3) or self.points.shape[2] < 1:
+            raise InputError(f"a measure's points are (b, d, n) with d = 2 or 3 and n >= 1, not {tuple(self.points.shape)}")
+        if not bool(torch.isfinite(self.points.detach()).all()):
+            raise InputError("a measure's points must be finite")
+        b, d, n = self.points.shape
+        if self.cells is not None:
+            if self.weights is not None or self.normals is not None:
+                raise InputError("a measure with cells takes its weights and normals from them; give either")
+            if self.cells.ndim != 2 or self.cells.shape[1] not in (2, 3) or not len(self.cells):
+                raise InputError(f"a measure's cells are (m, 2) segments or (m, 3) triangles, not {tuple(self.cells.shape)}")
+            if int(self.cells.min()) < 0 or int(self.cells.max()) >= n:
+                raise InputError(f"a measure's cells name vertices from {int(self.cells.min())} to {int(self.cells.max())}; there are {n}")
+        if self.weights is not None:
+            if self.weights.shape[-1] != n or self.weights.ndim != 2:
+                raise InputError(f"a measure's weights are (b, n) = ({b}, {n}), not {tuple(self.weights.shape)}")
+            if bool((self.weights < 0).any()) or not bool((self.weights.sum(1) > 0).all()):
+                raise InputError("a measure's weights must be >= 0, and not all 0")
+        if self.normals is not None and (self.normals.ndim != 3 or self.normals.shape[1:] != (d, n)):
+            raise InputError(f"a measure's normals are (b, d, n) = ({b}, {d}, {n}), not {tuple(self.normals.shape)}")
+
+    @property
+    def ndim(self) -> int:
+        return self.points.shape[1]
+
+    def atoms(self) -> Measure:
+        """The measure without cells: middles, lengths or areas, and directions of the cells."""
+        if self.cells is None:
+            if self.weights is not None:
+                return self
+            n = self.points.shape[2]
+            return replace(self, weights=self.points.new_full((self.points.shape[0], n), 1 / n))
+        corners = [self.points[:, :, self.cells[:, k]] for k in range(self.cells.shape[1])]
+        middle = sum(corners[1:], corners[0]) / len(corners)
+        direction = corners[1] - corners[0]
+        size = 1.0
+        if len(corners) == 3:
+            direction, size = _cross(direction, corners[2] - corners[0]), 0.5
+        length = direction.square().sum(1).clamp_min(1e-30).sqrt()
+        return Measure(middle, size * length, direction / length.unsqueeze(1))
+
+    def thinned(self, count: int) -> Measure:
+        """Every k-th atom, at most ``count``, k times as heavy; no cells."""
+        atoms = self.atoms()
+        assert atoms.weights is not None
+        k = -(-atoms.points.shape[2] // count)
+        normals = None if atoms.normals is None else atoms.normals[:, :, ::k]
+        return Measure(atoms.points[:, :, ::k], atoms.weights[:, ::k] * k, normals)
+
+    def moved_by(self, transform: Transform) -> Measure:
+        """Push-forward T_# mu: every vertex x goes to T(x); cells keep their vertices, bare points their weights and normals."""
+        return replace(self, points=transform(self.points))
+
+    @property
+    def kind(self) -> tuple[torch.dtype, str]:
+        return self.points.dtype, self.points.device.type
+
+    def moved_onto(self, fixed: Measure, transform: Transform) -> Measure:
+        return self.moved_by(transform)
+
+    def level(self, factor: float, fixed: Measure) -> Measure:
+        return self.scaled(factor)
+
+    def source(self, fixed: Measure, initial: Transform) -> Measure:
+        return self.moved_by(initial)
+
+    def scaled(self, factor: float) -> Measure:
+        """The measure itself: what is seen of it at which scale is the similarity's blur."""
+        return self
+
+    def composed(self, first: Transform, then: Transform) -> Transform:
+        """The transform of moving by ``first`` and then by ``then``: measures are pushed forward, then ∘ first."""
+        return composed(first, then)
+
+    def to(self, device: torch.device) -> Measure:
+        return Measure(*(None if x is None else x.to(device) for x in (self.points, self.weights, self.normals, self.cells)))  # type: ignore[arg-type]
+
+    def single(self) -> Measure:
+        """In float32 on CPU, as a file would be read."""
+        points, weights, normals = (None if x is None else x.cpu().float() for x in (self.points, self.weights, self.normals))
+        assert points is not None
+        return Measure(points, weights, normals, None if self.cells is None else self.cells.cpu())
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest coordinates, (d,) each."""
+        flat = self.points.detach().movedim(1, 0).flatten(1)
+        return flat.amin(1), flat.amax(1)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Cross product of (b, d, m); in 2D as a vector out of the plane (b, 1, m), signed."""
+    if a.shape[1] == 2:
+        return (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).unsqueeze(1)
+    return torch.linalg.cross(a, b, dim=1)
+
+
+def frame_of(measures: Sequence[Measure], voxels: int = 64, margin: float = 0.15) -> Grid:
+    """A grid around measures, ``margin`` of their longest edge wider on every side: its domain units are those they are registered in,
+    and its voxels those that a flow is written on."""
+    low = torch.stack([m.bounds()[0] for m in measures]).amin(0).double()
+    high = torch.stack([m.bounds()[1] for m in measures]).amax(0).double()
+    edge = float((high - low).max())
+    if not edge > 0:
+        raise InputError("all points of the shapes are one point: there is nothing to register")
+    low, size = low - margin * edge, high - low + 2 * margin * edge
+    h = float(size.max()) / (voxels - 1)
+    d = len(low)
+    affine = torch.eye(d + 1, dtype=torch.float64)
+    affine[:d, :d] *= h
+    affine[:d, d] = low
+    return Grid(tuple(max(4, math.ceil(float(s) / h) + 1) for s in size), affine.numpy())
+
+
+def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
+    """The boundary of a label (1, 1, *s), as the voxel faces between it and the rest, with outward normals and areas in world
+    millimetres: a measure without cells, points (1, d, n)."""
+    inside = labels[0, 0].round().long() == label
+    if not bool(inside.any()):
+        raise InputError(f"there is no label {label} in the map")
+    frame = torch.as_tensor(grid.affine, dtype=torch.float64)
+    edges = frame[:-1, :-1]
+    centres, normals, areas = [], [], []
+    padded = torch.nn.functional.pad(inside.double(), (1, 1) * grid.ndim)
+    for axis in range(grid.ndim):
+        step = padded.diff(dim=axis)
+        index = step.nonzero().double() - 1
+        index[:, axis] += 0.5
+        others = [edges[:, k] for k in range(grid.ndim) if k != axis]
+        normal = torch.linalg.cross(*others) if grid.ndim == 3 else torch.stack([others[0][1], -others[0][0]])
+        normal = normal * torch.sign(normal @ edges[:, axis])
+        sign = -step[step != 0].unsqueeze(1)
+        centres.append(index @ edges.T + frame[:-1, -1])
+        normals.append(sign * normal / normal.norm())
+        areas.append(normal.norm().expand(len(index)))
+    points, directions, weights = torch.cat(centres), torch.cat(normals), torch.cat(areas)
+    return Measure(points.T[None].contiguous(), weights[None], directions.T[None].contiguous())
+
+
+def voxels(data: Tensor, grid: Grid) -> Measure:
+    """The voxels of a density (1, 1, *s) that are above 0, as points in world millimetres with its values as weights."""
+    density = data[0, 0]
+    index = (density > 0).nonzero()
+    if not len(index):
+        raise InputError("the image is 0 everywhere: no measure")
+    frame = torch.as_tensor(grid.affine, dtype=torch.float64)
+    points = index.double() @ frame[:-1, :-1].T + frame[:-1, -1]
+    return Measure(points.T[None].to(density), density[density > 0][None])

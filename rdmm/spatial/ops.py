@@ -1,0 +1,247 @@
+"""Sampling and finite differences on grids. The last ``grid.ndim`` axes of every tensor are space.
+
+The only module that calls ``grid_sample``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from rdmm.kernels.available import compiled
+from rdmm.spatial.grid import BLOCK, Grid
+from rdmm.types import DivergenceError, Tensor
+
+Mode = Literal["linear", "nearest"]
+
+
+def require_finite(x: Tensor, what: str) -> None:
+    """Raise DivergenceError unless all of ``x`` is finite. A NaN must not reach ``grid_sample``: it kills the process."""
+    if not torch.isfinite(x.detach().sum()):
+        raise DivergenceError(f"{what} is not finite: the trajectory diverged; shorten the step or raise the integrator's steps")
+
+
+def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear", outside: Literal["edge", "zero"] = "edge") -> Tensor:
+    """``values`` at ``points``.
+
+    Args:
+        values: (b, c, *s) on ``grid``.
+        points: (b, d, *t) in domain units of ``grid``'s frame; a batch of 1 serves all.
+        mode: multilinear or nearest-neighbour interpolation.
+        outside: beyond the grid, the value of its nearest edge, or zero.
+
+    Returns:
+        (b, c, *t).
+
+    Raises:
+        DivergenceError: a point is not finite.
+    """
+    if mode == "linear" and outside == "edge" and compiled(values):
+        from rdmm.kernels.sampling import sample as compiled_sample
+
+        return compiled_sample(values, points, grid.spacing)
+    require_finite(points, "a map")
+    d = grid.ndim
+    batch = max(values.shape[0], points.shape[0])
+    unit = torch.stack([points[:, i] * (2 / grid.extent[i]) - 1 for i in reversed(range(d))], dim=-1)
+    flat = unit if unit.ndim == d + 2 else unit.reshape(unit.shape[0], *(1,) * (d - 1), -1, d)
+    out = F.grid_sample(
+        values.expand(batch, *values.shape[1:]),
+        flat.expand(batch, *flat.shape[1:]),
+        mode="bilinear" if mode == "linear" else mode,
+        padding_mode="border" if outside == "edge" else "zeros",
+        align_corners=True,
+    )
+    return out if unit.ndim == d + 2 else out.reshape(*out.shape[:2], *points.shape[2:])
+
+
+def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(b, c, *s) on another number of voxels in the same frame, by multilinear interpolation (no low-pass)."""
+    if tuple(values.shape[2:]) == tuple(shape):
+        return values
+    return F.interpolate(values, size=tuple(shape), mode="trilinear" if len(shape) == 3 else "bilinear", align_corners=True)
+
+
+def _central(f: Tensor, axis: int, h: float) -> Tensor:
+    """Central difference along one axis, one-sided at the two ends."""
+    n = f.shape[axis]
+    out = torch.empty_like(f)
+    torch.sub(f.narrow(axis, 2, n - 2), f.narrow(axis, 0, n - 2), out=out.narrow(axis, 1, n - 2)).mul_(0.5 / h)
+    torch.sub(f.narrow(axis, 1, 1), f.narrow(axis, 0, 1), out=out.narrow(axis, 0, 1)).mul_(1 / h)
+    torch.sub(f.narrow(axis, n - 1, 1), f.narrow(axis, n - 2, 1), out=out.narrow(axis, n - 1, 1)).mul_(1 / h)
+    return out
+
+
+def _central_transpose(g: Tensor, axis: int, h: float) -> Tensor:
+    n = g.shape[axis]
+    out = torch.zeros_like(g)
+    inner, first, last = g.narrow(axis, 1, n - 2) * (0.5 / h), g.narrow(axis, 0, 1) / h, g.narrow(axis, n - 1, 1) / h
+    out.narrow(axis, 2, n - 2).add_(inner)
+    out.narrow(axis, 0, n - 2).sub_(inner)
+    out.narrow(axis, 1, 1).add_(first)
+    out.narrow(axis, 0, 1).sub_(first)
+    out.narrow(axis, n - 1, 1).add_(last)
+    out.narrow(axis, n - 2, 1).sub_(last)
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map along one axis, and its transpose as gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, axis: int, h: float, there: Callable[..., Tensor], back: Callable[..., Tensor]) -> Tensor:
+        ctx.arguments, ctx.back = (axis, h), back
+        return there(f, axis, h)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.back(g, *ctx.arguments), None, None, None, None
+
+
+def partial(f: Tensor, axis: int, grid: Grid) -> Tensor:
+    """d f / d x_axis by central differences (one-sided at the edges); ``f`` is (..., *s)."""
+    return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central, _central_transpose)
+
+
+def partial_transpose(f: Tensor, axis: int, grid: Grid) -> Tensor:
+    """The transpose of ``partial``: -d f / d x_axis inside the grid, for an f that is 0 beyond the walls."""
+    return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central_transpose, _central)
+
+
+def jacobian(f: Tensor, grid: Grid) -> list[Tensor]:
+    """[d_j f for each axis j], each of the shape of ``f``: a list, since products of slices beat einsum on CPU."""
+    return [partial(f, j, grid) for j in range(grid.ndim)]
+
+
+def advect(f: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """(D f) v = sum_j v_j d_j f for f (b, c, *s) and v (b, d, *s)."""
+    df = jacobian(f, grid)
+    return sum((df[j] * v[:, j : j + 1] for j in range(1, grid.ndim)), df[0] * v[:, :1])
+
+
+def determinant(columns: list[Tensor]) -> Tensor:
+    """Determinant of the matrices whose column j is ``columns[j]`` (b, d, *s); (b, *s)."""
+    if len(columns) == 2:
+        (a, c), (b, e) = (x.unbind(1) for x in columns)
+        return a * e - b * c
+    (a0, a1, a2), (b0, b1, b2), (c0, c1, c2) = (x.unbind(1) for x in columns)
+    return a0 * (b1 * c2 - b2 * c1) - b0 * (a1 * c2 - a2 * c1) + c0 * (a1 * b2 - a2 * b1)
+
+
+def map_jacobian(u: Tensor, grid: Grid) -> list[Tensor]:
+    """Columns d_j phi of D phi for phi = id + u; u (b, d, *s)."""
+    columns = jacobian(u, grid)
+    unit = torch.eye(grid.ndim, dtype=u.dtype, device=u.device)
+    return [c + unit[j].view(1, -1, *(1,) * grid.ndim) for j, c in enumerate(columns)]
+
+
+def jacobian_determinant(u: Tensor, grid: Grid) -> Tensor:
+    """det D(id + u) by central differences, (b, *s); u (b, d, *s) in domain units."""
+    return determinant(map_jacobian(u, grid))
+
+
+def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None = None) -> Tensor:
+    """Determinants of phi = id + u on the simplices that every cell of the grid splits into, (k, b, *(n_i - 1)).
+
+    2D: the four triangles at the corners of a pixel square. 3D: the eight tetrahedra at the corners of a voxel cube and the
+    two in its middle: the ten determinants of Liu et al., "On finite difference Jacobian computation in deformable image
+    registration", IJCV 2024. A map whose ten determinants are all positive does not fold between voxels either, which
+    central differences miss. Each is normalised so that the identity has 1.
+    """
+    d = grid.ndim
+    h = torch.tensor(spacing or grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
+
+    def vertex(corner: tuple[int, ...]) -> Tensor:
+        index = tuple(slice(c, n - 1 + c) for c, n in zip(corner, grid.shape, strict=True))
+        return u[(slice(None), slice(None), *index)] / h + h.new_tensor(corner).view(1, -1, *(1,) * d)
+
+    points = {c: vertex(c) for c in itertools.product((0, 1), repeat=d)}
+    out = []
+    for corner in points:
+        columns = []
+        for axis in range(d):
+            other = list(corner)
+            other[axis] = 1 - other[axis]
+            columns.append((points[tuple(other)] - points[corner]) * (1 - 2 * corner[axis]))
+        out.append(determinant(columns))
+    if d == 3:
+        for parity in (0, 1):
+            # the tetrahedron of the four vertices of one parity; half its signed volume ratio to a corner's is 2
+            a, b, c, e = (points[p] for p in sorted(points) if sum(p) % 2 == parity)
+            det = determinant([b - a, c - a, e - a]) / 2
+            out.append(-det if parity else det)
+    return torch.stack(out)
+
+
+def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
+    """(b,) mean over cells and their corners of (floor - det)_+^2, det the corner determinants of phi = id + u.
+
+    The determinant by central differences at a voxel is the mean of those at the corners that meet there: where none of them
+    is negative, neither counts a fold.
+    """
+    if compiled(u):
+        from rdmm.kernels.barrier import barrier as compiled_barrier
+
+        return compiled_barrier(u, grid.spacing, floor)
+    corners = corner_determinants(u, grid)[: 2**grid.ndim]
+    excess = (floor - corners).clamp_min(0).square().movedim(0, 1)
+    return total(excess) / excess[0].numel()
+
+
+def compose(u: Tensor, w: Tensor, grid: Grid, identity: Tensor) -> Tensor:
+    """Displacement of (id + u) ∘ (id + w); displacements (b, d, *s) in domain units, extended by their edge values."""
+    return w + sample(u, identity + w, grid)
+
+
+def total(x: Tensor, start: int = 1, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum over the axes from ``start`` on, in blocks that do not depend on the number of threads: nor does the result, to the bit."""
+    x = x.flatten(start)
+    n = x.shape[-1]
+    if n <= BLOCK:
+        return x.sum(-1, dtype=dtype)
+    whole = n - n % BLOCK
+    blocks = x[..., :whole].unflatten(-1, (-1, BLOCK)).sum(-1, dtype=dtype)
+    return total(blocks, start) + x[..., whole:].sum(-1, dtype=dtype)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: torch.Size) -> Tensor:
+        ctx.shape = x.shape
+        return x.expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return total(gradient, 2).view(ctx.shape), None
+
+
+def spread(x: Tensor, like: Tensor) -> Tensor:
+    """x (b, c, 1...) as large as ``like`` (b, c, *s); the gradient is summed with total's promise."""
+    return _Spread.apply(x, like.shape)
+
+
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """(k,) Euclidean products of the items of a and b (k, *s), with total's promise and no volume in between."""
+    a, b = a.flatten(1), b.flatten(1)
+    whole = a.shape[1] - a.shape[1] % BLOCK
+    x, y = (z[:, :whole].unflatten(1, (-1, BLOCK)) for z in (a, b))
+    return total(torch.einsum("kbt,kbt->kb", x, y)) + torch.einsum("kt,kt->k", a[:, whole:], b[:, whole:])
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean product of two tensors of one shape, with total's promise."""
+    return dots(a[None], b[None])[0]
+
+
+def integral(f: Tensor, grid: Grid) -> Tensor:
+    """(b,) integral of f (b, ..., *s) over the domain."""
+    return total(f) * grid.cell
+
+
+def inner(a: Tensor, b: Tensor, grid: Grid) -> Tensor:
+    """(b,) inner product <a, b> = integral of a . b."""
+    return integral(a * b, grid)

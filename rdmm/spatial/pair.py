@@ -1,0 +1,118 @@
+"""Pairs of shapes (images or measures), and what is known of the map between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, Self, TypeVar
+
+import torch
+
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.transform import Identity, Transform
+from rdmm.types import ConfigError, Tensor
+
+
+class Shape(Protocol):
+    """An object that a transform moves: an Image or a Measure."""
+
+    @property
+    def kind(self) -> tuple[torch.dtype, str]:
+        """Precision and device."""
+        ...
+
+    def moved_onto(self, fixed: Self, transform: Transform) -> Self:
+        """Moved by a transform to where ``fixed`` is."""
+        ...
+
+    def scaled(self, factor: float) -> Self: ...
+
+    def level(self, factor: float, fixed: Self) -> Self:
+        """At the resolution that ``factor`` gives ``fixed``."""
+        ...
+
+    def source(self, fixed: Self, initial: Transform) -> Self:
+        """The shape that is shot, in the frame that its initial conditions live in: the pre-aligned space."""
+        ...
+
+    def composed(self, first: Transform, then: Transform) -> Transform:
+        """The transform of moving by ``first`` and then by ``then``."""
+        ...
+
+
+S = TypeVar("S", bound=Shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Correspondence:
+    """Points that belong together, (b, d, k) each in domain units of the fixed frame."""
+
+    fixed: Tensor
+    moving: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Generic[S]):
+    """A fixed and a moving shape, and what is known of the map between them.
+
+    Args:
+        fixed, moving: two images, each on its own grid, or two measures in one frame.
+        initial: what is solved for is composed with it. Images: fixed -> moving, in the fixed frame; measures: moving -> fixed.
+        regions: label map (b, 1, *s) of the moving shape as an Image, for pre-defined regularizers.
+        landmarks: for Problem's landmark term.
+    """
+
+    fixed: S
+    moving: S
+    initial: Transform = field(default_factory=Identity)
+    regions: Image | None = None
+    landmarks: Correspondence | None = None
+
+    def __post_init__(self) -> None:
+        a, b = self.fixed.kind, self.moving.kind
+        if a != b:
+            raise ConfigError(f"fixed is {a[0]} on {a[1]} but moving is {b[0]} on {b[1]}; bring them together first")
+
+    def scaled(self, factor: float) -> Pair[S]:
+        """Both shapes at the resolution that ``factor`` gives the fixed one."""
+        return replace(self, fixed=self.fixed.scaled(factor), moving=self.moving.level(factor, self.fixed))
+
+    @property
+    def source(self) -> S:
+        """The shape that is shot (Shape.source)."""
+        return self.moving.source(self.fixed, self.initial)
+
+    def after(self, transform: Transform) -> Pair[S]:
+        """The pair seen through ``transform`` as the new initial map."""
+        return replace(self, initial=transform)
+
+    def whole(self, transform: Transform) -> Transform:
+        """The initial map and then ``transform``, as one."""
+        return self.moving.composed(self.initial, transform)
+
+    def moved_by(self, transform: Transform) -> S:
+        """The moving shape, by the initial map and then by ``transform``, where the fixed one is."""
+        return self.moving.moved_onto(self.fixed, self.whole(transform))
+
+
+def bounds(grids: Sequence[Grid]) -> str:
+    """The world boxes of grids, for messages."""
+    return " and ".join(f"[{', '.join(f'{a:.0f}..{b:.0f}' for a, b in g.corners().T)}] mm" for g in grids)
+
+
+def overlap_fraction(pair: Pair[Image]) -> float:
+    """Part of the fixed image's voxels that the initial map takes into the moving image's field of view."""
+    x = pair.fixed.grid.identity(pair.fixed.data.double())
+    y = pair.moving.locate(pair.initial(x), pair.fixed.grid)
+    far = torch.tensor(pair.moving.grid.extent, dtype=y.dtype, device=y.device).view(1, -1, *(1,) * (y.ndim - 2))
+    margin = 1e-6
+    return float(((y >= -margin) & (y <= far + margin)).all(1).double().mean())
+
+
+def with_field_of_view(pair: Pair[Image]) -> Pair[Image]:
+    """The pair with a mask of the moving image's field of view, so that what lies beyond it does not count."""
+    moving = pair.moving
+    if moving.mask is None:
+        moving = Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]))
+    return replace(pair, moving=moving)

@@ -1,0 +1,165 @@
+"""Maps from points to points. All pull back: a transform takes a fixed point to the moving point that belongs there.
+
+Points are in domain units of one frame (see Grid). ``Placed`` takes a transform out into world millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from rdmm.spatial.grid import Grid, apply_matrix
+from rdmm.spatial.ops import sample
+from rdmm.types import Tensor
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """x (b, d, *t) -> y (b, d, *t)."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """y = x."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = A x + t, with the homogeneous ``matrix`` (d+1, d+1) or (b, d+1, d+1)."""
+
+    matrix: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return apply_matrix(self.matrix, x)
+
+    def inverse(self) -> Affine:
+        return Affine(torch.linalg.inv(self.matrix))
+
+    def in_world(self, grid: Grid) -> np.ndarray:
+        """The matrix between world millimetres, for a transform in the frame of ``grid``."""
+        return grid.frame @ self.matrix.detach().cpu().double().numpy() @ np.linalg.inv(grid.frame)
+
+    @classmethod
+    def from_world(cls, matrix: np.ndarray, grid: Grid) -> Affine:
+        """The transform in the frame of ``grid`` of a matrix between world millimetres."""
+        return cls(torch.as_tensor(np.linalg.inv(grid.frame) @ matrix @ grid.frame))
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """y = x + u(x), u (b, d, *s) given on ``grid`` in domain units, linear in between, constant beyond the edges."""
+
+    displacement: Tensor
+    grid: Grid
+
+    def __call__(self, x: Tensor) -> Tensor:
+        u = self.displacement.to(x)
+        return x + (u if self.grid.has_as_identity(x) else sample(u, x, self.grid))
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """y = then(first(x))."""
+
+    first: Transform
+    then: Transform
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.then(self.first(x))
+
+
+def composed(first: Transform, then: Transform) -> Transform:
+    """then ∘ first, with identities left out."""
+    if isinstance(first, Identity):
+        return then
+    return first if isinstance(then, Identity) else Composed(first, then)
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """The same map between world millimetres: ``transform`` in the frame of ``grid``."""
+
+    transform: Transform
+    grid: Grid
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.grid.to_world(self.transform(self.grid.from_world(x)))
+
+
+@dataclass(frozen=True, eq=False)
+class Framed:
+    """A map between world millimetres in the domain units of ``grid``'s frame: the inverse of Placed."""
+
+    transform: Transform
+    grid: Grid
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.grid.from_world(self.transform(self.grid.to_world(x)))
+
+
+def framed(transform: Transform, grid: Grid) -> Transform:
+    """A map between world millimetres as one in the frame of ``grid``; affine maps stay affine."""
+    if isinstance(transform, Identity):
+        return transform
+    if isinstance(transform, Affine):
+        return Affine.from_world(transform.matrix.detach().cpu().double().numpy(), grid)
+    if isinstance(transform, Placed) and transform.grid.same_frame(grid):
+        return transform.transform
+    return Framed(transform, grid)
+
+
+def split(transform: Transform) -> tuple[Transform, Affine | None]:
+    """(deformation, affine) with transform = affine ∘ deformation: the affine maps that points go through last."""
+    maps, affine = flat(transform), None
+    while maps and isinstance(maps[-1], Affine):
+        last = maps.pop().matrix  # type: ignore[attr-defined]
+        affine = Affine(last if affine is None else affine.matrix @ last)
+    deformation: Transform = Identity()
+    for m in maps:
+        deformation = composed(deformation, m)
+    return deformation, affine
+
+
+def flat(transform: Transform) -> list[Transform]:
+    """The maps that a point goes through, in order."""
+    if isinstance(transform, Identity):
+        return []
+    return [*flat(transform.first), *flat(transform.then)] if isinstance(transform, Composed) else [transform]
+
+
+def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:
+    """u = T - id on the points of ``grid``, (b, d, *s) in domain units."""
+    x = grid.identity(like)
+    return transform(x) - x
+
+
+def invert(u: Tensor, grid: Grid, iterations: int = 60, tolerance: float = 1e-5) -> tuple[Tensor, float]:
+    """Displacement w of (id + u)^{-1} on the same grid, by the fixed point w(x) = -u(x + w(x)) with damping.
+
+    Returns:
+        w (b, d, *s) in domain units, and the largest residual |w + u(id + w)| inside the grid, in voxels.
+    """
+    x = grid.identity(u)
+    w, best, residual, damping = -u, -u, float("inf"), 1.0
+    h = torch.tensor(grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * grid.ndim)
+    far = torch.tensor(grid.extent, dtype=u.dtype, device=u.device).view_as(h)
+    for _ in range(iterations):
+        error = w + sample(u, x + w, grid)
+        inside = ((x + w >= 0) & (x + w <= far)).all(1, keepdim=True)
+        size = float(((error / h).abs() * inside).max())
+        if size < residual:
+            best, residual = w, size
+        else:
+            damping = max(damping / 2, 1 / 16)
+        if size < tolerance:
+            break
+        w = w - damping * error
+    return best, residual

@@ -1,0 +1,72 @@
+"""What a stage is, what it finds, and how stages compose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rdmm.dynamics.base import InitialConditions
+from rdmm.optim.lbfgs import History
+from rdmm.spatial.pair import Pair
+from rdmm.spatial.transform import Identity, Transform
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a stage found.
+
+    Attributes:
+        transform: fixed -> (pre-aligned) moving, in the fixed frame's domain units.
+        inverse: its inverse, from the same geodesic.
+        energy: terms of the objective at the end.
+        ic: initial conditions of a deformable stage.
+        history: one row per iteration.
+        seconds: per stage, by name.
+        before: the map, fixed frame -> moving, that the last deformable stage went on from.
+    """
+
+    transform: Transform
+    inverse: Transform
+    energy: dict[str, float]
+    ic: InitialConditions | None = None
+    history: History = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    before: Transform = field(default_factory=Identity)
+
+
+class Stage(Protocol):
+    """(pair) -> Result; composes with ``pair.initial`` and leaves it out of its own map."""
+
+    def __call__(self, pair: Pair) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Skip:
+    """No change."""
+
+    def __call__(self, pair: Pair) -> Result:
+        return Result(Identity(), Identity(), {})
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stage after stage, each seeing the pair through the maps before it."""
+
+    stages: Sequence[Stage]
+
+    def __call__(self, pair: Pair) -> Result:
+        transform: Transform = Identity()
+        inverse: Transform = Identity()
+        total = Result(transform, inverse, {})
+        for stage in self.stages:
+            result = stage(pair.after(pair.whole(transform)))
+            transform = pair.moving.composed(transform, result.transform)
+            inverse = pair.moving.composed(result.inverse, inverse)
+            seconds = dict(total.seconds)
+            for name, value in result.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + value
+            history = total.history + result.history
+            last = result if result.ic is not None else total
+            total = Result(transform, inverse, result.energy or total.energy, last.ic, history, seconds, last.before)
+        return total

@@ -1,0 +1,105 @@
+"""Transport between densities on one grid, at the cost |x - y|^2 / 2: the potentials, coarse to fine.
+
+A level of the pyramid has the blur of its own voxel. Its own p and q are found at once; f - p and g - q, smooth where f and g
+are not, come from the coarser level.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rdmm.transport.sinkhorn import Potentials, Step, alternate, damping, self_potential, warn_once
+from rdmm.transport.softmin import EMPTY, log_convolve
+from rdmm.types import Tensor
+
+log = logging.getLogger(__name__)
+
+SMALLEST = 6
+"""Voxels along an axis that is not made coarser."""
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Densities (k, *s) and spacing of one level."""
+
+    a: Tensor
+    b: Tensor
+    spacing: tuple[float, ...]
+
+
+def potentials(
+    a: Tensor, b: Tensor, spacing: Sequence[float], blur: float, reach: float | None, tolerance: float, iterations: int
+) -> Potentials:
+    """Of densities a, b (k, *s) >= 0 in masses per voxel, k independent problems."""
+    levels = _pyramid(a, b, tuple(spacing))
+    start: tuple[Tensor, Tensor] | None = None
+    for number, level in enumerate(reversed(levels)):
+        finest = number == len(levels) - 1
+        eps = (blur if finest else max(blur, *level.spacing)) ** 2
+        share = damping(eps, reach)
+        to_f, to_g = (_step(x, [h * h / eps for h in level.spacing], share) for x in (level.b, level.a))
+        p = self_potential(level.a, to_g, share, tolerance, iterations)
+        q = self_potential(level.b, to_f, share, tolerance, iterations)
+        if start is None:
+            f, g = p.clone(), q.clone()
+        else:
+            coarse = levels[-number].spacing
+            f, g = (prolong(x, coarse, level.spacing, own.shape).div_(eps).add_(own) for own, x in zip((p, q), start, strict=True))
+        f, g, error, count = alternate(level.a, f, g, to_f, to_g, share, tolerance, iterations)
+        log.debug("transport %s: %d iterations, marginal error %.3g", "x".join(map(str, p.shape[1:])), count, error)
+        if not finest:
+            start = f.sub_(p).mul_(eps), g.sub_(q).mul_(eps)
+    if error > tolerance:
+        warn_once(blur, tolerance, iterations)
+    return Potentials(f.mul_(eps), g.mul_(eps), p.mul_(eps), q.mul_(eps), error, count)
+
+
+def _step(a: Tensor, alpha: Sequence[float], share: float) -> Step:
+    """u -> -lambda L(log a + u), in a volume of its own."""
+    return lambda u: log_convolve(log_density(a).add_(u), alpha).mul_(-share)
+
+
+def log_density(a: Tensor) -> Tensor:
+    """log a, EMPTY where a is 0."""
+    return a.clamp_min(1e-37).log_().masked_fill_(a <= 0, EMPTY)
+
+
+def _pyramid(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
+    levels = [Level(a, b, spacing)]
+    while halved := halved_axes(levels[-1].a.shape[1:], levels[-1].spacing):
+        last = levels[-1]
+        h = tuple(2 * x if i in halved else x for i, x in enumerate(last.spacing))
+        levels.append(Level(coarser(last.a, halved), coarser(last.b, halved), h))
+    return levels
+
+
+def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
+    """Axes that a coarser level has half as many voxels along: those of the finest spacing, unless they are short."""
+    return [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SMALLEST]
+
+
+def coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Densities with pairs of voxels along ``axes`` made one."""
+    for i in axes:
+        axis = i + 1
+        if x.shape[axis] % 2:
+            x = torch.cat([x, torch.zeros_like(x.narrow(axis, 0, 1))], axis)
+        x = x.unflatten(axis, (-1, 2)).sum(axis + 1)
+    return x
+
+
+def prolong(f: Tensor, coarse: Sequence[float], fine: Sequence[float], shape: Sequence[int]) -> Tensor:
+    """A potential on the next finer level: linear between voxels, whose centres are shifted by half a fine voxel, and beyond them."""
+    for i, (h, k) in enumerate(zip(coarse, fine, strict=True)):
+        if h == k:
+            continue
+        axis, n = i + 1, shape[i + 1]
+        first, last = (f.narrow(axis, j, 1) * 2 - f.narrow(axis, m, 1) for j, m in ((0, 1), (f.shape[axis] - 1, f.shape[axis] - 2)))
+        padded = torch.cat([first, f, last], axis)
+        here, before, after = (padded.narrow(axis, j, f.shape[axis]) for j in (1, 0, 2))
+        f = torch.stack([0.75 * here + 0.25 * before, 0.75 * here + 0.25 * after], axis + 1).flatten(axis, axis + 1).narrow(axis, 0, n)
+    return f

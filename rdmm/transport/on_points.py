@@ -1,0 +1,133 @@
+"""Transport between weighted points: the potentials, coarse to fine.
+
+The soft minimum of squared distances in float32 on CPU is compiled, by tiles that leave out what does not count; any other runs
+over all pairs (``pairs``).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rdmm.kernels.available import compiled
+from rdmm.kernels.pairwise import Pairwise, half_squared_distance, reduce_pairs
+from rdmm.transport.sinkhorn import Potentials, alternate, damping, self_potential, warn_once
+from rdmm.types import Tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """Weighted points, the features that a cost compares.
+
+    Args:
+        x: (n, d). a: (n,) weights >= 0.
+    """
+
+    x: Tensor
+    a: Tensor
+
+    @property
+    def log_a(self) -> Tensor:
+        return self.a.clamp_min(1e-37).log()
+
+    def __getitem__(self, index: Tensor) -> Cloud:
+        return Cloud(self.x[index], self.a[index])
+
+    def clustered(self, size: float) -> Cloud:
+        """The means of the points in each cube of a grid of this edge, with their weights summed."""
+        cubes = torch.div(self.x - self.x.amin(0), size, rounding_mode="floor").long()
+        _, index = torch.unique(cubes, dim=0, return_inverse=True)
+        count = int(index.max()) + 1
+        a = self.a.new_zeros(count).index_add_(0, index, self.a)
+        x = self.x.new_zeros(count, self.x.shape[1]).index_add_(0, index, self.x * self.a.unsqueeze(1))
+        return Cloud(x / a.clamp_min(1e-37).unsqueeze(1), a)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Potentials of two clouds at the cost ``cost``.
+
+    Args:
+        cost: C(x, y); None: |x - y|^2 / 2.
+        blur, reach: sqrt(eps) and sqrt(rho), or None: balanced.
+        tolerance, iterations: as GridSinkhorn.
+    """
+
+    blur: float
+    reach: float | None
+    cost: Pairwise | None
+    tolerance: float
+    iterations: int
+
+    def soft(self, x: Tensor, y: Cloud, g: Tensor, eps: float) -> Tensor:
+        """L at x: log sum_j b_j exp(g_j - C(x, y_j) / eps); g in units of eps."""
+        if self.cost is None and compiled(x) and x.dtype == torch.float32:
+            from rdmm.kernels.softmin_points import log_sum
+
+            return log_sum(x, y.x, y.log_a + g, eps)[0]
+        cost = self.cost or half_squared_distance
+        return reduce_pairs(lambda p, q: cost(p, q) * (-1 / eps), x, y.x, y.log_a + g, log_sum=True)
+
+    def slope(self, x: Tensor, y: Cloud, g: Tensor, eps: float) -> Tensor:
+        """d/dx of -eps L(x), (n, d): the mean of d/dx C(x, y_j) under the plan's weights."""
+        if self.cost is None and compiled(x) and x.dtype == torch.float32:
+            from rdmm.kernels.softmin_points import log_sum
+
+            mean = log_sum(x, y.x, y.log_a + g, eps, mean=True)[1]
+            assert mean is not None
+            return x - mean
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(-eps * self.soft(x, y, g, eps).sum(), x)[0]
+
+    def __call__(self, a: Cloud, b: Cloud) -> Potentials:
+        """Potentials (1, n) and (1, m), coarse to fine: every level has half the blur of the one before, and clusters of that size.
+
+        From level to level go f - p and g - q, which the soft minima themselves give at the finer level's points.
+        """
+        levels = self._levels(a, b)
+        start: tuple[Tensor, Tensor] | None = None
+        for number, (ca, cb, eps) in enumerate(levels):
+            share = damping(eps, self.reach)
+
+            def step(to: Cloud, of: Cloud, eps: float = eps, share: float = share):  # type: ignore[no-untyped-def]
+                return lambda u: self.soft(to.x, of, u[0], eps)[None].mul_(-share)
+
+            p, q = (self_potential(c.a[None], step(c, c), share, self.tolerance, self.iterations) for c in (ca, cb))
+            f, g = (p.clone(), q.clone()) if start is None else (own + x / eps for own, x in zip((p, q), start, strict=True))
+            f, g, error, count = alternate(ca.a[None], f, g, step(ca, cb), step(cb, ca), share, self.tolerance, self.iterations)
+            log.debug("transport of %d to %d points: %d iterations, marginal error %.3g", len(ca.x), len(cb.x), count, error)
+            if number < len(levels) - 1:
+                fa, fb, _ = levels[number + 1]
+                start = (step(fa, cb)(g) - step(fa, ca)(p)) * eps, (step(fb, ca)(f) - step(fb, cb)(q)) * eps
+        if error > self.tolerance:
+            warn_once(self.blur, self.tolerance, self.iterations)
+        return Potentials(f * eps, g * eps, p * eps, q * eps, error, count)
+
+    def _levels(self, a: Cloud, b: Cloud) -> list[tuple[Cloud, Cloud, float]]:
+        """(a, b, eps) from coarse to fine."""
+        both = torch.cat([a.x, b.x])
+        diameter = float((both.amax(0) - both.amin(0)).max())
+        levels, blur = [(a, b, self.blur**2)], self.blur
+        while blur < diameter / 4:
+            blur *= 2
+            levels.append((_ordered(a.clustered(blur)), _ordered(b.clustered(blur)), blur**2))
+        return levels[::-1]
+
+
+def _ordered(a: Cloud) -> Cloud:
+    return a[tiling(a.x)]
+
+
+def tiling(x: Tensor) -> Tensor:
+    """Indices that make neighbours of what is near, for the compiled tiles."""
+    if not compiled(x):
+        return torch.arange(len(x), device=x.device)
+    from rdmm.kernels.softmin_points import order
+
+    return torch.as_tensor(np.ascontiguousarray(order(x.detach().numpy())))

@@ -1,0 +1,135 @@
+"""What transport on grids and between points share: Sinkhorn's iteration and what follows from the potentials.
+
+    W(a, b) = min_pi <C, pi> + eps KL(pi | a x b) + rho KL(pi 1 | a) + rho KL(pi^T 1 | b)
+
+has the dual potentials f, g of the pair, p of (a, a) and q of (b, b), here in units of eps,
+
+    f = -lambda L(log b + g),    g = -lambda L(log a + f),    p = -lambda L(log a + p),    lambda = rho / (rho + eps),
+
+with L(h)(x) = log sum_y exp(h(y) - C(x, y) / eps) (Feydy et al., AISTATS 2019; Sejourne et al., arXiv 1910.12958).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from rdmm.spatial.ops import dots, total
+from rdmm.types import Tensor
+
+log = logging.getLogger(__name__)
+
+LONGEST = 20.0
+"""Steps that an extrapolation may go at once."""
+
+Step = Callable[[Tensor], Tensor]
+"""From the potential of one side to the one that it asks of the other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Potentials:
+    """Dual potentials (k, *t) of k problems, in the unit of the cost, at all points.
+
+    Attributes:
+        f, g: of the pair. p, q: of (a, a) and (b, b).
+        error: marginal error, |pi 1 - a| / |a| (L1; unbalanced: against a e^(-f / rho)) when the iteration stopped.
+        iterations: on the finest level.
+    """
+
+    f: Tensor
+    g: Tensor
+    p: Tensor
+    q: Tensor
+    error: float
+    iterations: int
+
+
+@lru_cache
+def warn_once(blur: float, tolerance: float, iterations: int) -> None:
+    """Say that potentials stopped short, the first time for these settings."""
+    log.warning(
+        "transport at a blur of %g stopped after %d iterations before its tolerance of %g: raise similarity.iterations or .blur, or expect "
+        "a rougher match (potentials(...).error is what was reached)",
+        blur,
+        iterations,
+        tolerance,
+    )
+
+
+def damping(eps: float, reach: float | None) -> float:
+    """lambda."""
+    return 1.0 if reach is None else reach**2 / (reach**2 + eps)
+
+
+def self_potential(a: Tensor, step: Step, damping: float, tolerance: float, iterations: int) -> Tensor:
+    """p of p = step(p): from the one of a constant density, by averaging, which halves the error at least."""
+    p = step(torch.zeros_like(a)) / (1 + damping)
+    for _ in range(iterations):
+        new = step(p)
+        error = marginal_error(a, p, new, damping)
+        p = 0.5 * (p + new)
+        if error <= tolerance:
+            break
+    return p
+
+
+def alternate(
+    a: Tensor, f: Tensor, g: Tensor, to_f: Step, to_g: Step, damping: float, tolerance: float, iterations: int
+) -> tuple[Tensor, Tensor, float, int]:
+    """Sinkhorn's iteration f = to_f(g), g = to_g(f), extrapolated from two iterates (Anderson, J. ACM 12, 1965).
+
+    f and g are written over: a large volume is not copied where it need not be.
+
+    Returns:
+        f, exact for g; g; the marginal error; the number of iterations.
+    """
+    last: tuple[Tensor, Tensor] | None = None
+    for k in range(iterations):
+        new = to_f(g)
+        error = marginal_error(a, f, new, damping)
+        if error <= tolerance or k == iterations - 1:
+            return new, g, error, k + 1
+        residual = torch.sub(new, f, out=f)
+        f = new.clone() if last is None else _extrapolated(a, new, residual, *last)
+        last = new, residual
+        g.copy_(to_g(f))
+    raise AssertionError("at least one iteration")
+
+
+def marginal_error(a: Tensor, f: Tensor, new: Tensor, damping: float) -> float:
+    """|pi 1 - a e^(-f / rho)| / |a e^(-f / rho)| of the plan whose potential on this side is f and should be ``new``: for
+    pi 1 = a exp(f - new / damping), and 1 / damping - 1 = eps / rho. The largest of the k problems."""
+    kept = a if damping == 1 else (f * (1 - 1 / damping)).exp_().mul_(a)
+    wrong = (f - new).div_(damping).clamp_max_(50).expm1_().abs_().mul_(kept)
+    return float((total(wrong) / total(kept)).max())
+
+
+def _extrapolated(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_residual: Tensor) -> Tensor:
+    """The point on the line through two iterates whose residual is least in the mean over a; the two last ones are written over."""
+    change = torch.sub(residual, last_residual, out=last_residual)
+    weighted = a * change
+    along, length = (dots(weighted, x) for x in (residual, change))
+    step = (along / length.clamp_min(1e-30)).clamp(-LONGEST, LONGEST).view(-1, *(1,) * (new.ndim - 1))
+    return torch.sub(last, new, out=last).mul_(step).add_(new)
+
+
+def divergence(a: Tensor, b: Tensor, found: Potentials, blur: float, reach: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, (k,), and its gradients by a and by b.
+
+    Balanced, S = <a, f - p> + <b, g - q> and dS/da = f - p. Unbalanced, with E(f, p) = e^(-p / rho) - e^(-f / rho),
+    S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p) (MODEL.md section 6).
+    """
+    eps, slopes, share = blur**2, [], 1.0
+    for f, p in ((found.f, found.p), (found.g, found.q)):
+        if reach is None:
+            slopes.append(f - p)
+        else:
+            rho = reach**2
+            slopes.append((rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)))
+            share = (rho + eps / 2) / (rho + eps)
+    value = sum(total(x * s, dtype=torch.float64) for x, s in zip((a, b), slopes, strict=True))
+    return (share * value).to(a.dtype), slopes[0], slopes[1]  # type: ignore[union-attr]

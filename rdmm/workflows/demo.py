@@ -1,0 +1,31 @@
+"""The demo's files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rdmm import io
+from rdmm.spatial.image import Image
+
+
+def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
+    """Write the synthetic pair, its labels and regions under ``out``; the paths by name."""
+    from rdmm.data.synthetic.scenes import shapes_pair
+    from rdmm.io.files import Outputs
+    from rdmm.registration.images import OPTIONAL, RESULTS
+
+    pair, fixed_labels, moving_labels = shapes_pair(seed, variation="together")
+    assert pair.regions is not None
+    images = {
+        "fixed": pair.fixed,
+        "moving": pair.moving,
+        "fixed_labels": Image(fixed_labels, pair.fixed.grid),
+        "moving_labels": Image(moving_labels, pair.moving.grid),
+        "regions": pair.regions,
+    }
+    names = {k: f"{k}.nii.gz" for k in images}
+    outputs = Outputs.prepare(os.path.join(out, ""), [*names.values(), *RESULTS, *OPTIONAL], overwrite=overwrite)
+    for name, image in images.items():
+        io.write_image(outputs.path(names[name]), image.data, image.grid, integer="fixed" != name != "moving")
+    return {k: str(Path(outputs.path(v))) for k, v in names.items()}

@@ -1,0 +1,158 @@
+"""One registration from files to files: what ``rdmm register`` does, and ``rdmm batch`` for each of its pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdmm.config.build import build
+from rdmm.config.compose import compose, quoted
+from rdmm.config.renamed import current
+from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, read_inputs, read_shapes
+from rdmm.io import Outputs, is_mesh, sha256
+from rdmm.kernels.available import set_threads
+from rdmm.registration import images as registration
+from rdmm.registration.images import Registration
+from rdmm.registration.record import jsonable
+from rdmm.runtime.resources import chosen_device
+from rdmm.types import ConfigError, DivergenceError
+
+if TYPE_CHECKING:
+    from rdmm.registration.shapes import ShapeRegistration
+
+
+OF_SHAPES = ("landmarks",)
+"""Of the further inputs, those that shapes have as well."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Files, settings, and where the results go.
+
+    Args:
+        out: prefix or folder of the results.
+        overrides: KEY=VALUE settings.
+        inputs: further arguments of ``read_inputs``: fixed_labels, moving_labels, fixed_mask, moving_mask, landmarks,
+            fixed_keypoints, moving_keypoints, regions, initial, nan, volume, strict; those that are None or False are left out.
+        init: start of the affine search.
+        weights: a trained model.
+        max_folding: more per cent of folded cells than this are a failure.
+    """
+
+    fixed: str
+    moving: str
+    out: str
+    overrides: Sequence[str] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    weights: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    seed: int = 0
+    max_folding: float | None = None
+
+    @property
+    def of_shapes(self) -> bool:
+        return is_mesh(self.fixed) or is_mesh(self.moving)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The further inputs that were given."""
+        return {k: v for k, v in self.inputs.items() if v is not None and v is not False}
+
+    @property
+    def command(self) -> str:
+        """What would be typed for this registration, but for what its results do not depend on: their place, and the threads."""
+        options = {**self.given, "init": self.init, "weights": self.weights, "max_folding": self.max_folding}
+        options |= {"device": self.device if self.device != "cpu" else None, "seed": self.seed or None}
+        words = ["rdmm", "register", self.fixed, self.moving]
+        for name, value in options.items():
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+        return shlex.join([*words, *self.overrides])
+
+    def config(self) -> dict[str, Any]:
+        """The composed settings, each built once: a wrong one is found before any data is read."""
+        more = [] if self.init is None else [f"affine.init={self.init}"]
+        more += [] if self.weights is None else [f"weights={quoted(self.weights)}"]
+        config = compose([*self.overrides, *more], "shapes" if self.of_shapes else "register")
+        for key in ("stages",) if self.of_shapes else ("stages", "intensity", "output"):
+            build(config[key], key)
+        chosen_device(self.device)
+        return config
+
+    def read(self) -> Inputs | ShapeInputs:
+        """The checked inputs."""
+        if not self.of_shapes:
+            return read_inputs(self.fixed, self.moving, **self.given, require_overlap=self.init != "com")
+        wrong = [k for k in self.given if k not in OF_SHAPES]
+        wrong += [k for k in ("weights", "max_folding") if getattr(self, k) is not None]
+        if wrong:
+            raise ConfigError(f"--{wrong[0].replace('_', '-')} is for images; {self.fixed} and {self.moving} are registered as shapes")
+        return read_shapes(self.fixed, self.moving, self.given.get("landmarks"))
+
+    def memory(self) -> int:
+        """Estimated peak in bytes; ResourceError if that is more than is free. 0 for shapes."""
+        return 0 if self.of_shapes else check_memory([self.fixed, self.moving])
+
+    def names(self, config: Mapping[str, Any]) -> list[str]:
+        """Everything that this registration may write."""
+        if self.of_shapes:
+            from rdmm.registration import shapes
+
+            return [*shapes.RESULTS, *shapes.OPTIONAL]
+        return registration.file_names(build(config["output"], "output"))
+
+    @contextlib.contextmanager
+    def writing(self, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+        """Check that the results can be written, before anything is computed, and keep other runs away."""
+        with Outputs.prepare(self.out, [], overwrite=True).locked():
+            Outputs.prepare(self.out, self.names(config), overwrite=overwrite)
+            yield
+
+    def run(self, inputs: Inputs | ShapeInputs, config: Mapping[str, Any]) -> tuple[Registration | ShapeRegistration, list[Path]]:
+        """Register and write; the files, run.json last. An interrupted search leaves its best result."""
+        set_threads(self.threads)
+        done: Registration | ShapeRegistration
+        settings: dict[str, Any] = {"device": self.device, "seed": self.seed, "command": self.command}
+        if isinstance(inputs, ShapeInputs):
+            from rdmm.registration import shapes
+
+            done = shapes.run(inputs, config, **settings)
+        else:
+            done = registration.run(inputs, config, **settings)
+        return done, done.save(self.out, overwrite=True)
+
+    def require_unfolded(self, measures: Mapping[str, Any]) -> None:
+        """DivergenceError where more folds than ``max_folding`` allows."""
+        folded = measures.get("folded_cells_percent", 0.0)
+        if self.max_folding is not None and folded > self.max_folding:
+            raise DivergenceError(f"{folded:.3g} % of the cells fold, more than --max-folding {self.max_folding:g}; the result is written")
+
+    def finished(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """run.json of an earlier run of this very job: the same settings, inputs and results by their checksums, wherever the inputs
+        lie now; else None."""
+        outputs = Outputs(str(Path(self.out)) + "/")
+        try:
+            run = json.loads(outputs.path("run.json").read_text())
+            recorded = run["inputs"]
+            files = {"fixed": self.fixed, "moving": self.moving, **self.given, "weights": config.get("weights")}
+            then = replace(self, **{k: recorded[k]["path"] for k in ("fixed", "moving")}, inputs=_as_recorded(self.given, recorded))
+            same = run["status"] == "done" and current(run["config"]) == json.loads(json.dumps(jsonable(config)))
+            same = same and (run["command"], run["seed"]) == (then.command, self.seed)
+            same = same and all(sha256(files[k]) == v["sha256"] for k, v in recorded.items())
+            same = same and all(sha256(outputs.path(k)) == v for k, v in run["outputs"].items())
+            self.require_unfolded(run["metrics"])
+            return run if same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, DivergenceError):
+            return None
+
+
+def _as_recorded(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Further inputs, the files among them by the paths that they had at the time of a run."""
+    return {k: recorded[k]["path"] if k in recorded else v for k, v in given.items()}

@@ -1,0 +1,145 @@
+"""Commands on transforms: apply, points, invert, convert, compose, jacobian, evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rdmm import io, metrics
+from rdmm.io.files import checked_output
+from rdmm.io.transforms import read_foreign, write_foreign
+from rdmm.io.vectors import Space, grid_of
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, composed, framed, invert
+from rdmm.types import InputError, Tensor
+
+
+def apply(image: str, names: list[str], reference: str, out: str, *, labels: bool, invert: bool, overwrite: bool) -> dict[str, Any]:
+    """``rdmm apply``."""
+    path = checked_output(out, overwrite=overwrite)
+    source = io.read_labels(image) if labels else io.read_image(image)
+    grid = io.read_image(reference).grid
+    transform = io.read_transforms(names)
+    if invert:
+        transform, _ = _inverse(transform, source.grid, " ".join(names))
+    if grid.ndim != source.grid.ndim:
+        raise InputError(f"{image} is {source.grid.ndim}D but the reference {reference} is {grid.ndim}D")
+    moved = source.moved_by(framed(transform, grid), grid, mode="nearest" if labels else "linear")
+    io.write_image(path, moved.data, grid, integer=labels)
+    return {"written": str(path)}
+
+
+def _inverse(transform: Transform, grid: Grid, name: str) -> tuple[Transform, float]:
+    """Inverse of a world transform, and the residual in voxels: exact for affine maps, else of the affine part exactly and of the rest
+    by iteration on ``grid``."""
+    if isinstance(transform, Affine):
+        return transform.inverse(), 0.0
+    affine, u = _parted(framed(transform, grid), grid)
+    w, residual = invert(u, grid)
+    if residual > 0.5:
+        raise InputError(f"{name}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
+    return Placed(composed(affine.inverse(), Dense(w, grid)), grid), residual
+
+
+def _parted(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
+    """(A, u) with T = A ∘ (id + u) at the voxels: A the affine map nearest to T there."""
+    x = grid.identity(torch.zeros(1, dtype=torch.float64))
+    ends = transform(x)
+    points = torch.cat([x, torch.ones_like(x[:, :1])], 1).flatten(2)[0]
+    matrix = torch.eye(grid.ndim + 1, dtype=x.dtype)
+    matrix[:-1] = torch.linalg.lstsq(points.T, ends.flatten(2)[0].T).solution.T
+    affine = Affine(matrix)
+    return affine, affine.inverse()(ends) - x
+
+
+def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str, Any]:
+    """``rdmm points``."""
+    path = checked_output(out, overwrite=overwrite)
+    transform = io.read_transforms(names)
+    d = _ndim(transform)
+    x = io.read_points(csv, d)
+    y = transform(torch.as_tensor(x.T[None]))[0].numpy().T
+    io.write_points(path, y)
+    return {"points": len(y), "written": str(path)}
+
+
+def _ndim(transform: Transform) -> int:
+    last = getattr(transform, "then", transform)
+    if isinstance(last, Placed):
+        return last.grid.ndim
+    assert isinstance(last, Affine)
+    return int(last.matrix.shape[-1]) - 1
+
+
+def _warp(name: str) -> tuple[torch.Tensor, Grid]:
+    transform = io.read_transform(name)
+    if not isinstance(transform, Placed) or not isinstance(transform.transform, Dense):
+        raise InputError(f"{name}: a warp (.nii, .nii.gz) is wanted")
+    return transform.transform.displacement, transform.grid
+
+
+def _space(fixed: str | None, moving: str | None) -> Space:
+    """The grids, as stored, of the images that are named."""
+    return Space(*(None if name is None else io.read_image(name, nan="mask").grid for name in (fixed, moving)))
+
+
+def convert(
+    source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """``rdmm convert``: one transform, fixed -> moving, from one tool's form to another's."""
+    path = checked_output(out, overwrite=overwrite)
+    space = _space(fixed, moving)
+    transform = read_foreign(source, source_form, space)
+    write_foreign(path, transform, form, space)
+    return {"written": str(path)}
+
+
+def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, moving: str | None, overwrite: bool) -> dict[str, Any]:
+    """``rdmm compose``: a list of -t arguments as one transform."""
+    path = checked_output(out, overwrite=overwrite)
+    write_foreign(path, io.read_transforms(names), form, _space(fixed, moving))
+    return {"written": str(path)}
+
+
+def invert_transform(
+    source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """``rdmm invert``: an affine exactly; of anything with a warp its affine part exactly and the rest by iteration, on the warp's own
+    grid (or the fixed image's), written on the moving image's where that is given."""
+    path = checked_output(out, overwrite=overwrite)
+    space = _space(fixed, moving)
+    transform = read_foreign(source, source_form, space)
+    grid = space.fixed if isinstance(transform, Affine) else grid_of(transform, space)
+    inverse, residual = _inverse(transform, grid, source)  # type: ignore[arg-type]  # an affine map asks for no grid
+    write_foreign(path, inverse, form, Space(space.moving or grid, space.fixed))
+    return {"residual_voxels": residual, "written": str(path)}
+
+
+def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[str, Any]:
+    """``rdmm jacobian``."""
+    path = checked_output(out, overwrite=overwrite)
+    u, grid = _warp(warp)
+    det = ops.jacobian_determinant(u.double(), grid)[None]
+    io.write_image(path, det.clamp_min(1e-3).log() if take_log else det, grid)
+    return {**metrics.regularity(u, grid), "written": str(path)}
+
+
+def evaluate(names: list[str], fixed_labels: str | None, moving_labels: str | None, landmarks: str | None) -> dict[str, Any]:
+    """``rdmm evaluate``: measures of a transform, whoever made it."""
+    transform, out = io.read_transforms(names), dict[str, Any]()
+    warps = [io.read_transform(n) for n in names if n.endswith((".nii", ".nii.gz"))]
+    if warps:
+        assert isinstance(warps[0], Placed) and isinstance(warps[0].transform, Dense)
+        out |= metrics.regularity(warps[0].transform.displacement, warps[0].grid)
+    if fixed_labels is not None and moving_labels is not None:
+        fixed, moving = io.read_labels(fixed_labels), io.read_labels(moving_labels)
+        maps = (framed(transform, fixed.grid), framed(Identity(), fixed.grid))
+        there, as_stored = (moving.moved_by(t, fixed.grid, mode="nearest").data for t in maps)
+        out |= metrics.overlap(there, fixed.data, as_stored, fixed.grid.voxel)
+    if landmarks is not None:
+        a, b, _ = io.read_landmarks(landmarks, _ndim(transform))
+        before, after = metrics.tre(a, b), metrics.tre(a, b, transform)
+        out |= {"tre_before_mm": float(before.mean()), "tre_mm": float(after.mean()), "tre_max_mm": float(after.max()), "landmarks": len(a)}
+    return out

@@ -1,0 +1,79 @@
+"""Commands of optimal transport: barycenter, transfer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from rdmm import io
+from rdmm.io.files import checked_output
+from rdmm.similarity.sinkhorn_images import GridSinkhorn, require_density
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Identity, framed
+from rdmm.transport.barycenter import barycenter as barycenter_of
+from rdmm.transport.barycenter import carried
+from rdmm.types import InputError, Tensor
+
+
+def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool, blur: float, overwrite: bool) -> dict[str, Any]:
+    """``rdmm barycenter``: of densities, or (``labels``) of each label of label maps."""
+    path = checked_output(out, overwrite=overwrite)
+    if not files:
+        raise InputError("a barycenter needs at least one image")
+    read = io.read_labels if labels else io.read_image
+    images = [read(f) for f in files]
+    grid = images[0].grid
+    for name, image in zip(files[1:], images[1:], strict=True):
+        if image.grid.ndim != grid.ndim:
+            raise InputError(f"{name} is {image.grid.ndim}D but {files[0]} is {grid.ndim}D")
+    mode: Literal["nearest", "linear"] = "nearest" if labels else "linear"
+    data = torch.cat([image.moved_by(framed(Identity(), grid), grid, mode=mode).data[:, 0] for image in images])
+    shares = weights or [1 / len(files)] * len(files)
+    mean = _mean_labels(data, shares, grid, blur) if labels else _mean_density(data, shares, grid, blur)
+    io.write_image(path, mean[None, None], grid, integer=labels)
+    return {"written": str(path), "mass" if not labels else "voxels": float(mean.gt(0).sum() if labels else mean.sum())}
+
+
+def _mean_density(data: Tensor, weights: list[float], grid: Grid, blur: float) -> Tensor:
+    """Barycenter (*s) of densities (k, *s), with the mean of their masses."""
+    require_density(data, "an image")
+    masses = data.flatten(1).sum(1)
+    w = torch.tensor(weights)
+    mean = barycenter_of(data, weights, grid.spacing, blur, 1e-3, 300)
+    return mean * float((w * masses).sum() / w.sum())
+
+
+def _mean_labels(data: Tensor, weights: list[float], grid: Grid, blur: float) -> Tensor:
+    """Each voxel's label is that of the largest barycenter of one label; 0 where all together are less than a half."""
+    found = sorted({int(v) for v in data.round().unique().tolist()} - {0})
+    for label in found:
+        absent = [k for k in range(len(data)) if not bool((data[k].round() == label).any())]
+        if absent:
+            raise InputError(
+                f"label {label} is missing from image {absent[0] + 1}: a barycenter needs it in all; leave it out of the others"
+            )
+    if not found:
+        raise InputError("the label maps are 0 everywhere")
+    densities = torch.stack([_mean_density((data.round() == label).float(), weights, grid, blur) for label in found])
+    labels = torch.tensor([0, *found])[densities.argmax(0) + 1]
+    return torch.where(densities.sum(0) > 0.5, labels, 0).float()
+
+
+def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, reach: float | None, overwrite: bool) -> dict[str, Any]:
+    """``rdmm transfer``: labels of a moving density to a fixed one by the plan between them."""
+    path = checked_output(out, overwrite=overwrite)
+    target, source = io.read_image(fixed), io.read_image(moving)
+    grid = target.grid
+    onto = framed(Identity(), grid)
+    names = io.read_labels(labels, source).moved_by(onto, grid, mode="nearest").data[0, 0].round()
+    similarity = GridSinkhorn(blur, reach, tolerance=0.02)
+    densities = source.moved_by(onto, grid), target
+    found = similarity.potentials(*densities)
+    a = densities[0].data[0, 0]
+    values = torch.tensor(sorted(int(v) for v in names[a > 0].unique().tolist()))
+    onehot = torch.stack([(names == v).float() for v in values])
+    shares = carried(onehot, a / a.sum() if reach is None else a, found.f[0], grid.spacing, blur)
+    result = torch.where(target.data[0, 0] > 0, values[shares.argmax(0)], 0).float()
+    io.write_image(path, result[None, None], grid, integer=True)
+    return {"labels": len(values), "marginal_error": found.error, "written": str(path)}
