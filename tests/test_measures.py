@@ -162,7 +162,7 @@ def test_blocks_are_the_whole(monkeypatch):
     a, b = cloud(60), cloud(50, seed=1)
     results = []
     for block in (2**22, 100):
-        monkeypatch.setattr(pairs, "PAIRS", block)
+        monkeypatch.setattr(pairs, "BLOCK_PAIRS", block)
         x = a.points.clone().requires_grad_()
         values = [ALL[n](Measure(x, a.weights, a.normals), b).sum() for n in ("product", "varifold", "hausdorff")]
         results.append([*(float(v.detach()) for v in values), torch.autograd.grad(sum(values), x)[0]])
@@ -176,7 +176,7 @@ def test_keops_is_the_same(monkeypatch):
     a, b = cloud(60), cloud(50, seed=1)
     results = []
     for many in (2**60, 0):
-        monkeypatch.setattr(pairs, "MANY", many)
+        monkeypatch.setattr(pairs, "MIN_KEOPS_PAIRS", many)
         x = a.points.clone().requires_grad_()
         values = [ALL[n](Measure(x, a.weights, a.normals), b).sum() for n in ("product", "current")]
         results.append([*(float(v.detach()) for v in values), torch.autograd.grad(sum(values), x)[0]])

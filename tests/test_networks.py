@@ -145,7 +145,7 @@ def test_refining_steps_of_the_affine_network_compose():
     pair = pair_of(grid)
     with torch.no_grad():
         first, second, third = net.matrices(pair)
-        again = AffineNet.matrices(stirred(AffineNet(TINY, grid.shape, keypoints=8, steps=1)), pair.after(Affine(second)))[0]
+        again = AffineNet.matrices(stirred(AffineNet(TINY, grid.shape, keypoints=8, steps=1)), pair.with_initial(Affine(second)))[0]
     assert torch.allclose(second @ again, third, atol=1e-5)
     assert not torch.allclose(first, third)
 
@@ -199,7 +199,7 @@ def test_learned_mode_is_the_network_applied_step_by_step():
     result = learned(Skip(), Deform(problem, NoOptimizer(), net), 2)(pair)
     with torch.no_grad():
         first = problem.dynamics.shoot(net(pair), pair.source)
-        second = problem.dynamics.shoot(net(pair.after(first)), pair.fixed)
+        second = problem.dynamics.shoot(net(pair.with_initial(first)), pair.fixed)
     x = grid.identity(pair.fixed.data)
     assert torch.allclose(result.transform(x), first(second(x)), atol=1e-6)
     assert not result.history

@@ -25,7 +25,7 @@ from rdmm import (
 )
 from rdmm.cli import main
 from rdmm.data.inputs import read_shapes
-from rdmm.dynamics.points import Hamiltonian, spread
+from rdmm.dynamics.points import Hamiltonian, farthest_points
 from rdmm.optim.initializers import Controls, Zero
 from rdmm.registration.shapes import register_shapes
 from rdmm.similarity import KernelDistance, SinkhornDivergence
@@ -153,10 +153,10 @@ def circle(n=60, radius=0.2, stretch=1.0, centre=(0.5, 0.5)):
 
 def test_controls_are_spread():
     x = torch.rand(2, 500)
-    chosen = spread(x, 20)
+    chosen = farthest_points(x, 20)
     assert chosen.shape == (2, 20)
     assert float(torch.pdist(chosen.T).min()) > 0.1
-    assert spread(x, 900) is x
+    assert farthest_points(x, 900) is x
     ic = Controls(10)(Pair(circle(), circle(40), Affine(torch.diag(torch.tensor([2.0, 1, 1])))))
     assert ic.momentum.shape == (1, 2, 10)
     assert float(ic.points[0, 0].max()) > 1.2

@@ -155,7 +155,7 @@ def test_chain_composes_and_passes_the_map_on():
     first, second = deform("SVF", iterations=8), deform("SVF", iterations=8)
     chain = Chain([Skip(), first, second])(pair)
     one = first(pair)
-    two = second(pair.after(one.transform))
+    two = second(pair.with_initial(one.transform))
     x = grid.identity(pair.fixed.data)
     assert torch.allclose(chain.transform(x), one.transform(two.transform(x)), atol=1e-5)
     assert float((chain.transform(chain.inverse(x)) - x)[..., 4:-4, 4:-4].abs().max()) < 0.5 / 40
@@ -197,7 +197,7 @@ def test_regions_go_through_the_initial_map():
     pair = Pair(Image(labels, grid), Image(labels, grid), regions=Image(labels, grid))
     shift = torch.eye(3)
     shift[0, 2] = -10 / grid.length  # a fixed point x sees the moving point x - 10 voxels
-    h = Regions({1: [1.0, 0.0]}, [0.0, 1.0], smoothing=0.0)(pair.after(Affine(shift))).weights
+    h = Regions({1: [1.0, 0.0]}, [0.0, 1.0], smoothing=0.0)(pair.with_initial(Affine(shift))).weights
     assert float(h[0, 0, 18, 8]) == 1
     assert float(h[0, 0, 8, 8]) == 0
     with pytest.raises(rdmm.ConfigError, match="--regions"):

@@ -151,7 +151,7 @@ class DeformationObjective:
         pair = batch.pair
         if self.affine is not None:
             with torch.no_grad():
-                pair = pair.after(Affine(self.affine.matrices(pair)[-1]))
+                pair = pair.with_initial(Affine(self.affine.matrices(pair)[-1]))
         loss, conditions = pair.fixed.data.new_zeros(()), []
         for _ in range(self.steps):
             ic = self.network(pair)
@@ -180,8 +180,8 @@ class DeformationObjective:
         grid = pair.fixed.grid
         with torch.autocast(pair.fixed.data.device.type, enabled=False):
             transform = self.problem.dynamics.shoot(ic, pair.source)  # type: ignore[arg-type]
-            whole = Dense(displacement(pair.whole(transform), grid, pair.fixed.data), grid)
-            seen = pair.after(whole)
+            whole = Dense(displacement(pair.total_map(transform), grid, pair.fixed.data), grid)
+            seen = pair.with_initial(whole)
             return self.problem.judged(ic, transform, pair, epoch, seen.moved_by(Identity())), seen
 
 

@@ -108,7 +108,7 @@ def read_inputs(
 ) -> Inputs:
     """Read and check; INTERFACE.md tells what each is. Raises InputError, ResourceError."""
     check_memory([fixed, moving])
-    images = [x.single() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
+    images = [x.to_float32() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
     target, source = images
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
@@ -143,7 +143,7 @@ def read_inputs(
 def _label_map(source: Source | Image | None, like: Image) -> Image | None:
     if source is None:
         return None
-    return (source.single() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
+    return (source.to_float32() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
 
 
 def _keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:

@@ -155,7 +155,7 @@ def controls(ic: InitialConditions, source: Measure | None = None) -> Tensor:
     return points
 
 
-def spread(x: Tensor, count: int) -> Tensor:
+def farthest_points(x: Tensor, count: int) -> Tensor:
     """``count`` of the points x (d, n), or all, each as far as can be from those before it; from the one farthest from the middle."""
     if count >= x.shape[1]:
         return x

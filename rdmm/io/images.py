@@ -18,7 +18,8 @@ from rdmm.types import ConfigError, InputError, Tensor
 NanPolicy = Literal["error", "zero", "mask"]
 
 
-SMALLEST = 4  # voxels along an axis
+MIN_VOXELS = 4
+"""Fewest voxels along an axis of an image."""
 
 
 def _spatial(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -39,8 +40,8 @@ def _spatial(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.n
             raise InputError(f"{path}: shape {array.shape} is a single slice across a wrong axis; reorder it to (X, Y, 1) or (X, Y)")
         log.warning("%s: a single slice %s: treated as 2D", path, array.shape)
         array = array[..., 0]
-    if min(array.shape) < SMALLEST:
-        raise InputError(f"{path}: shape {array.shape}: at least {SMALLEST} voxels along each axis are needed")
+    if min(array.shape) < MIN_VOXELS:
+        raise InputError(f"{path}: shape {array.shape}: at least {MIN_VOXELS} voxels along each axis are needed")
     if array.ndim == 2:
         affine = in_plane_affine(affine)
     return array, affine

@@ -21,8 +21,8 @@ from rdmm.version import __version__
 FORMAT = 1
 
 
-LONGEST_HEADER = 2**20
-"""Bytes of a header that is read at all."""
+MAX_HEADER_BYTES = 2**20
+"""Largest header of a model file, in bytes. A longer one is refused before it is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +112,8 @@ def _refuse_pickle(path: os.PathLike[str]) -> None:
     if _is_pickle(start):
         raise InputError(f"{path}: a pickled checkpoint, which could run code: refused; give the .safetensors file that train.py wrote")
     length = int.from_bytes(start[:8], "little")
-    if length > LONGEST_HEADER:
-        raise InputError(f"{path}: not a model: a header of {length} bytes is more than the {LONGEST_HEADER} that are read")
+    if length > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: not a model: a header of {length} bytes is more than the {MAX_HEADER_BYTES} that are read")
 
 
 def _is_pickle(start: bytes) -> bool:

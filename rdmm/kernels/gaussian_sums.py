@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from rdmm.kernels.simd import LOG2E, SMALLEST, exp2, f32
+from rdmm.kernels.simd import LOG2E, MIN_EXPONENT, exp2, f32
 from rdmm.types import Tensor
 
 WIDTH = 64
@@ -34,7 +34,7 @@ def _kernel(x, q, j, c, w, r, k):  # type: ignore[no-untyped-def]
             r[i] += z * z
     for s in range(len(c)):
         for i in range(WIDTH):
-            k[i] += w[s] * exp2(max(-c[s] * r[i], SMALLEST))
+            k[i] += w[s] * exp2(max(-c[s] * r[i], MIN_EXPONENT))
 
 
 @njit(cache=True, parallel=True, fastmath=True)

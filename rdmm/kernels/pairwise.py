@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from rdmm.types import Tensor
 
-PAIRS = 2**22
-"""Pairs of a block in torch."""
+BLOCK_PAIRS = 2**22
+"""Largest number of pairs that one block of the torch version holds."""
 
-MANY = 2**24
-"""Pairs from which KeOps is worth its compilation."""
+MIN_KEOPS_PAIRS = 2**24
+"""Number of pairs from which KeOps is used: with fewer, its compilation costs more than it saves."""
 
 
 @lru_cache
@@ -29,7 +29,7 @@ def has_keops() -> bool:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_keops() -> Iterator[None]:
     """KeOps prints on import and on compilation: standard output is for results."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
@@ -49,21 +49,21 @@ def reduce_pairs(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, *, log_sum:
 
     x (n, d), y (m, d). Gradients pass to x, y and b; memory is that of a block.
     """
-    if len(x) * len(y) >= MANY and has_keops():
+    if len(x) * len(y) >= MIN_KEOPS_PAIRS and has_keops():
         return _with_keops(formula, x, y, b, log_sum)
 
     def block(rows: Tensor, y: Tensor, b: Tensor) -> Tensor:
         values = formula(rows.unsqueeze(1), y.unsqueeze(0))
         return torch.logsumexp(values + b, 1) if log_sum else values @ b
 
-    step = max(1, PAIRS // len(y))
+    step = max(1, BLOCK_PAIRS // len(y))
     if len(x) <= step:
         return block(x, y, b)
     return torch.cat([checkpoint(block, x[k : k + step], y, b, use_reentrant=False) for k in range(0, len(x), step)])
 
 
 def _with_keops(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, log_sum: bool) -> Tensor:
-    with quiet():
+    with quiet_keops():
         from pykeops.torch import LazyTensor
 
         values = formula(LazyTensor(x.unsqueeze(1).contiguous()), LazyTensor(y.unsqueeze(0).contiguous()))

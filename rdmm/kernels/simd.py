@@ -7,10 +7,12 @@ import math
 import numpy as np
 from numba import njit
 
-LOWEST = np.float32(-3e38)
+MIN_VALUE = np.float32(-3e38)
+"""Start of a running maximum: below every exponent that occurs."""
 
 
-SMALLEST = np.float32(-120.0)
+MIN_EXPONENT = np.float32(-120.0)
+"""Smallest argument of exp2: its integer arithmetic needs more than -126."""
 
 
 LOG2E, LN2 = np.float32(math.log2(math.e)), np.float32(math.log(2))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from rdmm.kernels.simd import LN2, LOG2E, LOWEST, SMALLEST, exp2, f32
+from rdmm.kernels.simd import LN2, LOG2E, MIN_EXPONENT, MIN_VALUE, exp2, f32
 from rdmm.types import Tensor
 
 WIDTH, BLOCK = 128, 8
@@ -33,7 +33,7 @@ TINY = np.float32(1e-37)
 @njit(cache=True, inline="always", fastmath=True)
 def _above(block, top, less):  # type: ignore[no-untyped-def]
     """Whether block - less comes within CUTOFF of ``top`` in any line."""
-    gap = LOWEST
+    gap = MIN_VALUE
     for w in range(WIDTH):
         gap = max(gap, block[w] - top[w])
     return gap - less > -CUTOFF
@@ -43,7 +43,7 @@ def _above(block, top, less):  # type: ignore[no-untyped-def]
 def _find_top(g, a, i, k, block, top):  # type: ignore[no-untyped-def]
     """The largest exponents of block k, and of all blocks so far."""
     for w in range(WIDTH):
-        block[w] = LOWEST
+        block[w] = MIN_VALUE
     for j in range(k * BLOCK, min(k * BLOCK + BLOCK, g.shape[0])):
         d = a * f32((i - j) * (i - j))
         for w in range(WIDTH):
@@ -60,7 +60,7 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
     top, total = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
     active, known = np.zeros(blocks, np.bool_), np.zeros(blocks, np.bool_)
     for k in range(blocks):
-        top[:] = LOWEST
+        top[:] = MIN_VALUE
         _find_top(g, f32(0), 0, k, highest[k], top)
         active[k] = top.max() > NOTHING
     filled = active.copy()
@@ -68,7 +68,7 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
         out[:] = EMPTY
         return
     for i in range(n):
-        top[:] = LOWEST
+        top[:] = MIN_VALUE
         for k in range(blocks):
             known[k] = active[k]
             if known[k]:
@@ -85,7 +85,7 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
                 for j in range(k * BLOCK, min(k * BLOCK + BLOCK, n)):
                     d = a * f32((i - j) * (i - j))
                     for w in range(WIDTH):
-                        total[w] += exp2(max(g[j, w] - d - top[w], SMALLEST))
+                        total[w] += exp2(max(g[j, w] - d - top[w], MIN_EXPONENT))
         for w in range(WIDTH):
             out[i, w] = max(top[w] + np.log2(max(total[w], TINY)), EMPTY)
 

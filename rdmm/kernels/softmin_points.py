@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from rdmm.kernels.simd import LOG2E, LOWEST, SMALLEST, exp2, f32
+from rdmm.kernels.simd import LOG2E, MIN_EXPONENT, MIN_VALUE, exp2, f32
 from rdmm.kernels.softmin_grid import CUTOFF
 from rdmm.types import Tensor
 
@@ -39,7 +39,7 @@ def _boxes(x, h, low, high, highest):  # type: ignore[no-untyped-def]
     """Bounds of each tile of points x (d, n): box (d, tiles) and largest h."""
     d, n = x.shape
     for k in range(low.shape[1]):
-        highest[k] = LOWEST
+        highest[k] = MIN_VALUE
         for j in range(k * TILE, min(k * TILE + TILE, n)):
             highest[k] = max(highest[k], h[j])
             for a in range(d):
@@ -81,14 +81,14 @@ def _raised(e, count, top, total, moment):  # type: ignore[no-untyped-def]
         new = top[w]
         for j in range(count):
             new = max(new, e[j, w])
-        scale = exp2(max(top[w] - new, SMALLEST))
+        scale = exp2(max(top[w] - new, MIN_EXPONENT))
         top[w] = new
         total[w] *= scale
         for a in range(moment.shape[0]):
             moment[a, w] *= scale
     for j in range(count):
         for w in range(TILE):
-            e[j, w] = exp2(max(e[j, w] - top[w], SMALLEST))
+            e[j, w] = exp2(max(e[j, w] - top[w], MIN_EXPONENT))
             total[w] += e[j, w]
 
 
@@ -99,7 +99,7 @@ def _log_sum(x, y, h, c, xl, xh, yl, yh, highest, out, mean):  # type: ignore[no
     m, tiles = y.shape[1], len(highest)
     for t in prange(xl.shape[1]):
         points, bound, e = np.empty((d, TILE), np.float32), np.empty(tiles, np.float32), np.empty((TILE, TILE), np.float32)
-        top, total, moment = np.full(TILE, LOWEST), np.zeros(TILE, np.float32), np.zeros((d, TILE), np.float32)
+        top, total, moment = np.full(TILE, MIN_VALUE), np.zeros(TILE, np.float32), np.zeros((d, TILE), np.float32)
         for w in range(TILE):
             for a in range(d):
                 points[a, w] = x[a, min(t * TILE + w, n - 1)]

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from rdmm.dynamics.base import InitialConditions
-from rdmm.dynamics.points import controls, spread
+from rdmm.dynamics.points import controls, farthest_points
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import by_region
 from rdmm.similarity import SinkhornDivergence
@@ -94,7 +94,7 @@ class Controls:
     def __call__(self, pair: Pair[Measure]) -> InitialConditions:
         if not isinstance(pair.fixed, Measure):
             raise ConfigError("initializer=controls is for shapes (points, curves, surfaces); images start from zero or regions")
-        points = torch.stack([spread(x, self.count) for x in pair.source.points.detach()])
+        points = torch.stack([farthest_points(x, self.count) for x in pair.source.points.detach()])
         return InitialConditions(torch.zeros_like(points), None, points)
 
 

@@ -98,7 +98,7 @@ class Problem:
         marks = pair.landmarks
         if marks is None:
             raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass --landmarks CSV")
-        whole = pair.whole(transform)
+        whole = pair.total_map(transform)
         start, end = (marks.fixed, marks.moving) if isinstance(pair.fixed, Image) else (marks.moving, marks.fixed)
         return (whole(start) - end).square().sum(1).mean(1)
 

@@ -11,7 +11,7 @@ import torch
 from rdmm.similarity.statistics import overlap
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
-from rdmm.spatial.ops import spread, total
+from rdmm.spatial.ops import expand_like, total
 from rdmm.transport.on_grids import potentials
 from rdmm.transport.sinkhorn import Potentials, divergence
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
@@ -80,7 +80,7 @@ class GridSinkhorn:
         a, b = (x.clamp_min(0) if bool((x < 0).any()) else x for x in (a, b))
         if self.reach is not None:
             masses = [0.5 * (masses[0] + masses[1])] * 2 if self.normalise else [torch.ones_like(m) for m in masses]
-        return a / spread(masses[0], a), b / spread(masses[1], b)
+        return a / expand_like(masses[0], a), b / expand_like(masses[1], b)
 
 
 def _mass(x: Tensor, name: str) -> Tensor:

@@ -14,8 +14,8 @@ from rdmm.types import InputError, Tensor
 
 Matrix = tuple[tuple[float, ...], ...]
 
-SMALL = 2**20
-"""Voxels of a grid whose coordinates are kept."""
+MAX_CACHED_VOXELS = 2**20
+"""Largest grid, in voxels, whose coordinates are cached."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class Grid:
     def identity(self, like: Tensor) -> Tensor:
         """Coordinates of all voxels in domain units, (1, d, *s), with the dtype and device of ``like``: never written to, as a
         small grid has only one, by which a displacement knows its own voxels (Dense)."""
-        make = _identity if math.prod(self.shape) <= SMALL else _identity.__wrapped__
+        make = _identity if math.prod(self.shape) <= MAX_CACHED_VOXELS else _identity.__wrapped__
         return make(self.shape, self.spacing, like.dtype, like.device)
 
     def has_as_identity(self, x: Tensor) -> bool:
         """Whether x is this grid's own ``identity``; of a large grid, of which none is kept, False."""
-        return x.shape[2:] == self.shape and math.prod(self.shape) <= SMALL and x is self.identity(x)
+        return x.shape[2:] == self.shape and math.prod(self.shape) <= MAX_CACHED_VOXELS and x is self.identity(x)
 
     def resized(self, shape: Sequence[int]) -> Grid:
         """The grid of another number of voxels in the same frame: the first and last voxels keep their places."""
@@ -171,11 +171,11 @@ def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:
     if not (m.requires_grad and torch.is_grad_enabled()):
         return _affine(m, points).reshape(x.shape)
     # in blocks, so that the gradient of the matrix, a sum over points, does not depend on the number of threads
-    whole = points.shape[2] - points.shape[2] % BLOCK
-    blocks = points[..., :whole].unflatten(2, (-1, BLOCK)).transpose(1, 2)
+    whole = points.shape[2] - points.shape[2] % SUM_BLOCK
+    blocks = points[..., :whole].unflatten(2, (-1, SUM_BLOCK)).transpose(1, 2)
     k = blocks.shape[1]
-    moved = _affine(m[:, None].expand(b, k, -1, -1).reshape(b * k, *m.shape[1:]), blocks.reshape(b * k, d, BLOCK))
-    moved = moved.view(b, k, d, BLOCK).transpose(1, 2).reshape(b, d, whole)
+    moved = _affine(m[:, None].expand(b, k, -1, -1).reshape(b * k, *m.shape[1:]), blocks.reshape(b * k, d, SUM_BLOCK))
+    moved = moved.view(b, k, d, SUM_BLOCK).transpose(1, 2).reshape(b, d, whole)
     return torch.cat([moved, _affine(m, points[..., whole:])], 2).reshape(x.shape)
 
 
@@ -186,5 +186,5 @@ def _affine(m: Tensor, points: Tensor) -> Tensor:
         return torch.baddbmm(m[:, :d, d:], m[:, :d, :d], points)
 
 
-BLOCK = 4096
-"""Points of which sums are taken at once (see also ops.total)."""
+SUM_BLOCK = 4096
+"""Block length of the deterministic sums (ops.total)."""

@@ -50,11 +50,12 @@ class Image:
     def moved_onto(self, fixed: Image, transform: Transform) -> Image:
         return self.moved_by(transform, fixed.grid)
 
-    def level(self, factor: float, fixed: Image) -> Image:
+    def resampled_like(self, factor: float, fixed: Image) -> Image:
         return self.scaled(min(1.0, factor * min(self.grid.voxel) / min(fixed.grid.voxel)))
 
     def source(self, fixed: Image, initial: Transform) -> Image:
-        """Images: the moving one, or, where there is an initial map, its pull-back, of which only the fixed grid is asked for."""
+        """The image on whose grid the geodesic is shot: the moving image, or the fixed one if there is an initial map (only its grid is
+        used)."""
         aligned = isinstance(initial, Identity) and self.grid.same_frame(fixed.grid)
         return self if aligned else fixed
 
@@ -87,7 +88,7 @@ class Image:
         """The transform of moving by ``first`` and then by ``then``: images pull back, first ∘ then."""
         return composed(then, first)
 
-    def single(self) -> Image:
+    def to_float32(self) -> Image:
         """In float32 on CPU, as a file would be read."""
         return Image(self.data.cpu().float(), self.grid, None if self.mask is None else self.mask.cpu().float())
 

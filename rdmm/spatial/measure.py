@@ -90,14 +90,14 @@ class Measure:
     def moved_onto(self, fixed: Measure, transform: Transform) -> Measure:
         return self.moved_by(transform)
 
-    def level(self, factor: float, fixed: Measure) -> Measure:
+    def resampled_like(self, factor: float, fixed: Measure) -> Measure:
         return self.scaled(factor)
 
     def source(self, fixed: Measure, initial: Transform) -> Measure:
         return self.moved_by(initial)
 
     def scaled(self, factor: float) -> Measure:
-        """The measure itself: what is seen of it at which scale is the similarity's blur."""
+        """Points have no resolution: returns self. Coarsen by the similarity's blur."""
         return self
 
     def composed(self, first: Transform, then: Transform) -> Transform:
@@ -107,7 +107,7 @@ class Measure:
     def to(self, device: torch.device) -> Measure:
         return Measure(*(None if x is None else x.to(device) for x in (self.points, self.weights, self.normals, self.cells)))  # type: ignore[arg-type]
 
-    def single(self) -> Measure:
+    def to_float32(self) -> Measure:
         """In float32 on CPU, as a file would be read."""
         points, weights, normals = (None if x is None else x.cpu().float() for x in (self.points, self.weights, self.normals))
         assert points is not None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from rdmm.kernels.available import compiled
-from rdmm.spatial.grid import BLOCK, Grid
+from rdmm.spatial.grid import SUM_BLOCK, Grid
 from rdmm.types import DivergenceError, Tensor
 
 Mode = Literal["linear", "nearest"]
@@ -201,14 +201,14 @@ def total(x: Tensor, start: int = 1, dtype: torch.dtype | None = None) -> Tensor
     """The sum over the axes from ``start`` on, in blocks that do not depend on the number of threads: nor does the result, to the bit."""
     x = x.flatten(start)
     n = x.shape[-1]
-    if n <= BLOCK:
+    if n <= SUM_BLOCK:
         return x.sum(-1, dtype=dtype)
-    whole = n - n % BLOCK
-    blocks = x[..., :whole].unflatten(-1, (-1, BLOCK)).sum(-1, dtype=dtype)
+    whole = n - n % SUM_BLOCK
+    blocks = x[..., :whole].unflatten(-1, (-1, SUM_BLOCK)).sum(-1, dtype=dtype)
     return total(blocks, start) + x[..., whole:].sum(-1, dtype=dtype)
 
 
-class _Spread(torch.autograd.Function):
+class _Expand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: torch.Size) -> Tensor:
         ctx.shape = x.shape
@@ -219,16 +219,16 @@ class _Spread(torch.autograd.Function):
         return total(gradient, 2).view(ctx.shape), None
 
 
-def spread(x: Tensor, like: Tensor) -> Tensor:
+def expand_like(x: Tensor, like: Tensor) -> Tensor:
     """x (b, c, 1...) as large as ``like`` (b, c, *s); the gradient is summed with total's promise."""
-    return _Spread.apply(x, like.shape)
+    return _Expand.apply(x, like.shape)
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """(k,) Euclidean products of the items of a and b (k, *s), with total's promise and no volume in between."""
     a, b = a.flatten(1), b.flatten(1)
-    whole = a.shape[1] - a.shape[1] % BLOCK
-    x, y = (z[:, :whole].unflatten(1, (-1, BLOCK)) for z in (a, b))
+    whole = a.shape[1] - a.shape[1] % SUM_BLOCK
+    x, y = (z[:, :whole].unflatten(1, (-1, SUM_BLOCK)) for z in (a, b))
     return total(torch.einsum("kbt,kbt->kb", x, y)) + torch.einsum("kt,kt->k", a[:, whole:], b[:, whole:])
 
 

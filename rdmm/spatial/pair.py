@@ -28,8 +28,8 @@ class Shape(Protocol):
 
     def scaled(self, factor: float) -> Self: ...
 
-    def level(self, factor: float, fixed: Self) -> Self:
-        """At the resolution that ``factor`` gives ``fixed``."""
+    def resampled_like(self, factor: float, fixed: Self) -> Self:
+        """Resampled to the voxel size of ``fixed.scaled(factor)``."""
         ...
 
     def source(self, fixed: Self, initial: Transform) -> Self:
@@ -75,25 +75,25 @@ class Pair(Generic[S]):
             raise ConfigError(f"fixed is {a[0]} on {a[1]} but moving is {b[0]} on {b[1]}; bring them together first")
 
     def scaled(self, factor: float) -> Pair[S]:
-        """Both shapes at the resolution that ``factor`` gives the fixed one."""
-        return replace(self, fixed=self.fixed.scaled(factor), moving=self.moving.level(factor, self.fixed))
+        """Both shapes, resampled to the voxel size of ``fixed.scaled(factor)``."""
+        return replace(self, fixed=self.fixed.scaled(factor), moving=self.moving.resampled_like(factor, self.fixed))
 
     @property
     def source(self) -> S:
         """The shape that is shot (Shape.source)."""
         return self.moving.source(self.fixed, self.initial)
 
-    def after(self, transform: Transform) -> Pair[S]:
-        """The pair seen through ``transform`` as the new initial map."""
+    def with_initial(self, transform: Transform) -> Pair[S]:
+        """The same pair with ``transform`` as its initial map."""
         return replace(self, initial=transform)
 
-    def whole(self, transform: Transform) -> Transform:
-        """The initial map and then ``transform``, as one."""
+    def total_map(self, transform: Transform) -> Transform:
+        """The initial map followed by ``transform``, as one map."""
         return self.moving.composed(self.initial, transform)
 
     def moved_by(self, transform: Transform) -> S:
         """The moving shape, by the initial map and then by ``transform``, where the fixed one is."""
-        return self.moving.moved_onto(self.fixed, self.whole(transform))
+        return self.moving.moved_onto(self.fixed, self.total_map(transform))
 
 
 def bounds(grids: Sequence[Grid]) -> str:

@@ -60,7 +60,7 @@ class Chain:
         inverse: Transform = Identity()
         total = Result(transform, inverse, {})
         for stage in self.stages:
-            result = stage(pair.after(pair.whole(transform)))
+            result = stage(pair.with_initial(pair.total_map(transform)))
             transform = pair.moving.composed(transform, result.transform)
             inverse = pair.moving.composed(result.inverse, inverse)
             seconds = dict(total.seconds)

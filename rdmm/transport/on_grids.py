@@ -18,8 +18,8 @@ from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
 
-SMALLEST = 6
-"""Voxels along an axis that is not made coarser."""
+SHORT_AXIS_VOXELS = 6
+"""An axis with this many voxels or fewer is not halved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def _pyramid(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
 
 def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
     """Axes that a coarser level has half as many voxels along: those of the finest spacing, unless they are short."""
-    return [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SMALLEST]
+    return [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SHORT_AXIS_VOXELS]
 
 
 def coarser(x: Tensor, axes: Sequence[int]) -> Tensor:

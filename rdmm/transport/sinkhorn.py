@@ -23,11 +23,11 @@ from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
 
-LONGEST = 20.0
-"""Steps that an extrapolation may go at once."""
+MAX_EXTRAPOLATION = 20.0
+"""Longest extrapolation, in steps of the iteration."""
 
 Step = Callable[[Tensor], Tensor]
-"""From the potential of one side to the one that it asks of the other."""
+"""Half a Sinkhorn iteration: f from g, or g from f."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def _extrapolated(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_r
     change = torch.sub(residual, last_residual, out=last_residual)
     weighted = a * change
     along, length = (dots(weighted, x) for x in (residual, change))
-    step = (along / length.clamp_min(1e-30)).clamp(-LONGEST, LONGEST).view(-1, *(1,) * (new.ndim - 1))
+    step = (along / length.clamp_min(1e-30)).clamp(-MAX_EXTRAPOLATION, MAX_EXTRAPOLATION).view(-1, *(1,) * (new.ndim - 1))
     return torch.sub(last, new, out=last).mul_(step).add_(new)
 
 
