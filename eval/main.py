@@ -26,7 +26,7 @@ from rdmm.config.compose import check, compose, share
 from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.data.studies.base import Cases
 from rdmm.io import write_atomically
-from rdmm.io.transforms import read_foreign, write_foreign
+from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space
 from rdmm.kernels.available import set_threads
 from rdmm.registration import shapes
@@ -65,7 +65,7 @@ class External:
         grid, like = inputs.pair.fixed.grid, inputs.stored or (inputs.pair.fixed.grid, inputs.pair.moving.grid)
         whole: Transform = Identity()
         for name in self.warps:
-            read = read_foreign(name.replace("{case}", case), self.form, Space(*like))
+            read = read_transform_as(name.replace("{case}", case), self.form, Space(*like))
             whole = composed(whole, framed(read, grid))
         pair = replace(inputs.pair, initial=Identity())
         result = Result(whole, Identity(), {}, seconds={"total": math.nan})
@@ -163,7 +163,7 @@ def submit(registration: Registration, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pair = registration.pair
     grids = registration.inputs.stored or (pair.fixed.grid, pair.moving.grid)
-    write_foreign(path, registration.transform, "learn2reg", Space(*grids))
+    write_transform(path, registration.transform, "learn2reg", Space(*grids))
 
 
 def _judged(

@@ -9,7 +9,7 @@ from conftest import oblique
 
 from rdmm import Grid, Image, io
 from rdmm.cli import main
-from rdmm.io.transforms import read_foreign, write_foreign
+from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space
 from rdmm.spatial.transform import Affine, Composed, framed
 from rdmm.types import ConfigError, InputError, OutputError
@@ -82,10 +82,10 @@ def test_ants_warps_as_we_do(case, tmp_path):
     fixed, moving = (ants.image_read(case.names[k]) for k in ("fixed", "moving"))
     agrees(case, ants.apply_transforms(fixed, moving, [case.names["warp"], case.names["affine"]]).numpy())
     whole = str(tmp_path / "Composite.h5")
-    write_foreign(whole, case.transform, None, case.space)
+    write_transform(whole, case.transform, None, case.space)
     agrees(case, ants.apply_transforms(fixed, moving, [whole]).numpy())
     text = str(tmp_path / "affine.txt")
-    write_foreign(text, io.read_transform(case.names["affine"]), None, case.space)
+    write_transform(text, io.read_transform(case.names["affine"]), None, case.space)
     agrees(case, ants.apply_transforms(fixed, moving, [case.names["warp"], text]).numpy())
 
 
@@ -94,7 +94,7 @@ def test_simpleitk_warps_as_we_do(name, tmp_path):
     sitk = pytest.importorskip("SimpleITK")
     case = Case(tmp_path, *CASES[name])
     path = str(tmp_path / "c.h5")
-    write_foreign(path, case.transform, None, case.space)
+    write_transform(path, case.transform, None, case.space)
     fixed, moving = (sitk.ReadImage(case.names[k], sitk.sitkFloat32) for k in ("fixed", "moving"))
     agrees(case, sitk.GetArrayFromImage(sitk.Resample(moving, fixed, sitk.ReadTransform(path), sitk.sitkLinear)).T)
 
@@ -102,7 +102,7 @@ def test_simpleitk_warps_as_we_do(name, tmp_path):
 def test_greedy_warps_as_we_do(case, tmp_path):
     greedy = pytest.importorskip("picsl_greedy")
     path, out = str(tmp_path / "whole.nii.gz"), str(tmp_path / "out.nii.gz")
-    write_foreign(path, case.transform, None, case.space)
+    write_transform(path, case.transform, None, case.space)
     greedy.Greedy3D().execute(f"-rf {case.names['fixed']} -rm {case.names['moving']} {out} -r {path}")
     agrees(case, io.read_image(out).data[0, 0].numpy())
 
@@ -116,10 +116,10 @@ def test_fsl_reads_ours(case, tmp_path):
 
     src, ref = FslImage(case.names["moving"]), FslImage(case.names["fixed"])
     affine = io.read_transform(case.names["affine"])
-    write_foreign(tmp_path / "flirt.mat", affine, "fsl", case.space)
+    write_transform(tmp_path / "flirt.mat", affine, "fsl", case.space)
     matrix = fromFlirt(readFlirt(str(tmp_path / "flirt.mat")), src, ref, "world", "world")  # moving -> fixed
     assert np.allclose(np.linalg.inv(matrix), affine.matrix.numpy(), atol=1e-5)
-    write_foreign(tmp_path / "fnirt.nii.gz", case.transform, "fsl", case.space)
+    write_transform(tmp_path / "fnirt.nii.gz", case.transform, "fsl", case.space)
     field = nonlinear.DeformationField(str(tmp_path / "fnirt.nii.gz"), src, ref=ref, defType="relative")
     there = fnirt.fromFnirt(field, "world", "world")
     warped = nonlinear.applyDeformation(src, there, order=1, mode="nearest")
@@ -130,7 +130,7 @@ def test_afni_reads_ours(straight, tmp_path):
     """By nitransforms."""
     nt = pytest.importorskip("nitransforms")
     case = straight
-    write_foreign(tmp_path / "warp.nii.gz", case.transform, "afni", case.space)
+    write_transform(tmp_path / "warp.nii.gz", case.transform, "afni", case.space)
     field = nt.nonlinear.DenseFieldTransform.from_filename(tmp_path / "warp.nii.gz", fmt="afni")
     x = case.space.fixed.to_world(case.space.fixed.identity(torch.zeros(1, dtype=torch.float64)))[0].reshape(3, -1)
     assert np.allclose(field.map(x.numpy().T), case.transform(x[None])[0].numpy().T, atol=1e-4)
@@ -140,7 +140,7 @@ def test_an_oblique_afni_affine_is_that_of_nitransforms(tmp_path):
     nt = pytest.importorskip("nitransforms")
     case = Case(tmp_path, *CASES["oblique"])
     affine = io.read_transform(case.names["affine"])
-    write_foreign(tmp_path / "a.aff12.1D", affine, None, case.space)
+    write_transform(tmp_path / "a.aff12.1D", affine, None, case.space)
     read = nt.linear.load(tmp_path / "a.aff12.1D", fmt="afni", reference=case.names["fixed"], moving=case.names["moving"])
     assert np.allclose(read.matrix, affine.matrix.numpy(), atol=1e-4)
 
@@ -151,7 +151,7 @@ def test_learn2reg_counts_in_voxels(name, tmp_path):
     from scipy.ndimage import map_coordinates
 
     case = Case(tmp_path, *CASES[name])
-    write_foreign(tmp_path / "disp_0001_0002.npz", case.transform, None, case.space)
+    write_transform(tmp_path / "disp_0001_0002.npz", case.transform, None, case.space)
     field = np.load(tmp_path / "disp_0001_0002.npz")["arr_0"]
     assert field.shape == (*case.space.fixed.shape, case.space.fixed.ndim) and field.dtype == np.float32
     ends = np.moveaxis(field, -1, 0) + np.indices(case.space.fixed.shape)
@@ -166,20 +166,20 @@ NAMED = {"h5": "itk", "text": "itk", "disp": "learn2reg"}
 @pytest.mark.parametrize("form", WARPS)
 def test_warps_there_and_back(straight, tmp_path, form):
     case, path, named = straight, tmp_path / WARPS[form], NAMED.get(form, form)
-    write_foreign(path, case.transform, named, case.space)
+    write_transform(path, case.transform, named, case.space)
     x = case.points()
-    assert torch.allclose(read_foreign(str(path), named, case.space)(x), case.transform(x), atol=0.02)  # between voxels: linear
+    assert torch.allclose(read_transform_as(str(path), named, case.space)(x), case.transform(x), atol=0.02)  # between voxels: linear
     on_voxels = case.space.fixed.to_world(case.space.fixed.identity(torch.zeros(1, dtype=torch.float64)))
-    assert torch.allclose(read_foreign(str(path), named, case.space)(on_voxels), case.transform(on_voxels), atol=2e-4)
+    assert torch.allclose(read_transform_as(str(path), named, case.space)(on_voxels), case.transform(on_voxels), atol=2e-4)
     if form != "afni":  # the file's name or header tells
-        assert torch.equal(read_foreign(str(path), None, case.space)(x), read_foreign(str(path), named, case.space)(x))
+        assert torch.equal(read_transform_as(str(path), None, case.space)(x), read_transform_as(str(path), named, case.space)(x))
 
 
 @pytest.mark.parametrize("form", AFFINES)
 def test_affines_there_and_back(case, tmp_path, form):
     affine, path = io.read_transform(case.names["affine"]), tmp_path / AFFINES[form]
-    write_foreign(path, affine, NAMED.get(form, form), case.space)
-    back = read_foreign(str(path), None, case.space)
+    write_transform(path, affine, NAMED.get(form, form), case.space)
+    back = read_transform_as(str(path), None, case.space)
     assert isinstance(back, Affine) and np.allclose(back.matrix.numpy(), affine.matrix.numpy(), atol=1e-5)
 
 
@@ -188,13 +188,13 @@ def test_absolute_fields_of_fsl(straight, tmp_path):
     import nibabel as nib
 
     case, path = straight, tmp_path / "fnirt.nii.gz"
-    write_foreign(path, case.transform, "fsl", case.space)
+    write_transform(path, case.transform, "fsl", case.space)
     relative = nib.load(path)
     fixed = case.space.fixed
     x = np.moveaxis(np.indices(fixed.shape), 0, -1) * fixed.voxel
     x[..., 0] = (fixed.shape[0] - 1) * fixed.voxel[0] - x[..., 0]  # right-handed
     nib.save(nib.Nifti1Image((relative.get_fdata() + x).astype(np.float32), relative.affine), tmp_path / "absolute.nii.gz")
-    a, b = (read_foreign(str(p), "fsl", case.space) for p in (path, tmp_path / "absolute.nii.gz"))
+    a, b = (read_transform_as(str(p), "fsl", case.space) for p in (path, tmp_path / "absolute.nii.gz"))
     assert torch.allclose(a(case.points()), b(case.points()), atol=1e-3)
 
 
@@ -216,12 +216,12 @@ def test_the_commands(case, tmp_path, capsys):
     assert run("invert", n["affine"], "-o", out / "back.fsl.mat", "--to", "fsl", *images) == 0
     assert run("apply", n["moving"], "-t", out / "c.h5", "-r", n["fixed"], "-o", out / "w.nii.gz") == 0
     agrees(case, io.read_image(out / "w.nii.gz").data[0, 0].numpy())
-    there, back = (read_foreign(str(out / k), None, Space()) for k in ("again.nii.gz", "back.nii.gz"))
+    there, back = (read_transform_as(str(out / k), None, Space()) for k in ("again.nii.gz", "back.nii.gz"))
     x = case.points()
     assert torch.allclose(there(x), case.transform(x), atol=0.05)
     middle = x[..., :20] * 0.3 + x.mean(2, keepdim=True) * 0.7
     assert float((there(back(there(middle))) - there(middle)).norm(dim=1).max()) < 0.1
-    turned = read_foreign(str(out / "back.fsl.mat"), "fsl", Space(case.space.moving, case.space.fixed))
+    turned = read_transform_as(str(out / "back.fsl.mat"), "fsl", Space(case.space.moving, case.space.fixed))
     assert np.allclose(turned.matrix.numpy(), np.linalg.inv(io.read_transform(n["affine"]).matrix.numpy()), atol=1e-5)
     assert run("convert", out / "c.h5", out / "whole.nii.gz") == 3 and "--overwrite" in capsys.readouterr().err
 
@@ -232,32 +232,32 @@ def test_what_cannot_be_is_said(straight, tmp_path):
     case, oblique_case = straight, Space(*CASES["oblique"])
     warp, affine = io.read_transform(case.names["warp"]), io.read_transform(case.names["affine"])
     with pytest.raises(ConfigError, match="did you mean 'fsl'"):
-        read_foreign(case.names["warp"], "fls", case.space)
+        read_transform_as(case.names["warp"], "fls", case.space)
     with pytest.raises(ConfigError, match="pass --moving IMAGE"):
-        write_foreign(tmp_path / "x.npz", warp, None, Space(case.space.fixed))
+        write_transform(tmp_path / "x.npz", warp, None, Space(case.space.fixed))
     with pytest.raises(ConfigError, match="pass --fixed IMAGE"):
-        write_foreign(tmp_path / "x.nii.gz", affine, "itk", Space())
+        write_transform(tmp_path / "x.nii.gz", affine, "itk", Space())
     with pytest.raises(OutputError, match="cannot hold a warp"):
-        write_foreign(tmp_path / "x.mat", Composed(warp, affine), "itk", case.space)
+        write_transform(tmp_path / "x.mat", Composed(warp, affine), "itk", case.space)
     with pytest.raises(InputError, match="oblique"):
-        write_foreign(tmp_path / "x.nii.gz", warp, "afni", oblique_case)
+        write_transform(tmp_path / "x.nii.gz", warp, "afni", oblique_case)
     with pytest.raises(ConfigError, match="3D images only"):
-        write_foreign(tmp_path / "x.mat", affine, "fsl", Space(*CASES["2d"]))
+        write_transform(tmp_path / "x.mat", affine, "fsl", Space(*CASES["2d"]))
     with pytest.raises(ConfigError, match="ends in one of"):
-        write_foreign(tmp_path / "x.xfm", affine, None, case.space)
+        write_transform(tmp_path / "x.xfm", affine, None, case.space)
     field = np.zeros((*case.space.fixed.shape, 3), np.float32)
     nib.save(nib.Nifti1Image(field, np.eye(4)), tmp_path / "plain.nii.gz")
     with pytest.raises(ConfigError, match="--from"):
-        read_foreign(str(tmp_path / "plain.nii.gz"), None, case.space)
+        read_transform_as(str(tmp_path / "plain.nii.gz"), None, case.space)
     coefficients = nib.Nifti1Image(field, np.eye(4))
     coefficients.header["intent_code"] = 2007
     nib.save(coefficients, tmp_path / "coef.nii.gz")
     with pytest.raises(InputError, match="fnirtfileutils"):
-        read_foreign(str(tmp_path / "coef.nii.gz"), None, case.space)
+        read_transform_as(str(tmp_path / "coef.nii.gz"), None, case.space)
     np.savez(tmp_path / "small.npz", np.zeros((2, 2, 2, 3)))
     with pytest.raises(InputError, match="is wanted"):
-        read_foreign(str(tmp_path / "small.npz"), None, case.space)
+        read_transform_as(str(tmp_path / "small.npz"), None, case.space)
     for name, content in (("x.h5", b"\x89HDF\r\n"), ("y.npz", b"PK"), ("z.aff12.1D", b"1 2 3"), ("f.mat", b"1 0 0 0\n" * 4)):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
-            read_foreign(str(tmp_path / name), None, case.space)
+            read_transform_as(str(tmp_path / name), None, case.space)

@@ -156,7 +156,7 @@ def _keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -
         if outside.any():
             row = int(np.argmax(outside))
             raise InputError(f"{os.fspath(path)}: row {row + 1}: {x[row].tolist()} is outside the image's {grid.shape} voxels")
-    fixed, moving = (x @ np.asarray(g.affine)[:-1, :-1].T + np.asarray(g.affine)[:-1, -1] for x, g in zip(voxels, grids, strict=True))
+    fixed, moving = (g.voxel_to_world(x) for x, g in zip(voxels, grids, strict=True))
     return Landmarks(fixed, moving, [""] * len(fixed))
 
 

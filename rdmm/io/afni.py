@@ -73,6 +73,6 @@ def _images(space: Space) -> tuple[Any, Any]:
 def _straight(grid: Grid) -> None:
     """AFNI's warps count along an image's own axes: only a straight grid says what that is in the world."""
     require_3d(grid, "AFNI")
-    turned = np.abs(np.asarray(grid.affine)[:3, :3] / grid.voxel)
-    if np.abs(turned - turned.round()).max() > 2e-4:
+    directions = np.abs(grid.directions)
+    if np.abs(directions - directions.round()).max() > 2e-4:
         raise InputError("AFNI's warps know no oblique grids; resample to a fixed image with straight axes (3dWarp -deoblique)")

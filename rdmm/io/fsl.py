@@ -17,7 +17,7 @@ from rdmm.io.vectors import (
     read_matrix,
     read_vectors,
     require_3d,
-    voxels,
+    voxel_indices,
     world_matrix,
     world_vectors,
     write_matrix,
@@ -26,7 +26,7 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Transform
 from rdmm.types import InputError
 
-FSL_FIELD, FSL_OTHERS = 2006, range(2007, 2018)
+FIELD_INTENT, COEFFICIENT_INTENTS = 2006, range(2007, 2018)
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class FSL:
         if not path.name.endswith(IMAGES):
             return Affine(torch.as_tensor(b @ np.linalg.inv(read_matrix(path, (4, 4))) @ np.linalg.inv(a)))
         values, grid, intent = read_vectors(path, fixed)
-        if intent in FSL_OTHERS:
+        if intent in COEFFICIENT_INTENTS:
             raise InputError(f"{path}: spline coefficients; make a field of them: fnirtfileutils -i COEF -r REF -o FIELD --withaff")
-        x = map_points(np.linalg.inv(a) @ np.asarray(grid.affine), voxels(grid))
+        x = map_points(np.linalg.inv(a) @ np.asarray(grid.affine), voxel_indices(grid))
         absolute = values.std() > (values - x).std()  # as FSL tells them apart
         ends = map_points(b, values if absolute else x + values)
         return from_vectors(ends - map_points(a, x), grid)
@@ -54,10 +54,10 @@ class FSL:
         if not path.name.endswith(IMAGES):
             matrix = np.linalg.inv(np.linalg.inv(b) @ world_matrix(transform, path) @ a)
             return write_matrix(path, matrix)
-        ends = map_points(np.asarray(fixed.affine), voxels(fixed)) + world_vectors(transform, fixed)
-        x = map_points(np.linalg.inv(a) @ np.asarray(fixed.affine), voxels(fixed))
+        ends = map_points(np.asarray(fixed.affine), voxel_indices(fixed)) + world_vectors(transform, fixed)
+        x = map_points(np.linalg.inv(a) @ np.asarray(fixed.affine), voxel_indices(fixed))
         field = (map_points(np.linalg.inv(b), ends) - x).astype(np.float32)
-        write_nifti(path, nifti_bytes(field, embedded(fixed), intent=FSL_FIELD))
+        write_nifti(path, nifti_bytes(field, embedded(fixed), intent=FIELD_INTENT))
 
 
 def _from_fsl(grid: Grid) -> np.ndarray:

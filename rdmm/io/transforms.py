@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rdmm.io.afni import AFNI
 from rdmm.io.files import existing
-from rdmm.io.fsl import FSL, FSL_FIELD, FSL_OTHERS
+from rdmm.io.fsl import COEFFICIENT_INTENTS, FIELD_INTENT, FSL
 from rdmm.io.itk import ITK, read_affine, read_warp
 from rdmm.io.learn2reg import Learn2Reg
 from rdmm.io.nifti import peek_shape, read_raw
@@ -17,39 +17,39 @@ from rdmm.spatial.transform import Affine, Composed, Identity, Transform
 from rdmm.types import ConfigError, InputError, nearest
 
 
-class Form(Protocol):
+class TransformFormat(Protocol):
     def read(self, path: Path, space: Space) -> Transform: ...
 
     def write(self, path: Path, transform: Transform, space: Space) -> None: ...
 
 
-FORMS: dict[str, Form] = {"itk": ITK(), "fsl": FSL(), "afni": AFNI(), "learn2reg": Learn2Reg()}
+FORMATS: dict[str, TransformFormat] = {"itk": ITK(), "fsl": FSL(), "afni": AFNI(), "learn2reg": Learn2Reg()}
 
 
-def form_of(name: str, given: str | None) -> Form:
+def format_of(name: str, given: str | None) -> TransformFormat:
     """The form that is named, or that a file's name (and, where it is there, its header) tells.
 
     Raises:
         ConfigError: there is no such form, or the file does not tell.
     """
     if given is not None:
-        if given not in FORMS:
-            raise ConfigError(f"there is no form {given!r}{nearest(given, FORMS)}; there are {', '.join(FORMS)}")
-        return FORMS[given]
+        if given not in FORMATS:
+            raise ConfigError(f"there is no form {given!r}{nearest(given, FORMATS)}; there are {', '.join(FORMATS)}")
+        return FORMATS[given]
     path = Path(name)
     if path.name.endswith((".aff12.1D", ".1D")):
-        return FORMS["afni"]
+        return FORMATS["afni"]
     if path.suffix == ".npz" or path.name.startswith("disp_"):
-        return FORMS["learn2reg"]
+        return FORMATS["learn2reg"]
     if path.suffix == ".mat" and path.is_file() and _is_text(path):
-        return FORMS["fsl"]
+        return FORMATS["fsl"]
     if path.name.endswith(IMAGES) and path.is_file():
         intent, shape = int(read_raw(path, path.read_bytes(), strict=False).header["intent_code"]), peek_shape(path)
-        if intent in (FSL_FIELD, *FSL_OTHERS):
-            return FORMS["fsl"]
+        if intent in (FIELD_INTENT, *COEFFICIENT_INTENTS):
+            return FORMATS["fsl"]
         if intent != 1007 and len(shape) > 3 and shape[-1] in (2, 3):
-            raise ConfigError(f"{name}: its header does not tell which tool's vectors these are: pass --from {'|'.join(FORMS)}")
-    return FORMS["itk"]
+            raise ConfigError(f"{name}: its header does not tell which tool's vectors these are: pass --from {'|'.join(FORMATS)}")
+    return FORMATS["itk"]
 
 
 def _is_text(path: Path) -> bool:
@@ -57,20 +57,20 @@ def _is_text(path: Path) -> bool:
     return b"\0" not in data
 
 
-def read_foreign(name: str, form: str | None, space: Space) -> Transform:
+def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
     """A transform of any tool, as a map of world millimetres, fixed -> moving."""
     existing(name)
-    return form_of(name, form).read(Path(name), space)
+    return format_of(name, form).read(Path(name), space)
 
 
-def write_foreign(name: str | os.PathLike[str], transform: Transform, form: str | None, space: Space) -> None:
+def write_transform(name: str | os.PathLike[str], transform: Transform, form: str | None, space: Space) -> None:
     """Write a map of world millimetres, fixed -> moving, as a tool reads it."""
     text = os.fspath(name)
     known = (*IMAGES, ".mat", ".txt", ".tfm", ".h5", ".npz", ".1D")
     if not text.endswith(known):
         raise ConfigError(f"{text}: a transform's name ends in one of {', '.join(known)}")
     unread = str(Path("/nowhere", Path(text).name))  # what a file that is replaced holds does not matter
-    form_of(unread, form).write(Path(text), transform, space)
+    format_of(unread, form).write(Path(text), transform, space)
 
 
 def read_transform(name: str) -> Transform:

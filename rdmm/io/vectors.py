@@ -22,7 +22,7 @@ def lps(d: int) -> np.ndarray:
 
 def require_itk_grid(grid: Grid, what: str) -> None:
     """Raise OutputError for a sheared grid, which ITK's origin, spacing and direction cannot hold."""
-    axes = np.asarray(grid.affine)[:-1, :-1] / np.asarray(grid.voxel)
+    axes = grid.directions
     if np.abs(axes.T @ axes - np.eye(grid.ndim)).max() > 1e-3:
         raise OutputError(
             f"{what}: its axes are sheared, and ITK files (warps) cannot hold that; resample it to a grid with right angles first"
@@ -78,7 +78,7 @@ def grid_of(transform: Transform, space: Space) -> Grid:
     return space.fixed or own[0]
 
 
-def voxels(grid: Grid) -> np.ndarray:
+def voxel_indices(grid: Grid) -> np.ndarray:
     """Voxel numbers (*s, d)."""
     return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid.shape), indexing="ij"), -1)
 

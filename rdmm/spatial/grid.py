@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import torch
 from rdmm.types import InputError, Tensor
 
 Matrix = tuple[tuple[float, ...], ...]
+
+Points = TypeVar("Points", np.ndarray, Tensor)
 
 MAX_CACHED_VOXELS = 2**20
 """Largest grid, in voxels, whose coordinates are cached."""
@@ -98,6 +101,32 @@ class Grid:
         """Whether x is this grid's own ``identity``; of a large grid, of which none is kept, False."""
         return x.shape[2:] == self.shape and math.prod(self.shape) <= MAX_CACHED_VOXELS and x is self.identity(x)
 
+    @property
+    def directions(self) -> np.ndarray:
+        """(d, d) matrix whose column j is the unit direction of voxel axis j in the world."""
+        return np.asarray(self.affine)[:-1, :-1] / np.asarray(self.voxel)
+
+    def voxel_to_world(self, index: Points) -> Points:
+        """World millimetres (..., d) of voxel indices (..., d), which need not be whole; float64 tensors or arrays."""
+        affine = torch.as_tensor(self.affine, dtype=torch.float64) if isinstance(index, Tensor) else np.asarray(self.affine)
+        return index @ affine[:-1, :-1].T + affine[:-1, -1]
+
+    def world_to_voxel(self, points: np.ndarray) -> np.ndarray:
+        """Voxel indices (..., d) of world millimetres (..., d); not rounded."""
+        inverse = np.linalg.inv(self.affine)
+        return points @ inverse[:-1, :-1].T + inverse[:-1, -1]
+
+    def strided(self, steps: Sequence[int]) -> Grid:
+        """The grid of every ``steps[j]``-th voxel along axis j, beginning with the first."""
+        shape = tuple(-(-n // k) for n, k in zip(self.shape, steps, strict=True))
+        return Grid(shape, np.asarray(self.affine) @ np.diag([*steps, 1]))
+
+    def pooled(self, steps: Sequence[int]) -> Grid:
+        """The grid of the centres of blocks of ``steps`` voxels; voxels that fill no block are left out."""
+        change = np.diag([*steps, 1.0])
+        change[:-1, -1] = [(k - 1) / 2 for k in steps]
+        return Grid(tuple(n // k for n, k in zip(self.shape, steps, strict=True)), np.asarray(self.affine) @ change)
+
     def resized(self, shape: Sequence[int]) -> Grid:
         """The grid of another number of voxels in the same frame: the first and last voxels keep their places."""
         ratio = [(n - 1) / (k - 1) for n, k in zip(self.shape, shape, strict=True)]
@@ -152,7 +181,7 @@ class Grid:
     def corners(self) -> np.ndarray:
         """World millimetres of the box around the grid: (2, d), lowest and highest."""
         index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, self.ndim)
-        world = index @ np.asarray(self.affine)[:-1, :-1].T + np.asarray(self.affine)[:-1, -1]
+        world = self.voxel_to_world(index)
         return np.stack([world.min(0), world.max(0)])
 
 

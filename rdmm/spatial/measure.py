@@ -149,8 +149,7 @@ def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
     inside = labels[0, 0].round().long() == label
     if not bool(inside.any()):
         raise InputError(f"there is no label {label} in the map")
-    frame = torch.as_tensor(grid.affine, dtype=torch.float64)
-    edges = frame[:-1, :-1]
+    edges = torch.as_tensor(grid.affine, dtype=torch.float64)[:-1, :-1]
     centres, normals, areas = [], [], []
     padded = torch.nn.functional.pad(inside.double(), (1, 1) * grid.ndim)
     for axis in range(grid.ndim):
@@ -161,7 +160,7 @@ def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
         normal = torch.linalg.cross(*others) if grid.ndim == 3 else torch.stack([others[0][1], -others[0][0]])
         normal = normal * torch.sign(normal @ edges[:, axis])
         sign = -step[step != 0].unsqueeze(1)
-        centres.append(index @ edges.T + frame[:-1, -1])
+        centres.append(grid.voxel_to_world(index))
         normals.append(sign * normal / normal.norm())
         areas.append(normal.norm().expand(len(index)))
     points, directions, weights = torch.cat(centres), torch.cat(normals), torch.cat(areas)
@@ -174,6 +173,5 @@ def voxels(data: Tensor, grid: Grid) -> Measure:
     index = (density > 0).nonzero()
     if not len(index):
         raise InputError("the image is 0 everywhere: no measure")
-    frame = torch.as_tensor(grid.affine, dtype=torch.float64)
-    points = index.double() @ frame[:-1, :-1].T + frame[:-1, -1]
+    points = grid.voxel_to_world(index.double())
     return Measure(points.T[None].to(density), density[density > 0][None])

@@ -8,7 +8,7 @@ import torch
 
 from rdmm import io, metrics
 from rdmm.io.files import checked_output
-from rdmm.io.transforms import read_foreign, write_foreign
+from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space, grid_of
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
@@ -91,15 +91,15 @@ def convert(
     """``rdmm convert``: one transform, fixed -> moving, from one tool's form to another's."""
     path = checked_output(out, overwrite=overwrite)
     space = _space(fixed, moving)
-    transform = read_foreign(source, source_form, space)
-    write_foreign(path, transform, form, space)
+    transform = read_transform_as(source, source_form, space)
+    write_transform(path, transform, form, space)
     return {"written": str(path)}
 
 
 def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, moving: str | None, overwrite: bool) -> dict[str, Any]:
     """``rdmm compose``: a list of -t arguments as one transform."""
     path = checked_output(out, overwrite=overwrite)
-    write_foreign(path, io.read_transforms(names), form, _space(fixed, moving))
+    write_transform(path, io.read_transforms(names), form, _space(fixed, moving))
     return {"written": str(path)}
 
 
@@ -110,10 +110,10 @@ def invert_transform(
     grid (or the fixed image's), written on the moving image's where that is given."""
     path = checked_output(out, overwrite=overwrite)
     space = _space(fixed, moving)
-    transform = read_foreign(source, source_form, space)
+    transform = read_transform_as(source, source_form, space)
     grid = space.fixed if isinstance(transform, Affine) else grid_of(transform, space)
     inverse, residual = _inverse(transform, grid, source)  # type: ignore[arg-type]  # an affine map asks for no grid
-    write_foreign(path, inverse, form, Space(space.moving or grid, space.fixed))
+    write_transform(path, inverse, form, Space(space.moving or grid, space.fixed))
     return {"residual_voxels": residual, "written": str(path)}
 
 

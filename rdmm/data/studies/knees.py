@@ -6,13 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from rdmm import io
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.data.paths import folder
 from rdmm.data.synthetic.label_images import intensities_of
-from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 
 PAIRS = ("9055361_00m:9055361_96m", "9275309_00m:9275309_96m", "9055361_00m:9275309_00m")
@@ -21,9 +18,7 @@ PAIRS = ("9055361_00m:9055361_96m", "9275309_00m:9275309_96m", "9055361_00m:9275
 def strided(labels: Image, steps: Sequence[int]) -> Image:
     """Every n-th voxel along each axis."""
     x, y, z = steps
-    data = labels.data[..., ::x, ::y, ::z]
-    affine = np.asarray(labels.grid.affine) @ np.diag([*steps, 1])
-    return Image(data, Grid(tuple(data.shape[2:]), affine))
+    return Image(labels.data[..., ::x, ::y, ::z], labels.grid.strided(steps))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class CommonGrid:
             )
         spacing = self.spacing or [h * (n - 1) / (k - 1) for h, n, k in zip(first.grid.voxel, first.grid.shape, self.shape, strict=True)]
         affine = np.diag([*spacing, 1.0])
-        axes = np.asarray(first.grid.affine)[:-1, :-1] / np.asarray(first.grid.voxel)
+        axes = first.grid.directions
         affine[:-1, :-1] = axes * np.asarray(spacing)
         affine[:-1, -1] = middle(first.grid) - affine[:-1, :-1] @ ((np.asarray(self.shape) - 1) / 2)
         return Grid(tuple(self.shape), affine)
