@@ -1,4 +1,4 @@
-"""How good a registration is, and how regular its map. Folds are counted two ways (INTERFACE.md, Evaluation)."""
+"""Accuracy (Dice, HD95, TRE) and regularity (folds, SDlogJ) of a registration. Folds are counted two ways, model (46) and (47)."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ def tre(fixed: np.ndarray, moving: np.ndarray, transform: Transform | None = Non
 
 def folds(u: Tensor, grid: Grid) -> dict[str, float]:
     """By central differences of phi = id + u (domain units): percent of voxels with det <= 0, and the papers' "folds",
-    the sum of |det| where it is negative."""
+    the sum of |det| where it is negative, model (46)."""
     det = ops.jacobian_determinant(u, grid)
     return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(det.clamp_max(0).sum().abs())}
 
 
 def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
     """``folded_cells_percent``: cells where any of the (10 or 4) determinants is <= 0; ``ndv_percent``: negative volume
-    over the volume of the domain (Liu et al.)."""
+    over the volume of the domain, model (47)."""
     folded, volume, cells = 0, 0.0, math.prod(n - 1 for n in grid.shape)
     for first in range(0, grid.shape[0] - 1, LAYERS):  # ten volumes at once would be the peak of a registration's memory
         layers = u[:, :, first : first + LAYERS + 1].double()
@@ -119,13 +119,13 @@ def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
 
 
 def sd_log_jacobian(u: Tensor, grid: Grid, mask: Tensor | None = None) -> float:
-    """Standard deviation of log det D phi (central differences, det clamped at 1e-3), over the mask (b, 1, *s)."""
+    """Standard deviation of log det D phi (central differences, det clamped at 1e-3), model (48), over the mask (b, 1, *s)."""
     log = ops.jacobian_determinant(u, grid).clamp_min(1e-3).log()
     return float((log if mask is None else log[(mask[:, 0] > 0.5).expand_as(log)]).std())
 
 
 def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) -> float:
-    """Mean |T(T^{-1}(x)) - x| in millimetres over the grid's points whose image under T^{-1} is inside the grid."""
+    """Mean |T(T^{-1}(x)) - x|, model (49), in millimetres over the grid's points whose image under T^{-1} is inside the grid."""
     x = grid.identity(torch.zeros(1, dtype=torch.float64))
     y = inverse(x)
     far = torch.tensor(grid.extent, dtype=x.dtype).view(1, -1, *(1,) * grid.ndim)

@@ -78,7 +78,10 @@ def noted(terms: Terms, name: str, value: Tensor) -> Tensor:
 
 
 def inverse_consistency(transform: Transform, pair: Pair[Image]) -> Tensor:
-    """Mean square of phi_ab ∘ phi_ba - id in voxels, at half resolution, for a batch whose second half is the first one swapped."""
+    """Mean square of phi_ab ∘ phi_ba - id in voxels, at half resolution, of model (50).
+
+    The second half of the batch is its first half, swapped.
+    """
     grid = pair.fixed.grid.scaled(0.5)
     u = displacement(transform, grid, pair.fixed.data)
     error = ops.compose(u, torch.roll(u, len(u) // 2, 0), grid, grid.identity(u))

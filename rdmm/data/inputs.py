@@ -106,7 +106,7 @@ def read_inputs(
     strict: bool = False,
     require_overlap: bool = True,
 ) -> Inputs:
-    """Read and check; INTERFACE.md tells what each is. Raises InputError, ResourceError."""
+    """Read and check the files; `rdmm register --help` lists what each is. Raises InputError, ResourceError."""
     check_memory([fixed, moving])
     images = [x.to_float32() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
     target, source = images

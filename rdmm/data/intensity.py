@@ -13,7 +13,7 @@ from rdmm.types import ConfigError, InputError, Tensor
 
 @dataclass(frozen=True)
 class Normalize:
-    """Percentiles ``low`` and ``high`` to 0 and 1, clamped (MODEL.md section 5), per channel and inside the mask.
+    """Percentiles ``low`` and ``high`` to 0 and 1, clamped (as in the RDMM paper), per channel and inside the mask.
 
     Args:
         low, high: percentiles.

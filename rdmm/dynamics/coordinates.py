@@ -20,8 +20,8 @@ PREWEIGHT_SCALE = 30.0
 
 @dataclass(frozen=True, eq=False)
 class ImageCoordinates:
-    """(z, y) in one vector: m0 = K^{1/2} (K + delta)^{-1} z, and h = normalise(p + STRIDE G * y) with the start's p, both
-    scaled to L2 over the domain, so that 1/2 |z|^2 is the velocity's energy and gradients do not depend on the resolution.
+    """(z, y) in one vector: m0 = K^{1/2} (K + delta)^{-1} z, model (27), and h = normalize(p + c G * y) with the start's p,
+    model (28), both scaled to L2 over the domain, so that 1/2 |z|^2 is the velocity's energy and gradients do not depend on the resolution.
 
     G is the weights' own Gaussian: what it would take out of h moves no velocity, but makes the source term rough.
     """

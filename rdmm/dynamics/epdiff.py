@@ -1,9 +1,11 @@
-"""The equations of geodesics (MODEL.md section 3): EPDiff for the momentum m, transport for the map phi = id + u.
+"""The equations of geodesics: EPDiff for the momentum m, transport for the map phi = id + u.
 
-    d_t m = -ad*_v m + sum_i G * (m . nu_i) grad h_i,    d_t phi = -(D phi) v,    h_i(t) = h_i(0) ∘ phi(t)
+    d_t m = -ad*_v m + sum_i G * (m . nu_i) grad h_i        RDMM (3.10), model (12); without the sum, LDDMM: model (11)
+    d_t phi = -(D phi) v                                    model (10)
+    h_i(t) = h_i(0) ∘ phi(t)                                model (13): the pre-weights are advected with the map
 
-Two forms, of the same rate for m in flux form, which central differences turn into a conservation law: <ad*_v m, v> = 0 to
-rounding, whatever the resolution.
+Two solvers share one rate for m. It is in flux form, model (16): with central differences <ad*_v m, v> = 0 to rounding, at any
+resolution.
 
 *Eulerian*: (m, u) as one system for torchdiffeq. Central differences of u make ripples where it is steep, and folds.
 *SemiLagrangian*: m by the classical Runge-Kutta method; the map by composition, phi <- phi ∘ psi, with psi traced back along
@@ -26,7 +28,7 @@ from rdmm.types import Tensor
 
 
 def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
-    """-ad*_v m = -[(div v) m + (Dv)^T m + (Dm) v], the first and last in flux form: sum_j d_j (v_j m).
+    """-ad*_v m = -[(div v) m + (Dv)^T m + (Dm) v], model (11); the first and last term in flux form, model (16): sum_j d_j (v_j m).
 
     The flux takes the negative transpose of the differences that (Dv)^T takes, so that <ad*_v m, v> = 0 to rounding; inside
     the grid the two are the same, at the walls the flux is that of a momentum which is 0 beyond them.
@@ -40,7 +42,7 @@ def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
 
 
 def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
-    """-(D phi) v for phi = id + u."""
+    """-(D phi) v for phi = id + u, model (10)."""
     if compiled(u):
         from rdmm.kernels import epdiff
 
@@ -50,7 +52,7 @@ def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class EPDiff:
-    """The rate of the momentum, of a metric that moves with phi.
+    """The rate of the momentum, RDMM (3.10), of a metric that is advected with phi.
 
     Args:
         h0: pre-weights h(0) (b, n, *s), or None: constant weights (LDDMM).
@@ -61,14 +63,14 @@ class EPDiff:
     identity: Tensor
 
     def carried_weights(self, u: Tensor) -> Tensor | None:
-        """h(t) = h(0) ∘ phi(t)."""
+        """h(t) = h(0) ∘ phi(t): pre-weights advected with the map, model (13)."""
         return None if self.h0 is None else ops.sample(self.h0, self.identity + u, self.metric.grid)
 
     def velocity(self, m: Tensor, u: Tensor) -> Tensor:
         return self.metric.velocity(m, self.carried_weights(u))[0]
 
     def __call__(self, m: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(d_t m, v) at phi = id + u."""
+        """(d_t m, v) at phi = id + u: RDMM (3.10), model (12)."""
         grid = self.metric.grid
         ops.require_finite(m, "the momentum")
         h = self.carried_weights(u)

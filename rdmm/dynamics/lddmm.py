@@ -17,7 +17,7 @@ from rdmm.types import ConfigError, Tensor
 @final
 @dataclass(frozen=True)
 class LDDMM(Geodesic):
-    """EPDiff of a constant metric: d_t m = -[(div v) m + (Dv)^T m + (Dm) v], v = K m."""
+    """EPDiff of a constant metric: d_t m = -[(div v) m + (Dv)^T m + (Dm) v], v = K m; model (11)."""
 
     smoother: MultiGaussian
     integrator: Integrator = field(default_factory=Integrator)

@@ -1,4 +1,4 @@
-"""LDDMM of points: Hamiltonian shooting of control points q with momenta p (Feydy et al., MICCAI 2017; Miller et al., 2006).
+"""LDDMM of points: Hamiltonian shooting of control points q with momenta p (model (44)).
 
     H(q, p) = 1/2 sum_ij k(q_i - q_j) p_i . p_j,    k(z) = sum_s w_s exp(-|z|^2 / (2 sigma_s^2))
     d_t q = dH/dp = v(q),    d_t p = -dH/dq,    d_t x = v(x) = sum_j k(x - q_j) p_j for every other point x.

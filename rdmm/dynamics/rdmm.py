@@ -20,7 +20,7 @@ from rdmm.types import ConfigError, Tensor
 @dataclass(frozen=True)
 class RDMM(Geodesic):
     """EPDiff of a metric that moves with the anatomy: v = K(w) m, w_i = G_sigma * h_i, h_i(t) = h_i(0) ∘ phi(t), and the
-    source term + sum_i G_sigma * (m . nu_i) grad h_i (RDMM paper, section 3).
+    source term + sum_i G_sigma * (m . nu_i) grad h_i: RDMM (3.10), model (12), computed by rdmm/dynamics/epdiff.py.
 
     Args:
         weight_sigma: sigma of G, in the smoother's unit.

@@ -1,4 +1,4 @@
-"""Semi-Lagrangian steps: the momentum by Runge-Kutta, the map by composition."""
+"""Semi-Lagrangian steps, model (17): the momentum by Runge-Kutta, the map by composition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rdmm.types import Tensor
 
 
 def backtrace(v: Tensor, dt: float, grid: Grid, identity: Tensor) -> Tensor:
-    """Displacement of psi(x) = x - dt v(x - dt/2 v(x)): where the point that arrives at x was dt before."""
+    """Displacement of psi(x) = x - dt v(x - dt/2 v(x)), model (17): where the point that arrives at x was dt before."""
     return -dt * ops.sample(v, identity - 0.5 * dt * v, grid)
 
 

@@ -1,4 +1,4 @@
-"""Stationary velocity fields."""
+"""Stationary velocity fields, model (14)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rdmm.types import Tensor
 
 
 def exponential(v: Tensor, grid: Grid, steps: int) -> Tensor:
-    """Displacement of the flow of -v over t in [0, 1], by scaling and squaring with at least ``steps`` steps."""
+    """Displacement of the flow of -v over t in [0, 1], by scaling and squaring (model (14)), with at least ``steps`` steps."""
     squarings = max(0, math.ceil(math.log2(steps)))
     identity = grid.identity(v)
     u = backtrace(v, 2.0**-squarings, grid, identity)
@@ -33,7 +33,7 @@ def exponential(v: Tensor, grid: Grid, steps: int) -> Tensor:
 @final
 @dataclass(frozen=True)
 class SVF:
-    """Stationary velocity field: v = K m0, d_t phi = -(D phi) v."""
+    """Stationary velocity field: v = K m0, d_t phi = -(D phi) v; model (14)."""
 
     smoother: MultiGaussian
     integrator: Integrator = field(default_factory=Integrator)

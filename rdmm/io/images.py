@@ -76,7 +76,7 @@ def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None =
         strict: refuse a file without s-form and q-form.
 
     Raises:
-        InputError: the file cannot be trusted; RELIABILITY faults 1 to 13 and 17 to 28.
+        InputError: the file cannot be trusted; docs/faults.md lists the faults (1 to 13 and 17 to 28).
     """
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")

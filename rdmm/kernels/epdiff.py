@@ -1,6 +1,7 @@
 """The rates of EPDiff and of the map on CPU, compiled by numba: one pass forward, one back.
 
-    dm = -[sum_j D*_j (v_j m) + (Dv)^T m],    du = -[v + (Du) v]
+    dm = -[sum_j D*_j (v_j m) + (Dv)^T m]      RDMM (3.10) without its source term: model (11) in the flux form of model (16)
+    du = -[v + (Du) v]                         model (10)
 
 D_j: the central differences of ``ops.partial``, along each axis a tridiagonal matrix of rows (below, at, above);
 D*_j = -D_j^T, the same inside the grid, and at its walls the flux form for a momentum that is 0 beyond them: so that
@@ -170,10 +171,10 @@ def _run(kind: int, a: Tensor, v: Tensor, g: Tensor, spacing: tuple[float, ...])
 
 
 def momentum_rate(m: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
-    """d_t m without source, for momentum m and velocity v, (b, d, *s) each."""
+    """d_t m without the source term, model (16), for momentum m and velocity v, (b, d, *s) each."""
     return _Rate.apply(m, v, spacing, (MOMENTUM, MOMENTUM_BACK))
 
 
 def map_rate(u: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
-    """d_t u for displacement u and velocity v, (b, d, *s) each."""
+    """d_t u, model (10), for displacement u and velocity v, (b, d, *s) each."""
     return _Rate.apply(u, v, spacing, (MAP, MAP_BACK))

@@ -100,7 +100,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Transported:
-    """The momenta that send control points where optimal transport does: p with (K + ridge) p = v, v the plan's displacement.
+    """The momenta that send control points where optimal transport does: p with (K + ridge) p = v, v the plan's displacement; model (45).
 
     Args:
         similarity: whose plan is followed, with ``cost="points"``; a wide blur makes a smooth v, a reach leaves out what has no partner.

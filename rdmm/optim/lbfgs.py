@@ -33,7 +33,7 @@ class Trial:
 
 
 class LineSearch:
-    """Strong Wolfe conditions (Nocedal and Wright, algorithms 3.5 and 3.6). A trial that diverges has the value infinity,
+    """Strong Wolfe conditions (model (29): Nocedal and Wright, algorithms 3.5 and 3.6). A trial that diverges has the value infinity,
     so the bracket closes in front of it. Steps that promise less than ``least`` of the value are not worth a trial: what they
     bring drowns in rounding and in the kinks of interpolation."""
 

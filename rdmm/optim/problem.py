@@ -41,7 +41,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class Problem:
-    """1/2 <m0, v0> + similarity_weight * Sim(I0 ∘ phi(1), I1) + Reg(h(0)) + landmark_weight * L + barrier * B(phi(1)).
+    """1/2 <m0, v0> + similarity_weight * Sim(I0 ∘ phi(1), I1) + Reg(h(0)) + landmark_weight * L + barrier * B(phi(1)), model (19).
 
     L is the mean squared distance of the pair's landmarks, in squared domain units. Measures are pushed forward instead.
 
@@ -94,7 +94,7 @@ class Problem:
         return self.penalty(ic.weights, self.dynamics.weight_scale(grid), self.dynamics.smoother, grid, step)
 
     def landmark_error(self, pair: Pair, transform: Transform) -> Tensor:
-        """(b,) L of the whole map."""
+        """(b,) L of the total map, model (21)."""
         marks = pair.landmarks
         if marks is None:
             raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass --landmarks CSV")

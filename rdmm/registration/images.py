@@ -227,7 +227,7 @@ class Registration:
         return described(self.inputs.files, self.result, self.config, self.settings, self.status, self.metrics)
 
     def save(self, out: str | os.PathLike[str], *, overwrite: bool = False, report: bool = True) -> list[Path]:
-        """Write the files of INTERFACE.md under the prefix or folder ``out``; the paths, run.json last."""
+        """Write the files that README.md lists under the prefix or folder ``out``; the paths, run.json last."""
         outputs = Outputs.prepare(out, file_names(self.output), overwrite=overwrite)
         grid, (u, inverse, affine) = self.pair.fixed.grid, self._maps
         for name in set(file_names(self.output)) - set(RESULTS):  # of an earlier run with other settings

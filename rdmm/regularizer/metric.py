@@ -25,7 +25,7 @@ class Metric:
         return None if h is None else smoothed(h, self.weight_sigma, self.grid)
 
     def velocity(self, m: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """v (b, d, *s) and the nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s) (None where the weights are constant)."""
+        """v (b, d, *s), model (7), and the nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s) (None where the weights are constant)."""
         w = self.weights(h)
         if w is None:
             return self.smoother(m, self.grid), None
@@ -33,6 +33,6 @@ class Metric:
         return (w.unsqueeze(2) * nu).sum(1), nu
 
     def source(self, m: Tensor, nu: Tensor, h: Tensor) -> Tensor:
-        """sum_i q_i grad h_i, with q_i = G_sigma * (m . nu_i) half of dE / dh_i."""
+        """The source term of RDMM (3.10), model (12): sum_i q_i grad h_i, with q_i = G_sigma * (m . nu_i) half of dE / dh_i."""
         q = smoothed((m.unsqueeze(1) * nu).sum(2), self.weight_sigma, self.grid)
         return torch.stack([(q * dh).sum(1) for dh in ops.jacobian(h, self.grid)], 1)

@@ -1,4 +1,4 @@
-"""Reg(h(0)): regularizing the regularizer (MODEL.md section 4)."""
+"""Reg(h(0)), model (22): regularizing the regularizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Penalty(Protocol):
 
 
 def omt(w: Tensor, smoother: MultiGaussian, grid: Grid, power: float = 1.0) -> Tensor:
-    """OMT(h) = |log(sigma_N / sigma_1)|^-s mean_x sum_i w_i^2 |log(sigma_N / sigma_i)|^s: the price of small Gaussians; (b,)."""
+    """(b,) OMT(h), model (25): |log(sigma_N / sigma_1)|^-s mean_x sum_i w_i^2 |log(sigma_N / sigma_i)|^s. Small Gaussians are expensive."""
     sigmas = smoother.scales(grid)
     cost = [abs(math.log(sigmas[-1] / s)) ** power for s in sigmas]
     price = torch.tensor(cost, dtype=w.dtype, device=w.device) / max(cost[0], 1e-12)
@@ -30,13 +30,13 @@ def omt(w: Tensor, smoother: MultiGaussian, grid: Grid, power: float = 1.0) -> T
 
 
 def deviation(w: Tensor, smoother: MultiGaussian, grid: Grid) -> Tensor:
-    """Range(h) = integral of |w - w0|^2 over the domain, w0 the smoother's own weights; (b,)."""
+    """Range(h) = integral of |w - w0|^2 over the domain, w0 the smoother's own weights, model (24); (b,)."""
     w0 = torch.tensor(smoother.weights, dtype=w.dtype, device=w.device).sqrt()
     return ops.integral((w - w0.view(1, -1, *(1,) * grid.ndim)).square(), grid)
 
 
 def total_variation(h: Tensor, grid: Grid) -> Tensor:
-    """Integral of sum_i |grad h_i|, rounded at 0 by 1e-3 per domain unit; (b,)."""
+    """Integral of sum_i |grad h_i|, model (26), rounded at 0 by 1e-3 per domain unit; (b,)."""
     squares = [g.square() for g in ops.jacobian(h, grid)]
     return ops.integral((sum(squares[1:], squares[0]) + 1e-6).sqrt() - 1e-3, grid)
 
@@ -70,7 +70,7 @@ class WeightPenalty:
             raise ConfigError(f"penalty: factors must be >= 0, power and decay > 0; got {self}")
 
     def schedule(self, step: int) -> float:
-        """l_T: near 1 at first, so that weights stay at their start, then 0."""
+        """l_T, model (23): near 1 at first, so that weights stay at their start, then 0."""
         return self.decay / (self.decay + math.exp(min(step / self.decay, 700.0)))
 
     def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor:

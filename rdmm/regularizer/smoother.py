@@ -17,7 +17,7 @@ Unit = Literal["domain", "mm"]
 
 @dataclass(frozen=True)
 class MultiGaussian:
-    """K = sum_i w_i^2 K_{sigma_i}, and its region-specific form K(w) m = sum_i w_i K_{sigma_i} * (w_i m) (MODEL.md section 2).
+    """K = sum_i w_i^2 K_{sigma_i}, and its region-specific form K(w) m = sum_i w_i K_{sigma_i} * (w_i m): model (8), model (7).
 
     Args:
         sigmas: increasing standard deviations.
@@ -62,18 +62,18 @@ class MultiGaussian:
         return spectral_filter(x, grid, sigmas, weights, boundary, gain, delta)
 
     def __call__(self, m: Tensor, grid: Grid) -> Tensor:
-        """Velocity v = K * m of constant weights, one filter for all Gaussians; m, v (b, d, *s)."""
+        """Velocity v = K * m, model (8), of constant weights, one filter for all Gaussians; m, v (b, d, *s)."""
         return self._filter(m, grid, self.boundary)
 
     def parts(self, m: Tensor, w: Tensor, grid: Grid) -> Tensor:
-        """nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s); m (b, d, *s), weights w (b, n, *s)."""
+        """nu_i = K_{sigma_i} * (w_i m), model (7), (b, n, d, *s); m (b, d, *s), weights w (b, n, *s)."""
         return filter_bank(w.unsqueeze(2) * m.unsqueeze(1), grid, self.scales(grid), self.boundary)
 
     def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = 1e-3) -> Tensor:
         """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol; ``inverse``: back, on the band that K passes.
 
         Where K passes (symbol over delta) this is K^{-1/2}, so that <m, K m> = |z|^2 and steps in z are steps in the
-        metric (MODEL.md section 7). What K extinguishes is left out of m: it would not move anything, but it would make the
+        metric, model (27). What K extinguishes is left out of m: it would not move anything, but it would make the
         transport of m noisy.
         """
         return self._filter(z, grid, "reflect", "inverse root" if inverse else "root", delta)

@@ -1,4 +1,4 @@
-"""Pre-weights h of the region-specific regularizer: h_i >= 0 and sum_i h_i^2 = 1 at every point (MODEL.md section 2)."""
+"""Pre-weights h of the region-specific regularizer: h_i >= 0 and sum_i h_i^2 = 1 at every point, model (5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rdmm.types import ConfigError, Tensor
 
 
 def normalize(p: Tensor) -> Tensor:
-    """h_i = p_i^2 / |p^2| for any p (b, n, *s): on the sphere's non-negative part, smooth, and exactly 0 where p_i is 0."""
+    """h_i = p_i^2 / |p^2|, model (5), for any p (b, n, *s): on the sphere's non-negative part, smooth, and exactly 0 where p_i is 0."""
     squares = p * p
     return squares / squares.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
@@ -46,11 +46,11 @@ def by_region(labels: Tensor, weights: Mapping[int, Sequence[float]], default: S
 
 
 def smoothed(h: Tensor, sigma: float, grid: Grid) -> Tensor:
-    """Weights w_i = G_sigma * h_i; constants stay constant up to the boundary."""
+    """Weights w_i = G_sigma * h_i, model (6); constants stay constant up to the boundary."""
     return gaussian(h, sigma, grid)
 
 
 def local_sigma(w: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """sigma(x) = sqrt(sum_i w_i^2 sigma_i^2), (b, 1, *s), in the unit of ``sigmas``."""
+    """sigma(x) = sqrt(sum_i w_i^2 sigma_i^2), model (9): (b, 1, *s), in the unit of ``sigmas``."""
     s2 = torch.as_tensor(sigmas, dtype=w.dtype, device=w.device).square().view(1, -1, *(1,) * (w.ndim - 2))
     return (w.square() * s2).sum(1, keepdim=True).sqrt()

@@ -1,4 +1,4 @@
-"""Divergences of measures by distances to the nearest atom: soft minimum and Hausdorff."""
+"""Divergences of measures by distances to the nearest atom: soft minimum and Hausdorff, model (41)."""
 
 from __future__ import annotations
 

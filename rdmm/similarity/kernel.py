@@ -1,4 +1,4 @@
-"""Kernel distances of measures."""
+"""Kernel distances of measures, model (40)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local normalised cross-correlation over box windows, one or several (mk-LNCC; Shen et al., CVPR 2019).
+"""Local normalised cross-correlation over box windows, one or several (mk-LNCC; Shen et al., CVPR 2019); model (32).
 
 At each voxel, with means, variances and covariance over the window (weighted by the mask),
 
@@ -7,7 +7,7 @@ At each voxel, with means, variances and covariance over the window (weighted by
 VAR being the variance over the whole image. So it is invariant to affine changes of either intensity, 1 where both are
 flat, about 0 where only one is, and its gradient is finite. The value is 1 - mean cc^2.
 
-Box sums are running sums, so a window of any size costs the same. On CPU one fused pass (``fused.py``, numba) makes the
+Box sums are running sums, so a window of any size costs the same. On CPU one fused pass (rdmm/kernels/lncc.py, numba) makes the
 value and the analytic gradient; elsewhere, and as its test, the same formula in torch.
 """
 

@@ -1,4 +1,4 @@
-"""Global correlation."""
+"""Global correlation, model (31)."""
 
 from __future__ import annotations
 

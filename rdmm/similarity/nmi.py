@@ -1,4 +1,4 @@
-"""Normalised mutual information (Studholme, Hill, Hawkes, Pattern Recognition 32, 1999)."""
+"""Normalised mutual information (Studholme, Hill, Hawkes, Pattern Recognition 32, 1999); model (33)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The debiased Sinkhorn divergence of two images, as densities on one grid (Feydy et al., AISTATS 2019)."""
+"""The debiased Sinkhorn divergence of two images, as densities on one grid (model (37))."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDING = 1e-3
 class GridSinkhorn:
     """S(a, b) = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, mean over channels; (b,), in squared domain units.
 
-    W is entropic transport at the cost |x - y|^2 / 2 (half of the one of Feydy et al., MICCAI 2017): the divergence of a and
+    W is entropic transport at the cost |x - y|^2 / 2 (half of the one of the 2017 paper, model (34)): the divergence of a and
     its translation by v is |v|^2 / 2. It sees structures that do not overlap. Gradients are the dual potentials (envelope
     theorem): nothing is unrolled, and memory is that of a few volumes.
 

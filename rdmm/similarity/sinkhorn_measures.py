@@ -21,12 +21,13 @@ Cost = Literal["points", "sum", "product"]
 @final
 @dataclass(frozen=True)
 class SinkhornDivergence(MeasureDivergence):
-    """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, as GridSinkhorn for images.
+    """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, model (37), as GridSinkhorn for images.
 
-    The cost is (Feydy et al., MICCAI 2017, with a half before it)
+    The cost is one of these, half of the paper's:
         ``points``    C = |x - y|^2 / 2
-        ``sum``       C = (|x - y|^2 + alpha d(u, v)^2) / 2, d the distance of u and v or, for k = 2, of u u^T and v v^T (10)
-        ``product``   C = |x - y|^2 / 2 (1 + alpha (1 - <u, v>^k))                                                       (11)
+        ``sum``       C = (|x - y|^2 + alpha d(u, v)^2) / 2, Feydy 2017 (10), model (38); d is the distance of u and v or, for
+                      k = 2, of u u^T and v v^T
+        ``product``   C = |x - y|^2 / 2 (1 + alpha (1 - <u, v>^k)), Feydy 2017 (11), model (39)
 
     Args:
         blur, reach: sqrt(eps) and sqrt(rho), or None: balanced, where each measure counts as a mass of 1.

@@ -1,4 +1,4 @@
-"""Mean squared difference."""
+"""Mean squared difference, model (30)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gaussian smoothers in the spectral domain: K_sigma has the Fourier symbol exp(-2 pi^2 sigma^2 |k|^2).
+"""Gaussian smoothers in the spectral domain: K_sigma has the Fourier symbol exp(-2 pi^2 sigma^2 |k|^2), model (3).
 
 The symbol depends on |k|^2 alone, so K is diagonal in products of *real* one-dimensional waves. Along each axis the
 waves are the columns of a small matrix B (n, M), and K m = B diag(symbol) B^T m costs 2d matrix products. Waves that the

@@ -30,7 +30,7 @@ class Grid:
         affine: (d+1, d+1) matrix from voxel indices to world millimetres (RAS+).
 
     **Domain units** are millimetres along the voxel axes divided by the longest edge, measured from voxel 0: the longest
-    edge is 1, and an isotropic Gaussian in domain units is isotropic in millimetres (MODEL.md section 1). Grids of the
+    edge is 1, and an isotropic Gaussian in domain units is isotropic in millimetres, model (1). Grids of the
     same *frame* (origin, axes and edges) share their domain units, whatever their number of voxels.
     """
 

@@ -103,12 +103,12 @@ class _Linear(torch.autograd.Function):
 
 
 def partial(f: Tensor, axis: int, grid: Grid) -> Tensor:
-    """d f / d x_axis by central differences (one-sided at the edges); ``f`` is (..., *s)."""
+    """d f / d x_axis by central differences (one-sided at the edges), model (4); ``f`` is (..., *s)."""
     return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central, _central_transpose)
 
 
 def partial_transpose(f: Tensor, axis: int, grid: Grid) -> Tensor:
-    """The transpose of ``partial``: -d f / d x_axis inside the grid, for an f that is 0 beyond the walls."""
+    """The transpose of ``partial``, model (4): -d f / d x_axis inside the grid, for an f that is 0 beyond the walls."""
     return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central_transpose, _central)
 
 
@@ -178,7 +178,7 @@ def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None =
 
 
 def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
-    """(b,) mean over cells and their corners of (floor - det)_+^2, det the corner determinants of phi = id + u.
+    """(b,) mean over cells and their corners of (floor - det)_+^2, model (20), det the corner determinants of phi = id + u.
 
     The determinant by central differences at a voxel is the mean of those at the corners that meet there: where none of them
     is negative, neither counts a fold.
@@ -243,5 +243,5 @@ def integral(f: Tensor, grid: Grid) -> Tensor:
 
 
 def inner(a: Tensor, b: Tensor, grid: Grid) -> Tensor:
-    """(b,) inner product <a, b> = integral of a . b."""
+    """(b,) inner product <a, b> = integral of a . b, model (2)."""
     return integral(a * b, grid)

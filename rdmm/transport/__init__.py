@@ -1,1 +1,1 @@
-"""Entropic optimal transport, balanced and unbalanced (MODEL.md section 6)."""
+"""Entropic optimal transport, balanced and unbalanced (model (34) to (37))."""

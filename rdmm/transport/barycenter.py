@@ -1,5 +1,6 @@
-"""Wasserstein barycenters of densities on a grid, debiased: of densities that are alike, it is that density, not a blurred one
-(Janati, Cuturi, Gramfort, ICML 2020, algorithm 1, in logarithms and coarse to fine). And what a plan carries from one density to another.
+"""Debiased Wasserstein barycenters of densities on a grid, model (42), in logarithms and coarse to fine; transfer along a plan, model (43).
+
+Debiased: the barycenter of equal densities is that density, not a blurred one (Janati, Cuturi, Gramfort, ICML 2020, algorithm 1).
 
 With K the Gaussian of variance eps, scalings u_k, v_k of each density a_k and d of the barycenter b itself:
 

@@ -2,7 +2,7 @@
 
     W(a, b) = min_pi <C, pi> + eps KL(pi | a x b) + rho KL(pi 1 | a) + rho KL(pi^T 1 | b)
 
-has the dual potentials f, g of the pair, p of (a, a) and q of (b, b), here in units of eps,
+(model (34)) has the dual potentials f, g of the pair, p of (a, a) and q of (b, b), here in units of eps (model (35)),
 
     f = -lambda L(log b + g),    g = -lambda L(log a + f),    p = -lambda L(log a + p),    lambda = rho / (rho + eps),
 
@@ -80,7 +80,7 @@ def self_potential(a: Tensor, step: Step, damping: float, tolerance: float, iter
 def alternate(
     a: Tensor, f: Tensor, g: Tensor, to_f: Step, to_g: Step, damping: float, tolerance: float, iterations: int
 ) -> tuple[Tensor, Tensor, float, int]:
-    """Sinkhorn's iteration f = to_f(g), g = to_g(f), extrapolated from two iterates (Anderson, J. ACM 12, 1965).
+    """Sinkhorn's iteration f = to_f(g), g = to_g(f), extrapolated from two iterates (Anderson, J. ACM 12, 1965); model (35).
 
     f and g are written over: a large volume is not copied where it need not be.
 
@@ -121,7 +121,7 @@ def divergence(a: Tensor, b: Tensor, found: Potentials, blur: float, reach: floa
     """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, (k,), and its gradients by a and by b.
 
     Balanced, S = <a, f - p> + <b, g - q> and dS/da = f - p. Unbalanced, with E(f, p) = e^(-p / rho) - e^(-f / rho),
-    S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p) (MODEL.md section 6).
+    S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p): model (37).
     """
     eps, slopes, share = blur**2, [], 1.0
     for f, p in ((found.f, found.p), (found.g, found.q)):

@@ -1,4 +1,4 @@
-"""The soft minimum of transport on grids: a log-sum-exp against a Gaussian, one axis after the other (MODEL.md section 6).
+"""The soft minimum of transport on grids: a log-sum-exp against a Gaussian, one axis after the other, model (36).
 
     L(g)(x) = log sum_y exp(g(y) - |x - y|^2 / (2 eps)) = sum over one axis after the other, for the Gaussian is separable.
 
