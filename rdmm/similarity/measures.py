@@ -25,7 +25,7 @@ class MeasureDivergence(ABC):
         """Raises InputError where the measures do not have one dimension, or lack the directions that are asked for."""
         for x in (moved, target):
             if not isinstance(x, Measure):
-                raise InputError(f"this similarity compares measures (points, curves, surfaces), not {type(x).__name__}; see rdmm.measure")
+                raise InputError(f"this similarity compares measures (points, curves, surfaces), not {type(x).__name__}; see rdmm.Measure")
         if moved.ndim != target.ndim:
             raise InputError(f"a similarity compares measures of one dimension, not {moved.ndim} and {target.ndim}")
         a, b = moved.atoms(), target.atoms()
