@@ -10,12 +10,12 @@ from torch import nn
 
 from networks.seen import level_of
 from networks.unet import Backbone, CoarseUNet, full
-from rdmm.optim.lbfgs import History
 from rdmm.similarity import NCC
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine, Identity
+from rdmm.stages.affine_search import affine_result
 from rdmm.stages.base import Result
 from rdmm.types import ConfigError, Tensor
 
@@ -126,6 +126,4 @@ class AffineNet(nn.Module):
             matrix = self.matrices(pair)[-1].double()
             transform = Affine(matrix[0] if len(matrix) == 1 else matrix)
             f = float(NCC()(pair.moved_by(transform), pair.fixed).mean())
-        energy = {"total": f, "similarity": f, "velocity": 0.0, "weights": 0.0}
-        history: History = []
-        return Result(transform, transform.inverse(), energy, None, history, {"affine": time.perf_counter() - begin})
+        return affine_result(transform, f, [], begin)

@@ -115,7 +115,7 @@ def test_warnings_are_told_beside_the_table(tmp_path):
             return {"a": lambda: Inputs(Pair(both, both), warnings=("odd",))}
 
     rows = list(studied(Study({"one": Symmetric()}, {"affine": ["optimizer=none"]}, {}), [], "cpu", 0, tmp_path))
-    assert rows[0]["status"] == "done" and rows[0]["warnings"].startswith("odd; affine: turned by another 180 degrees")
+    assert rows[0]["status"] == "done" and rows[0]["warnings"].startswith("odd; affine: rotated by another 180 degrees")
     assert "- one a, affine: warning: odd; affine" in tables.markdown(rows)
     tables.write(rows, tmp_path)
     assert "odd; affine" in (tmp_path / "table.csv").read_text()

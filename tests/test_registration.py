@@ -132,8 +132,8 @@ def test_affine_tells_of_turns(d):
     with collect_warnings() as ambiguous:
         AffineOpt()(Pair(symmetric, symmetric))
     assert quiet == []
-    assert len(told) == 1 and "was turned by 180 degrees against the files' geometry" in told[0] and "--init header" in told[0]
-    assert len(ambiguous) == 1 and "turned by another 180 degrees the images agree about as well" in ambiguous[0]
+    assert len(told) == 1 and "was rotated by 180 degrees against the files' geometry" in told[0] and "--init header" in told[0]
+    assert len(ambiguous) == 1 and "rotated by another 180 degrees the images agree about as well" in ambiguous[0]
 
 
 def test_affine_models_are_what_they_say():

@@ -1,4 +1,4 @@
-"""Affine maps by their parameters, and where a search for them starts."""
+"""Affine maps as functions of their parameters, and the starts of the search for them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Model = Literal["translation", "rigid", "similarity", "affine"]
 
 def parameter_count(model: Model, d: int) -> int:
     """Length of the parameter vector of a model in d dimensions."""
-    turns = d * (d - 1) // 2
-    counts = {"translation": d, "rigid": d + turns, "similarity": d + turns + 1, "affine": d + d * d}
+    rotations = d * (d - 1) // 2
+    counts = {"translation": d, "rigid": d + rotations, "similarity": d + rotations + 1, "affine": d + d * d}
     if model not in counts:
         raise ConfigError(f"affine model must be one of {', '.join(get_args(Model))}, not {model!r}")
     return counts[model]
@@ -41,10 +41,10 @@ def skew(r: Tensor, d: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """y = centre_m + R0 (x - centre_f), world millimetres: what the parameters are relative to."""
+    """The map that all parameters 0 stand for: y = target_centre + R0 (x - domain_centre), in world millimetres (shapes: domain units)."""
 
-    fixed_centre: np.ndarray
-    moving_centre: np.ndarray
+    domain_centre: np.ndarray
+    target_centre: np.ndarray
     rotation: np.ndarray
     name: str = "header"
 
@@ -52,17 +52,17 @@ class Start:
 def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
     """Homogeneous matrix (d+1, d+1) between world millimetres for parameters p:
 
-        y = centre_m + length * t + exp(skew(r)) exp(S) R0 (x - centre_f),
+        y = target_centre + length * t + exp(skew(r)) exp(S) R0 (x - domain_centre),
 
     translation t in domain units of ``length`` millimetres, rotation r in radians, S symmetric: one log-scale
-    (similarity) or a full symmetric matrix (affine). All of order 1, so that one step length suits them all.
+    (similarity) or a full symmetric matrix (affine). All are of order 1, so that one step length suits them all.
     """
-    d = start.fixed_centre.size
-    turns = d * (d - 1) // 2
+    d = start.domain_centre.size
+    rotations = d * (d - 1) // 2
     linear = torch.eye(d).to(p)
-    rest = p[d + turns :]
+    rest = p[d + rotations :]
     if p.numel() > d:
-        linear = torch.linalg.matrix_exp(skew(p[d : d + turns], d))
+        linear = torch.linalg.matrix_exp(skew(p[d : d + rotations], d))
     if rest.numel() == 1:
         linear = linear * torch.exp(rest)
     elif rest.numel():
@@ -73,15 +73,15 @@ def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
             stretch = stretch + value * unit
         linear = linear @ torch.linalg.matrix_exp(stretch)
     linear = linear @ torch.as_tensor(start.rotation).to(p)
-    fixed, moving = (torch.as_tensor(c).to(p) for c in (start.fixed_centre, start.moving_centre))
-    shift = moving + length * p[:d] - linear @ fixed
+    domain, target = (torch.as_tensor(c).to(p) for c in (start.domain_centre, start.target_centre))
+    shift = target + length * p[:d] - linear @ domain
     last = p.new_zeros(1, d + 1)
     last[0, d] = 1.0
     return torch.cat([torch.cat([linear, shift[:, None]], 1), last])
 
 
-def turned_by(matrix: Tensor) -> float:
-    """Degrees by which the rotation nearest to a homogeneous matrix turns."""
+def rotation_degrees(matrix: Tensor) -> float:
+    """Angle, in degrees, of the rotation nearest to a homogeneous matrix (d+1, d+1)."""
     linear = matrix[:-1, :-1].detach().double().cpu()
     left, _, right = torch.linalg.svd(linear)
     return math.degrees(math.acos(max(-1.0, min(1.0, (float((left @ right).trace()) - (len(linear) - 2)) / 2))))
@@ -93,63 +93,69 @@ def in_frame(matrix: Tensor, grid: Grid) -> Affine:
     return Affine(torch.linalg.inv(frame) @ matrix @ frame)
 
 
-def widened(p: Tensor, model: Model, d: int) -> Tensor:
-    """The same map with the parameters of a larger model."""
-    count, turns = parameter_count(model, d), d * (d - 1) // 2
+def expand_parameters(p: Tensor, model: Model, d: int) -> Tensor:
+    """Parameters of the same map in a larger model."""
+    count, rotations = parameter_count(model, d), d * (d - 1) // 2
     out = p.new_zeros(count)
-    out[: min(p.numel(), d + turns)] = p[: d + turns]
-    rest = p[d + turns :]
+    out[: min(p.numel(), d + rotations)] = p[: d + rotations]
+    rest = p[d + rotations :]
     if rest.numel() == 1 and model == "affine":
         for k, (i, j) in enumerate(itertools.combinations_with_replacement(range(d), 2)):
-            out[d + turns + k] = rest[0] if i == j else 0.0
+            out[d + rotations + k] = rest[0] if i == j else 0.0
     elif rest.numel():
-        out[d + turns :] = rest
+        out[d + rotations :] = rest
     return out
 
 
 CentreAndCovariance = tuple[np.ndarray, np.ndarray]
 
 
-def moments_of(image: Image) -> CentreAndCovariance:
+def image_centre_and_covariance(image: Image) -> CentreAndCovariance:
     """Centre of mass (d,) and covariance (d, d) in world millimetres; mass is intensity above the minimum, in the mask."""
     x = image.grid.to_world(image.grid.identity(image.data.double()))[0].flatten(1)
     mass = image.data[:1].double().mean(1)
     mass = (mass - mass.min()).flatten()
     if image.mask is not None:
         mass = mass * image.mask[0, 0].flatten()
-    return _centre_and_covariance(x, mass / ops.total(mass, 0).clamp_min(1e-12))
+    return _weighted_centre_and_covariance(x, mass / ops.total(mass, 0).clamp_min(1e-12))
 
 
-def moments_of_points(measure: Measure) -> CentreAndCovariance:
+def shape_centre_and_covariance(measure: Measure) -> CentreAndCovariance:
     """Centre of mass (d,) and covariance (d, d) of a measure's first item, in the unit of its points."""
     atoms = measure.atoms()
     assert atoms.weights is not None
     x, mass = atoms.points[0].detach().double(), atoms.weights[0].detach().double()
-    return _centre_and_covariance(x, mass / ops.total(mass, 0))
+    return _weighted_centre_and_covariance(x, mass / ops.total(mass, 0))
 
 
-def _centre_and_covariance(x: Tensor, mass: Tensor) -> CentreAndCovariance:
-    """Of points x (d, n) with masses (n,) that sum to 1."""
+def _weighted_centre_and_covariance(x: Tensor, mass: Tensor) -> CentreAndCovariance:
+    """Those of points x (d, n) with masses (n,) that sum to 1."""
     centre = ops.total(x * mass)
     offset = x - centre[:, None]
     covariance = torch.stack([ops.total(offset * (mass * along)) for along in offset])
     return centre.cpu().numpy(), covariance.cpu().numpy()
 
 
-def starts(fixed: CentreAndCovariance, moving: CentreAndCovariance, middle: np.ndarray, kind: str) -> list[Start]:
-    """Where to begin: ``header`` (the files' own geometry, turned about ``middle``), ``com`` (centres of mass), ``axes`` (principal
-    axes, in every proper orientation), or ``auto``: all of them."""
+def starts(domain: CentreAndCovariance, target: CentreAndCovariance, middle: np.ndarray, kind: str) -> list[Start]:
+    """Starts of the search.
+
+    Args:
+        domain, target: of the shape that the map takes points from, and of the one that it takes them to.
+        middle: centre of the rotations for ``header``.
+        kind: ``header`` (the files' own geometry), ``com`` (centres of mass), ``axes`` (principal axes, in every orientation without
+            a reflection), or ``auto``: all of them.
+    """
     d = len(middle)
-    (cf, sf), (cm, sm) = fixed, moving
+    (domain_centre, domain_covariance), (target_centre, target_covariance) = domain, target
     out = []
     if kind in ("header", "auto"):
         out.append(Start(middle, middle, np.eye(d), "header"))
     if kind in ("com", "auto"):
-        out.append(Start(cf, cm, np.eye(d), "com"))
+        out.append(Start(domain_centre, target_centre, np.eye(d), "com"))
     if kind in ("axes", "auto"):
-        axes_f, axes_m = np.linalg.eigh(sf)[1], np.linalg.eigh(sm)[1]
+        domain_axes, target_axes = np.linalg.eigh(domain_covariance)[1], np.linalg.eigh(target_covariance)[1]
         for signs in itertools.product((1, -1), repeat=d):
-            rotation = axes_m @ np.diag(signs) @ axes_f.T
+            rotation = target_axes @ np.diag(signs) @ domain_axes.T
             if np.linalg.det(rotation) > 0:
-                out.append(Start(cf, cm, rotation, "axes"))
+                out.append(Start(domain_centre, target_centre, rotation, "axes"))
     return out

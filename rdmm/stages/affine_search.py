@@ -1,0 +1,160 @@
+"""The affine search that images and shapes share: parameters and a start in, the best candidate out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+
+from rdmm.optim.lbfgs import History, minimize
+from rdmm.optim.problem import Similarity
+from rdmm.spatial import ops
+from rdmm.spatial.image import Image
+from rdmm.spatial.measure import Measure
+from rdmm.spatial.pair import Pair
+from rdmm.spatial.transform import Affine
+from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, parameter_count, world_matrix
+from rdmm.stages.base import Result
+from rdmm.types import ConfigError, DivergenceError, Tensor
+
+Init = Literal["auto", "header", "com", "axes"]
+
+MIN_OVERLAP = 0.2
+"""Smallest fraction of the fixed image's voxels that the moving image must cover: with less, the similarity says little. Not measured."""
+
+FIRST_STEP = 0.02
+"""Largest change of a parameter in the first trial step, in domain units, radians or log-scales. Not measured."""
+
+MIN_GRADIENT = 1e-12
+"""Smaller gradients are not scaled up to FIRST_STEP."""
+
+
+class Objective(Protocol):
+    """The similarity (a scalar) as a function of the affine map, a homogeneous matrix (d+1, d+1)."""
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def length(self) -> float:
+        """What a translation parameter of 1 means, in the unit of the matrix."""
+        ...
+
+    def __call__(self, matrix: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageObjective:
+    """Images: the matrix maps world millimetres, fixed -> moving."""
+
+    similarity: Similarity
+    pair: Pair[Image]
+
+    @property
+    def ndim(self) -> int:
+        return self.pair.fixed.grid.ndim
+
+    @property
+    def length(self) -> float:
+        return self.pair.fixed.grid.length
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        moved = self.pair.moved_by(in_frame(matrix, self.pair.fixed.grid))
+        if moved.mask is not None and float(ops.total(moved.mask, 0)) < MIN_OVERLAP * moved.mask.numel():
+            raise DivergenceError("the images hardly overlap")
+        return self.similarity(moved, self.pair.fixed).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class ShapeObjective:
+    """Shapes: the matrix maps domain units, moving -> fixed."""
+
+    similarity: Similarity
+    fixed: Measure
+    moving: Measure
+    length: float = 1.0
+
+    @property
+    def ndim(self) -> int:
+        return self.fixed.ndim
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        return self.similarity(self.moving.moved_by(Affine(matrix)), self.fixed).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An affine map that the search found, and its similarity (smaller is better)."""
+
+    model: Model
+    start: Start
+    parameters: Tensor
+    length: float
+    similarity: float
+
+    def matrix(self) -> Tensor:
+        """(d+1, d+1) homogeneous matrix."""
+        return world_matrix(self.parameters, self.start, self.length)
+
+
+def check_search(models: Sequence[Model], init: str, enough: bool, needs: str) -> None:
+    """Raise ConfigError for an unknown ``init`` or model, for no model, or, with the text ``needs``, if not ``enough``."""
+    if init not in get_args(Init):
+        raise ConfigError(f"affine.init must be one of {', '.join(get_args(Init))}, not {init!r}")
+    if not models or not enough:
+        raise ConfigError(f"affine: at least one model, {needs} needed")
+    for model in models:
+        parameter_count(model, 3)
+
+
+def fit(objective: Objective, start: Start, p: Tensor, model: Model, iterations: int, tolerance: float) -> Candidate:
+    """Fit a model by L-BFGS, beginning with the parameters p of the same or of a smaller model.
+
+    Raises:
+        DivergenceError: the similarity is not finite, or the images hardly overlap, at p itself.
+    """
+
+    def value_and_gradient(p: Tensor) -> tuple[float, Tensor]:
+        p = p.detach().requires_grad_()
+        f = objective(world_matrix(p, start, objective.length))
+        (gradient,) = torch.autograd.grad(f, p)
+        return float(f.detach()), gradient
+
+    def first_step(direction: Tensor) -> float:
+        return FIRST_STEP / float(direction.abs().max().clamp_min(MIN_GRADIENT))
+
+    p = expand_parameters(p, model, objective.ndim).double()
+    p, f = minimize(value_and_gradient, p, iterations=iterations, first_step=first_step, tolerance=tolerance)
+    return Candidate(model, start, p, objective.length, f)
+
+
+def fit_models(
+    objective: Objective, start: Start, p: Tensor, models: Sequence[Model], iterations: int, tolerance: float
+) -> Iterator[Candidate]:
+    """Fit model after model, each from the parameters of the last one; models with fewer parameters than p are left out."""
+    for model in models:
+        if parameter_count(model, objective.ndim) < p.numel():
+            continue
+        candidate = fit(objective, start, p, model, iterations, tolerance)
+        p = candidate.parameters
+        yield candidate
+
+
+def history_row(candidate: Candidate, level: int = 0) -> dict[str, float]:
+    """One row of a stage's history."""
+    f = candidate.similarity
+    return {"level": float(level), "parameters": float(candidate.parameters.numel()), "total": f, "similarity": f}
+
+
+def affine_energy(similarity: float) -> dict[str, float]:
+    """The terms of the objective for an affine map, which has neither velocity nor weights."""
+    return {"total": similarity, "similarity": similarity, "velocity": 0.0, "weights": 0.0}
+
+
+def affine_result(transform: Affine, similarity: float, history: History, begin: float) -> Result:
+    """The result of an affine stage that began at ``begin`` (time.perf_counter)."""
+    seconds = {"affine": time.perf_counter() - begin}
+    return Result(transform, transform.inverse(), affine_energy(similarity), None, history, seconds)
