@@ -9,8 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from rdmm import Measure, register_shapes
-from rdmm.registration.shapes import by_method
+from rdmm import Measure, ShapeRegistration, register_shapes
 
 SETTINGS = ["affine=none", "smoother.sigmas=[0.03,0.15]", "smoother.weights=[.25,.75]", "initializer.count=400"]
 
@@ -34,7 +33,7 @@ def main() -> None:
         "kernel distance": register_shapes(fixed=fixed, moving=moving, overrides=[*SETTINGS, *kernel]),
         "transport": register_shapes(fixed=fixed, moving=moving, overrides=[*SETTINGS, "similarity.blur=.01", "similarity_weight=1000"]),
     }
-    figure = by_method(done)
+    figure = ShapeRegistration.figure_by_method(done)
     figure.savefig(Path(__file__).with_name("transport.png"), dpi=70, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 

@@ -33,7 +33,6 @@ from rdmm.registration import shapes
 from rdmm.registration.images import Registration, run
 from rdmm.registration.record import message
 from rdmm.registration.shapes import ShapeRegistration
-from rdmm.report import figures as pictures
 from rdmm.report.html import render_study
 from rdmm.runtime.resources import peak_memory
 from rdmm.spatial.transform import Identity, Transform, composed, framed
@@ -146,9 +145,7 @@ def rows(study: Study, base: list[str], device: str, seed: int, out: Path) -> It
                     submit(registration, out / "submission" / method / f"disp_{case}.{study.submission}")
                 log.info("%s %s: %s", case, method, tables.brief(row))
                 if registration is not None:
-                    row[tables.THUMBNAIL] = (
-                        pictures.thumbnail(registration) if isinstance(registration, Registration) else registration.thumbnail()
-                    )
+                    row[tables.THUMBNAIL] = registration.thumbnail()
                 yield {"data": name, "case": case, "method": method, **row}
             if done:
                 figures.case(done, out / f"{case}.png")

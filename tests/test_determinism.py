@@ -77,7 +77,7 @@ def test_one_and_two_threads(threads, similarity, dynamics, shape):
     def run():
         config = [f"similarity={similarity}", f"dynamics={dynamics}", "optimizer.iterations=[2,2,2]"]
         result = rdmm.register(fixed=pair.fixed, moving=pair.moving, overrides=config)
-        return result._maps[0], result.result.ic.momentum
+        return result.deformation, result.result.ic.momentum
 
     a, b = both(threads, run)
     assert float(a[0].abs().max()) > 1e-3

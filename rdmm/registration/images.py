@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from rdmm.spatial.transform import Affine, Dense, Framed, Identity, Placed, Tran
 from rdmm.stages.base import Result, Stage
 from rdmm.stages.deform import deforms
 from rdmm.types import ResourceError, Tensor
+
+if TYPE_CHECKING:
+    from rdmm.report.figures import ImageResult
 
 log = logging.getLogger(__name__)
 
@@ -91,19 +94,29 @@ class Registration:
         return self.inputs.pair
 
     @cached_property
-    def _maps(self) -> tuple[Tensor, Tensor, Affine | None]:
-        """Displacements of the deformation and of its inverse on the fixed grid, and the affine that comes after."""
-        grid, like = self.pair.fixed.grid, self.pair.fixed.data
-        deformation, affine = split(composed(self.result.transform, self.pair.initial))
-        u = displacement(deformation, grid, like)
-        initial = self.pair.initial
-        if isinstance(initial, Identity | Affine):
-            back = self.result.inverse if isinstance(initial, Identity) else composed(initial.inverse(), self.result.inverse)
-            inverse = displacement(back if affine is None else composed(affine, back), grid, like)
-        else:
-            inverse, residual = invert(u, grid)
+    def _deformation_and_affine(self) -> tuple[Transform, Affine | None]:
+        return split(composed(self.result.transform, self.pair.initial))
+
+    @property
+    def affine(self) -> Affine | None:
+        """The affine map that points go through after the deformation, in domain units of the fixed grid; None where there is none."""
+        return self._deformation_and_affine[1]
+
+    @cached_property
+    def deformation(self) -> Tensor:
+        """Displacement (1, d, *s) of the deformation, fixed -> moving, on the fixed grid, in domain units; without ``affine``."""
+        return displacement(self._deformation_and_affine[0], self.pair.fixed.grid, self.pair.fixed.data)
+
+    @cached_property
+    def inverse_deformation(self) -> Tensor:
+        """Displacement (1, d, *s) of the inverse of ``deformation`` on the fixed grid, in domain units."""
+        grid, initial = self.pair.fixed.grid, self.pair.initial
+        if not isinstance(initial, Identity | Affine):
+            inverse, residual = invert(self.deformation, grid)
             log.info("the inverse of the initial warp was found by iteration, residual %.2g voxels", residual)
-        return u, inverse, affine
+            return inverse
+        back = self.result.inverse if isinstance(initial, Identity) else composed(initial.inverse(), self.result.inverse)
+        return displacement(back if self.affine is None else composed(self.affine, back), grid, self.pair.fixed.data)
 
     @property
     def transform(self) -> Transform:
@@ -111,9 +124,8 @@ class Registration:
 
     @property
     def inverse(self) -> Transform:
-        _, w, affine = self._maps
-        grid = self.pair.fixed.grid
-        return Placed(composed(Identity() if affine is None else affine.inverse(), Dense(w, grid)), grid)
+        grid, affine = self.pair.fixed.grid, self.affine
+        return Placed(composed(Identity() if affine is None else affine.inverse(), Dense(self.inverse_deformation, grid)), grid)
 
     @property
     def energy(self) -> dict[str, float]:
@@ -189,7 +201,7 @@ class Registration:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Regularity of the deformation, and Dice and TRE (mm) before and after where labels and landmarks were given."""
-        grid, (u, _, _) = self.pair.fixed.grid, self._maps
+        grid, u = self.pair.fixed.grid, self.deformation
         out: dict[str, Any] = metrics.regularity(u, grid)
         if self.has_inverse:
             out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, grid)
@@ -229,7 +241,7 @@ class Registration:
     def save(self, out: str | os.PathLike[str], *, overwrite: bool = False, report: bool = True) -> list[Path]:
         """Write the files that README.md lists under the prefix or folder ``out``; the paths, run.json last."""
         outputs = Outputs.prepare(out, file_names(self.output), overwrite=overwrite)
-        grid, (u, inverse, affine) = self.pair.fixed.grid, self._maps
+        grid = self.pair.fixed.grid
         for name in set(file_names(self.output)) - set(RESULTS):  # of an earlier run with other settings
             outputs.path(name).unlink(missing_ok=True)
         written = []
@@ -239,16 +251,16 @@ class Registration:
             writer(outputs.path(name), *arguments, **keywords)
             written.append(outputs.path(name))
 
-        if affine is not None:
-            write("0GenericAffine.mat", io.write_affine, affine.in_world(grid))
-        write("1Warp.nii.gz", io.write_warp, u, grid, like=fixed_like)
-        write("1InverseWarp.nii.gz", io.write_warp, inverse, grid, like=fixed_like)
+        if self.affine is not None:
+            write("0GenericAffine.mat", io.write_affine, self.affine.in_world(grid))
+        write("1Warp.nii.gz", io.write_warp, self.deformation, grid, like=fixed_like)
+        write("1InverseWarp.nii.gz", io.write_warp, self.inverse_deformation, grid, like=fixed_like)
         write("Warped.nii.gz", io.write_image, self.warped.data, grid, like=fixed_like)
         write("InverseWarped.nii.gz", io.write_image, self.inverse_warped().data, self.pair.moving.grid, like=moving_like)
         if self.warped_labels is not None:
             write("WarpedLabels.nii.gz", io.write_image, self.warped_labels.data, grid, integer=True, like=fixed_like)
         if self.output.composite:
-            whole, back = (displacement(Framed(t, grid), grid, u) for t in (self.transform, self.inverse))
+            whole, back = (displacement(Framed(t, grid), grid, self.deformation) for t in (self.transform, self.inverse))
             write("CompositeWarp.nii.gz", io.write_warp, whole, grid, like=fixed_like)
             write("InverseCompositeWarp.nii.gz", io.write_warp, back, grid, like=fixed_like)
         for name, sigma in zip(("Sigma0.nii.gz", "Sigma1.nii.gz"), self.sigmas() or (), strict=False):
@@ -258,13 +270,46 @@ class Registration:
             write("initial_conditions.safetensors", write_conditions, self.result.ic)
         summary = self.summary()
         if report:
-            from rdmm.report.animation import frames
-            from rdmm.report.figures import pictures, thumbnail
             from rdmm.report.html import render
 
-            summary["thumbnail"] = thumbnail(self)
-            write("report.html", io.write_atomically, render(summary, pictures(self), frames(self)).encode())
+            summary["thumbnail"] = self.thumbnail()
+            write("report.html", io.write_atomically, render(summary, self.figures(), self.frames()).encode())
         return [*written, write_run(outputs, summary, written)]
+
+    def _result(self) -> ImageResult:
+        from rdmm.report.figures import ImageResult
+
+        return ImageResult(self.warped, self.deformation, self.sigmas())
+
+    def figures(self) -> list[tuple[str, str]]:
+        """(heading, base64 PNG) of every figure of the report."""
+        from rdmm.report.figures import image_figures
+
+        before = self.pair.moved_by(Identity())
+        return image_figures(self.pair.fixed, before, self._result(), self.metrics, self.result.history)
+
+    def frames(self) -> list[dict[str, Any]]:
+        """The moving image and the grid on their way from t = 0 to t = 1: for the page's script. [] where there is no geodesic."""
+        from rdmm.report.animation import image_frames
+
+        if not self.moments:
+            return []
+        steps = ((moment.t, moment.displacement, transform) for moment, transform in self.on_the_way())
+        return image_frames(self.pair.fixed, self.pair.moving, steps, self.shot)
+
+    def thumbnail(self) -> str:
+        """Fixed, warped and their difference, a small base64 JPEG."""
+        from rdmm.report.figures import image_thumbnail
+
+        return image_thumbnail(self.pair.fixed, self.warped)
+
+    @staticmethod
+    def figure_by_method(done: Mapping[str, Registration]) -> Any:
+        """A matplotlib figure of one pair and its registrations by several methods (name -> registration)."""
+        from rdmm.report.figures import images_by_method
+
+        pair = next(iter(done.values())).pair
+        return images_by_method(pair.fixed, pair.moved_by(Identity()), {name: r._result() for name, r in done.items()})
 
     @property
     def output(self) -> Output:

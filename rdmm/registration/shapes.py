@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -24,9 +22,6 @@ from rdmm.io.files import Outputs
 from rdmm.kernels.available import set_threads
 from rdmm.registration.images import overrides_of, staged
 from rdmm.registration.record import described, write_conditions, write_run
-from rdmm.report.animation import dotted
-from rdmm.report.figures import figure_png, shrunk
-from rdmm.report.html import render
 from rdmm.runtime.interrupt import stop
 from rdmm.runtime.resources import chosen_device
 from rdmm.runtime.warnings import collect_warnings
@@ -37,8 +32,6 @@ from rdmm.spatial.transform import Affine, Identity, Transform, composed, displa
 from rdmm.stages.base import Chain, Result
 from rdmm.stages.deform import Deform
 from rdmm.types import Tensor
-
-matplotlib.use("Agg")
 
 RESULTS = ("Warped.vtk", "InverseWarped.vtk", "1Warp.nii.gz", "1InverseWarp.nii.gz", "run.json", "report.html")
 
@@ -124,35 +117,46 @@ class ShapeRegistration:
             cells = None if shape.cells is None else shape.cells.numpy()
             data = {"displacement": end - start} | ({} if shape.weights is None else {"weights": shape.weights[0].numpy()})
             write(name, io.write_mesh, end, cells, data)
-        first, flow, back = self._parts()
-        if first is not None:
-            write("0GenericAffine.mat", io.write_affine, first.inverse().in_world(frame))
+        if self.affine is not None:
+            write("0GenericAffine.mat", io.write_affine, self.affine.inverse().in_world(frame))
         like = torch.zeros(1)
-        write("1Warp.nii.gz", io.write_warp, displacement(back, frame, like), frame)
-        write("1InverseWarp.nii.gz", io.write_warp, displacement(flow, frame, like), frame)
+        write("1Warp.nii.gz", io.write_warp, displacement(self.inverse_flow, frame, like), frame)
+        write("1InverseWarp.nii.gz", io.write_warp, displacement(self.flow, frame, like), frame)
         if self.result.ic is not None:
             write("Flow.vtk", self._write_flow)
             write("initial_conditions.safetensors", write_conditions, self.result.ic)
         summary = self.summary()
         summary["thumbnail"] = self.thumbnail()
-        write(
-            "report.html",
-            io.write_atomically,
-            render(summary, [("Shapes before and after", self.picture)], self.frames(), points=True).encode(),
-        )
+        from rdmm.report.html import render
+
+        write("report.html", io.write_atomically, render(summary, self.figures(), self.frames(), points=True).encode())
         return [*written, write_run(outputs, summary, written)]
 
-    def _parts(self) -> tuple[Affine | None, Transform, Transform]:
-        """The affine map that the moving shape goes through first, the flow after it, and the flow's inverse."""
-        maps, first = flat(self.result.transform), None
+    @cached_property
+    def _affine_and_flow(self) -> tuple[Affine | None, Transform]:
+        maps, affine = flat(self.result.transform), None
         while maps and isinstance(maps[0], Affine):
-            first = maps[0] if first is None else Affine(maps[0].matrix @ first.matrix)
+            affine = maps[0] if affine is None else Affine(maps[0].matrix @ affine.matrix)
             maps = maps[1:]
         flow: Transform = Identity()
         for m in maps:
             flow = composed(flow, m)
-        back = self.result.inverse if first is None else composed(self.result.inverse, first)
-        return first, flow, back
+        return affine, flow
+
+    @property
+    def affine(self) -> Affine | None:
+        """The affine map that the moving shape goes through before ``flow``; None where there is none."""
+        return self._affine_and_flow[0]
+
+    @property
+    def flow(self) -> Transform:
+        """The deformation that the moving shape goes through, after ``affine``, in domain units of the frame."""
+        return self._affine_and_flow[1]
+
+    @property
+    def inverse_flow(self) -> Transform:
+        """The inverse of ``flow``: from the fixed shape to the moving one as ``affine`` has placed it."""
+        return self.result.inverse if self.affine is None else composed(self.result.inverse, self.affine)
 
     def _write_flow(self, path: Path) -> None:
         """The control points' paths, as lines."""
@@ -168,87 +172,40 @@ class ShapeRegistration:
     @cached_property
     def picture(self) -> str:
         """Both shapes before and after, in each plane, with the flow's grid: base64 PNG."""
-        return figure_png(by_method({"warped": self}))
+        from rdmm.report.figures import base64_png
 
-    def thumbnail(self) -> str:
-        """A small base64 JPEG of the shapes before and after, in the first plane."""
-        return shrunk(self.picture, len(_planes(self.shapes.frame.ndim)))
+        return base64_png(self.figure_by_method({"warped": self}))
+
+    def figures(self) -> list[tuple[str, str]]:
+        """(heading, base64 PNG) of every figure of the report."""
+        return [("Shapes before and after", self.picture)]
 
     def frames(self) -> list[dict[str, Any]]:
-        """The control points on their way over the fixed shape, in each plane: for the page's script (pictures.frames)."""
-        dynamics, ic, frame = _dynamics(self.settings["stages"]), self.result.ic, self.shapes.frame
+        """The control points on their way over the fixed shape: for the page's script. [] where there is no geodesic."""
+        from rdmm.report.shape_figures import shape_frames
+
+        dynamics, ic = _dynamics(self.settings["stages"]), self.result.ic
         if dynamics is None or ic is None:
             return []
         with torch.no_grad():
-            path = [frame.to_world(q)[0].numpy() for q, _ in dynamics.path(ic, TIMES)]
-        fixed = self.in_world(self.shapes.pair.fixed).T
-        low, high = (f([f(x, 1) for x in (fixed, *path)], 0) for f in (np.min, np.max))
-        unit = 100 / float((high - low).max())
+            path = dynamics.path(ic, TIMES)
+        steps = ((t, q) for t, (q, _) in zip(TIMES, path, strict=True))
+        return shape_frames(self.shapes.pair.fixed, steps, self.shapes.frame)
 
-        def place(x: np.ndarray, i: int, j: int) -> np.ndarray:
-            return np.stack([(x[i] - low[i]) * unit + 2, (high[j] - x[j]) * unit + 2], 1)
+    def thumbnail(self) -> str:
+        """A small base64 JPEG of the shapes before and after, in the first plane."""
+        from rdmm.report.shape_figures import shape_thumbnail
 
-        def plane(q: np.ndarray, i: int, j: int) -> dict[str, Any]:
-            size = [float((high - low)[k] * unit + 4) for k in (i, j)]
-            dots = "".join(f"M{x:.1f},{y:.1f}h.01" for x, y in place(q, i, j))
-            return {
-                "name": f"{'xyz'[i]}{'xyz'[j]} plane: fixed shape (grey), control points",
-                "width": size[0],
-                "height": size[1],
-                "picture": dotted(place(fixed, i, j), size),
-                "lines": dots,
-            }
+        return shape_thumbnail(self.picture, self.shapes.frame.ndim)
 
-        planes = _planes(frame.ndim)
-        return [{"t": t, "planes": [plane(q, i, j) for i, j in planes]} for t, q in zip(TIMES, path, strict=True)]
+    @staticmethod
+    def figure_by_method(done: Mapping[str, ShapeRegistration]) -> Any:
+        """A matplotlib figure of one pair and its registrations by several methods (name -> registration)."""
+        from rdmm.report.shape_figures import ShapeResult, shapes_by_method
 
-
-def _planes(d: int) -> list[tuple[int, int]]:
-    return [(0, 1)] if d == 2 else [(0, 1), (0, 2), (1, 2)]
-
-
-def by_method(done: Mapping[str, ShapeRegistration]) -> Any:
-    """A figure of a case: both shapes before, and the warped one by each method, with the flow's grid in 2D; one row a plane."""
-    first = next(iter(done.values()))
-    pair, d = first.shapes.pair, first.shapes.frame.ndim
-    shown = [("moving", pair.moving), *((name, r.warped) for name, r in done.items())]
-    planes = _planes(d)
-    columns = len(shown) if d == 3 else min(4, len(shown))
-    rows = len(planes) * -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 5 * rows), squeeze=False)
-    for panel in axes.flat[len(planes) * len(shown) :]:
-        panel.set_axis_off()
-    panels = iter(axes.flat)
-    for i, j in planes:
-        for name, shape in shown:
-            panel = next(panels)
-            _draw(panel, pair.fixed, first.in_world(pair.fixed), i, j, "black")
-            _draw(panel, shape, first.in_world(shape), i, j, "tab:red")
-            panel.set_title(f"{name} (red) and fixed (black), {'xyz'[i]}{'xyz'[j]} plane, mm", fontsize=9)
-            panel.set_aspect("equal")
-            if d == 2 and name in done:
-                _draw_grid(panel, done[name])
-    figure.tight_layout()
-    return figure
-
-
-def _draw_grid(panel: Any, done: ShapeRegistration) -> None:
-    """Lines of the plane carried along by the flow."""
-    frame = done.shapes.frame
-    x = frame.resized([31] * 2).identity(torch.zeros(1))
-    y = frame.to_world(done._parts()[1](x))[0].numpy()
-    for lines in (y, y.transpose(0, 2, 1)):
-        panel.plot(lines[0], lines[1], color="tab:blue", linewidth=0.4, alpha=0.5)
-
-
-def _draw(panel: Any, shape: Measure, points: np.ndarray, i: int, j: int, colour: str) -> None:
-    if shape.cells is not None and shape.cells.shape[1] == 2:
-        segments = points[shape.cells.numpy()][:, :, [i, j]]
-        panel.add_collection(matplotlib.collections.LineCollection(list(segments), colors=colour, linewidths=1))
-        panel.autoscale()
-    else:
-        shown = points[:: max(1, len(points) // 8000)]
-        panel.scatter(shown[:, i], shown[:, j], s=0.5, c=colour)
+        shapes = next(iter(done.values())).shapes
+        results = {name: ShapeResult(r.warped, r.flow) for name, r in done.items()}
+        return shapes_by_method(shapes.pair.fixed, shapes.pair.moving, results, shapes.frame)
 
 
 def _domain(points: np.ndarray, frame: Grid) -> Tensor:

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 import torch
 
-from rdmm.report.figures import PLANES, encoded, grey_picture, intensity_range
+from rdmm.report.figures import PLANES, axes_in_plane, base64_picture, gray_picture, intensity_range
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.transform import Transform
 from rdmm.types import Tensor
 
-if TYPE_CHECKING:
-    from rdmm.registration.images import Registration
 
+def image_frames(
+    fixed: Image, moving: Image, steps: Iterable[tuple[float, Tensor, Transform]], shooting_grid: Grid
+) -> list[dict[str, Any]]:
+    """The moving image and the deformed grid at each time, in the middle of each plane: for the page's script.
 
-def frames(registration: Registration) -> list[dict[str, Any]]:
-    """The moving image and the grid at each moment of the last deformation, in the middle of each plane: for the page's script.
+    Args:
+        steps: time t, displacement (1, d, *s) of the deformation on the shooting grid, and the whole map fixed -> moving at t, in
+            domain units of the fixed grid.
+        shooting_grid: the grid of the displacements.
 
-    Each frame: t, and of each plane its name, width and height in proportion to millimetres, picture (base64 PNG), and lines (an
-    SVG path in these units).
+    Returns:
+        Of each frame: t, and of each plane its name, width and height in proportion to millimeters, picture (base64 PNG), and lines
+        (an SVG path in these units).
     """
-    pair, grid = registration.pair, registration.pair.fixed.grid
-    out, low, high = [], *intensity_range(pair.moving.data)
-    identity = grid.identity(pair.fixed.data)
-    for moment, transform in registration.on_the_way():
+    grid = fixed.grid
+    frames, (low, high) = [], intensity_range(moving.data)
+    identity = grid.identity(fixed.data)
+    for t, displacement, transform in steps:
         planes = []
         for name, axis in PLANES[grid.ndim]:
             x = identity if grid.ndim == 2 else identity.narrow(2 + axis, grid.shape[axis] // 2, 1)
-            points = pair.moving.locate(transform(x), grid)
-            values = ops.sample(pair.moving.data, points, pair.moving.grid)[0, 0].reshape(
-                [n for i, n in enumerate(x.shape[2:]) if grid.ndim == 2 or i != axis]
-            )
-            u = ops.sample(moment.displacement, x, registration.shot)
+            points = moving.locate(transform(x), grid)
+            shape = [grid.shape[i] for i in axes_in_plane(axis, grid)]
+            values = ops.sample(moving.data, points, moving.grid)[0, 0].reshape(shape)
+            u = ops.sample(displacement, x, shooting_grid)
             planes.append({"name": name, **_plane(((values - low) / (high - low)).clamp(0, 1), (x + u)[0], axis, grid)})
-        out.append({"t": moment.t, "planes": planes})
-    return out
+        frames.append({"t": t, "planes": planes})
+    return frames
 
 
 def _plane(values: Tensor, y: Tensor, axis: int, grid: Grid) -> dict[str, Any]:
     """A plane of a frame: values (n, m) in [0, 1], and where its points are, y (d, ...) in domain units."""
-    kept = [i for i in range(grid.ndim) if grid.ndim == 2 or i != axis]
+    kept = axes_in_plane(axis, grid)
     n, m = values.shape
     width, height = ((grid.shape[i] * grid.voxel[i]) for i in kept)
     unit = 100 / max(width, height)
@@ -53,17 +58,5 @@ def _plane(values: Tensor, y: Tensor, axis: int, grid: Grid) -> dict[str, Any]:
     lines = [places[:, i, ::fine] for i in range(0, n, step)] + [places[:, ::fine, j] for j in range(0, m, step)]
     path = "".join("M" + " ".join(f"{a:.1f},{b:.1f}" for a, b in line.T) for line in lines)
     stride = max(1, max(n, m) // 256)
-    picture = grey_picture(values.cpu().numpy().T[::-stride, ::stride])
-    return {"width": width * unit, "height": height * unit, "picture": encoded(picture, "PNG"), "lines": path}
-
-
-def dotted(points: np.ndarray, size: Sequence[float]) -> str:
-    """Points (n, 2), to the right and down, as grey dots on black: base64 PNG of four pixels a unit."""
-    from PIL import Image as Pillow
-    from PIL import ImageDraw
-
-    picture = Pillow.new("L", (round(4 * size[0]), round(4 * size[1])))
-    draw = ImageDraw.Draw(picture)
-    for x, y in 4 * points[:: max(1, len(points) // 8000)]:
-        draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill=150)
-    return encoded(picture, "PNG")
+    picture = gray_picture(values.cpu().numpy().T[::-stride, ::stride])
+    return {"width": width * unit, "height": height * unit, "picture": base64_picture(picture, "PNG"), "lines": path}

@@ -1,10 +1,15 @@
-"""Pictures of a registration of images: for its report, for the list of a study, and on its way from t = 0 to t = 1."""
+"""Figures of images and maps: slices, the deformed grid, log det J, sigma(x), the energy. Tensors in, PNG out.
+
+The functions up to ``draw_deformed_grid`` draw one panel or write one figure; all figures of rdmm, train and eval are made of them.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -13,187 +18,269 @@ import torch
 
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
 from rdmm.types import Tensor
-
-if TYPE_CHECKING:
-    from rdmm.registration.images import Registration
-
 
 matplotlib.use("Agg")
 
 PLANES = {2: [("plane", 1)], 3: [("sagittal", 0), ("coronal", 1), ("axial", 2)]}
+"""By the number of dimensions: name of a plane, and the axis that it cuts (of no meaning in 2D)."""
+
+DIVERGING = "RdBu_r"
+
+THUMBNAIL_HEIGHT = 64
+"""Pixels."""
 
 
-def pictures(registration: Registration) -> list[tuple[str, str]]:
-    """(heading, base64 PNG) of every figure."""
-    out = [
-        ("Fixed, warped, moving; checkerboard and difference", _images(registration)),
-        (_folds(registration), _deformation(registration)),
-    ]
-    sigmas = registration.sigmas()
-    if sigmas is not None:
-        out.append(
-            (
-                "Local standard deviation of the regularizer, sigma(x) in mm, at t = 0 and t = 1",
-                _sigma(sigmas, registration.pair.fixed.grid),
-            )
-        )
-    if registration.result.history:
-        out.append(("Energy by iteration", _curve(registration)))
-    return out
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """What is drawn of one registration of images.
+
+    Args:
+        warped: the moving image on the fixed grid.
+        displacement: (1, d, *s) of the deformation on the fixed grid, in domain units.
+        sigmas: sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm, where there is one.
+    """
+
+    warped: Image
+    displacement: Tensor
+    sigmas: tuple[Tensor, Tensor] | None = None
 
 
-def _folds(registration: Registration) -> str:
-    m = registration.metrics
-    return f"Deformed grid and log det J; folds: {m['folds_percent']:.3g} % of the voxels, {m['folded_cells_percent']:.3g} % of the cells"
-
-
-def figure_png(figure: Any) -> str:
-    """A matplotlib figure, closed, as base64 PNG."""
+def png(figure: Any, dpi: int = 80) -> bytes:
+    """The PNG of a matplotlib figure, which is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
+    return buffer.getvalue()
+
+
+def base64_png(figure: Any) -> str:
+    """The base64 PNG of a matplotlib figure, which is closed."""
+    return base64.b64encode(png(figure)).decode()
+
+
+def gray_picture(values: np.ndarray) -> Any:
+    """A Pillow image of values (rows, columns) in [0, 1], first row on top."""
+    from PIL import Image as Pillow
+
+    return Pillow.fromarray((255 * np.clip(values, 0, 1)).astype(np.uint8))
+
+
+def base64_picture(picture: Any, kind: str) -> str:
+    """A Pillow image as base64, ``kind`` PNG or JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _slice(x: Tensor, axis: int, grid: Grid) -> np.ndarray:
-    """The middle slice of x (*s) across an axis, first axis to the right, second up."""
-    array = x.detach().cpu().numpy()
-    if grid.ndim == 3:
-        array = np.take(array, array.shape[axis] // 2, axis=axis)
-    return array.T
-
-
-def _aspect(axis: int, grid: Grid) -> float:
-    kept = [h for i, h in enumerate(grid.voxel) if grid.ndim == 2 or i != axis]
-    return kept[1] / kept[0]
-
-
-def _panels(rows: int, columns: int) -> tuple[Any, np.ndarray]:
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3 * rows), squeeze=False)
+def panels(rows: int, columns: int, width: float = 3, height: float = 3) -> tuple[Any, np.ndarray]:
+    """A figure of (rows, columns) axes without ticks, each of ``width`` by ``height`` inches."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     for a in axes.flat:
         a.set_xticks([])
         a.set_yticks([])
     return figure, axes
 
 
+def axes_in_plane(axis: int, grid: Grid) -> list[int]:
+    """The two axes of the plane that cuts ``axis``: the one to the right, the one up."""
+    return [i for i in range(grid.ndim) if grid.ndim == 2 or i != axis]
+
+
+def middle_slice(x: Tensor, axis: int) -> np.ndarray:
+    """The middle slice of x (*s) across an axis (2D: all of it), first axis to the right, second up."""
+    array = x.detach().cpu().numpy()
+    if array.ndim == 3:
+        array = np.take(array, array.shape[axis] // 2, axis=axis)
+    return array.T
+
+
+def aspect(axis: int, grid: Grid) -> float:
+    """Height of a voxel over its width in the plane that cuts ``axis``."""
+    right, up = axes_in_plane(axis, grid)
+    return grid.voxel[up] / grid.voxel[right]
+
+
+def show_slice(
+    panel: Any,
+    values: np.ndarray,
+    axis: int,
+    grid: Grid,
+    title: str,
+    *,
+    cmap: str = "gray",
+    limits: tuple[float, float] | None = None,
+    colorbar: bool = False,
+    fontsize: float | str = "large",
+) -> None:
+    """Draw a slice (of ``middle_slice``) in the proportions of its voxels.
+
+    Args:
+        limits: values of the lowest and highest color; None: those of the slice.
+    """
+    low, high = limits or (None, None)
+    shown = panel.imshow(values, cmap=cmap, vmin=low, vmax=high, origin="lower", aspect=aspect(axis, grid))
+    panel.set_title(title, fontsize=fontsize)
+    if colorbar:
+        panel.figure.colorbar(shown, ax=panel, fraction=0.046)
+
+
+def draw_deformed_grid(panel: Any, displacement: Tensor, axis: int, grid: Grid, lines: int = 40, linewidth: float = 0.5) -> None:
+    """Draw where a displacement (1, d, *s) takes the voxels' grid, in the middle plane across ``axis``; about ``lines`` lines."""
+    identity = grid.identity(displacement)
+    x, y = (
+        (middle_slice(identity[0, i], axis) + middle_slice(displacement[0, i], axis)) / grid.spacing[i] for i in axes_in_plane(axis, grid)
+    )
+    step = max(1, max(x.shape) // lines)
+    for lines_x, lines_y in ((x[::step], y[::step]), (x.T[::step], y.T[::step])):
+        panel.plot(lines_x.T, lines_y.T, color="tab:orange", linewidth=linewidth)
+    panel.set_xlim(-0.5, x.shape[1] - 0.5)
+    panel.set_ylim(-0.5, x.shape[0] - 0.5)
+
+
+def log_jacobian(displacement: Tensor, grid: Grid) -> Tensor:
+    """log det J of x + u(x), (b, *s); folded voxels count as det J = .001."""
+    return ops.jacobian_determinant(displacement, grid).clamp_min(1e-3).log()
+
+
 def intensity_range(x: Tensor) -> Tensor:
-    """Nearly the lowest and nearly the highest value."""
+    """Nearly the lowest and nearly the highest value (0.1 % and 99.9 % of the values are below), (2,)."""
     low, high = torch.quantile(x.flatten()[:: max(1, x.numel() // 1_000_000)], torch.tensor([0.001, 0.999]).to(x))
     return torch.stack([low, torch.maximum(high, low + 1e-12)])
 
 
-def _unit(x: Tensor) -> Tensor:
+def _unit(image: Image) -> Tensor:
+    """The first channel (*s), scaled to [0, 1]."""
+    x = image.data[0, 0]
     low, high = intensity_range(x)
     return ((x - low) / (high - low)).clamp(0, 1)
 
 
-def _images(registration: Registration) -> str:
-    from rdmm.spatial.transform import Identity
+def image_figures(
+    fixed: Image,
+    moving: Image,
+    result: ImageResult,
+    metrics: Mapping[str, float],
+    history: Sequence[Mapping[str, float]],
+) -> list[tuple[str, str]]:
+    """(heading, base64 PNG) of every figure of a report.
 
-    pair = registration.pair
-    grid = pair.fixed.grid
-    before = _unit(pair.moved_by(Identity()).data[0, 0])
-    fixed, warped = _unit(pair.fixed.data[0, 0]), _unit(registration.warped.data[0, 0])
+    Args:
+        moving: on the fixed grid, as it was before the registration.
+        metrics: of the deformation, at least folds_percent and folded_cells_percent.
+        history: terms of the energy by iteration; those of a deformation have "velocity".
+    """
+    grid = fixed.grid
+    folds = f"folds: {metrics['folds_percent']:.3g} % of the voxels, {metrics['folded_cells_percent']:.3g} % of the cells"
+    figures = [
+        ("Fixed, warped, moving; checkerboard and difference", _comparison(fixed, result.warped, moving)),
+        (f"Deformed grid and log det J; {folds}", _deformation(fixed, result.displacement)),
+    ]
+    if result.sigmas is not None:
+        figures.append(("Local standard deviation of the regularizer, sigma(x) in mm, at t = 0 and t = 1", _sigma(result.sigmas, grid)))
+    if history:
+        figures.append(("Energy by iteration", _energy(history)))
+    return figures
+
+
+def _comparison(fixed: Image, warped: Image, moving: Image) -> str:
+    grid = fixed.grid
+    scaled = [_unit(x) for x in (fixed, warped, moving)]
     planes = PLANES[grid.ndim]
-    figure, axes = _panels(len(planes), 5)
+    figure, axes = panels(len(planes), 5)
     for row, (name, axis) in zip(axes, planes, strict=True):
-        a, b, c = (_slice(x, axis, grid) for x in (fixed, warped, before))
+        a, b, c = (middle_slice(x, axis) for x in scaled)
         i, j = np.indices(a.shape)
         board = np.where((i * 8 // a.shape[0] + j * 8 // a.shape[1]) % 2 == 0, a, b)
-        for panel, picture, title in zip(
-            row, (a, b, c, board, b - a), ("fixed", "warped", "moving", "checkerboard", "warped - fixed"), strict=True
-        ):
-            signed = title == "warped - fixed"
-            panel.imshow(
-                picture, cmap="RdBu_r" if signed else "gray", vmin=-1 if signed else 0, vmax=1, origin="lower", aspect=_aspect(axis, grid)
-            )
-            panel.set_title(title)
+        for panel, values, title in zip(row, (a, b, c, board), ("fixed", "warped", "moving", "checkerboard"), strict=False):
+            show_slice(panel, values, axis, grid, title, limits=(0, 1))
+        show_slice(row[4], b - a, axis, grid, "warped - fixed", cmap=DIVERGING, limits=(-1, 1))
         row[0].set_ylabel(name)
-    return figure_png(figure)
+    return base64_png(figure)
 
 
-def _deformation(registration: Registration) -> str:
-    grid, u = registration.pair.fixed.grid, registration._maps[0]
-    log = ops.jacobian_determinant(u, grid)[0].clamp_min(1e-3).log()
-    fixed, index = _unit(registration.pair.fixed.data[0, 0]), (grid.identity(u) + u)[0]
-    planes = PLANES[grid.ndim]
-    figure, axes = _panels(len(planes), 2)
+def _deformation(fixed: Image, displacement: Tensor) -> str:
+    grid = fixed.grid
+    log, scaled = log_jacobian(displacement, grid)[0], _unit(fixed)
     limit = max(0.1, float(log.abs().max()))
+    planes = PLANES[grid.ndim]
+    figure, axes = panels(len(planes), 2)
     for row, (name, axis) in zip(axes, planes, strict=True):
-        row[0].imshow(_slice(fixed, axis, grid), cmap="gray", origin="lower", aspect=_aspect(axis, grid))
-        kept = [i for i in range(grid.ndim) if grid.ndim == 2 or i != axis]
-        x, y = (_slice(index[i], axis, grid) / grid.spacing[i] for i in kept)
-        step = max(1, max(x.shape) // 40)
-        for lines_x, lines_y in ((x[::step], y[::step]), (x.T[::step], y.T[::step])):
-            row[0].plot(lines_x.T, lines_y.T, color="tab:orange", linewidth=0.5)
-        row[0].set_xlim(-0.5, x.shape[1] - 0.5)
-        row[0].set_ylim(-0.5, x.shape[0] - 0.5)
-        row[0].set_title("deformed grid")
+        show_slice(row[0], middle_slice(scaled, axis), axis, grid, "deformed grid")
+        draw_deformed_grid(row[0], displacement, axis, grid)
         row[0].set_ylabel(name)
-        shown = row[1].imshow(_slice(log, axis, grid), cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect=_aspect(axis, grid))
-        row[1].set_title("log det J")
-        figure.colorbar(shown, ax=row[1], fraction=0.046)
-    return figure_png(figure)
+        show_slice(row[1], middle_slice(log, axis), axis, grid, "log det J", cmap=DIVERGING, limits=(-limit, limit), colorbar=True)
+    return base64_png(figure)
 
 
 def _sigma(sigmas: tuple[Tensor, Tensor], grid: Grid) -> str:
     planes = PLANES[grid.ndim]
-    figure, axes = _panels(len(planes), 2)
-    low, high = min(float(s.min()) for s in sigmas), max(float(s.max()) for s in sigmas)
+    figure, axes = panels(len(planes), 2)
+    limits = min(float(s.min()) for s in sigmas), max(float(s.max()) for s in sigmas)
     for row, (name, axis) in zip(axes, planes, strict=True):
         for panel, s, t in zip(row, sigmas, (0, 1), strict=True):
-            shown = panel.imshow(
-                _slice(s[0, 0], axis, grid), cmap="viridis", vmin=low, vmax=high, origin="lower", aspect=_aspect(axis, grid)
-            )
-            panel.set_title(f"sigma at t = {t}")
-            figure.colorbar(shown, ax=panel, fraction=0.046)
+            show_slice(panel, middle_slice(s[0, 0], axis), axis, grid, f"sigma at t = {t}", cmap="viridis", limits=limits, colorbar=True)
         row[0].set_ylabel(name)
-    return figure_png(figure)
+    return base64_png(figure)
 
 
-def _curve(registration: Registration) -> str:
+def _energy(history: Sequence[Mapping[str, float]]) -> str:
     figure, axes = plt.subplots(figsize=(7, 3))
-    history = [h for h in registration.result.history if "velocity" in h]
+    of_deformation = [h for h in history if "velocity" in h]
     for name in ("total", "similarity", "velocity"):
-        axes.plot([h[name] for h in history], label=name)
+        axes.plot([h[name] for h in of_deformation], label=name)
     axes.set_xlabel("iteration")
-    axes.set_yscale("log" if history and all(h["total"] > 0 for h in history) else "linear")
+    axes.set_yscale("log" if of_deformation and all(h["total"] > 0 for h in of_deformation) else "linear")
     axes.legend()
-    return figure_png(figure)
+    return base64_png(figure)
 
 
-def thumbnail(registration: Registration) -> str:
-    """Fixed, warped and their difference (grey: none) side by side, a small base64 JPEG."""
-    grid = registration.pair.fixed.grid
+def image_thumbnail(fixed: Image, warped: Image) -> str:
+    """Fixed, warped and their difference (gray: none) side by side in the last plane, a small base64 JPEG."""
+    grid = fixed.grid
     axis = PLANES[grid.ndim][-1][1]
-    a, b = (_slice(_unit(x.data[0, 0]), axis, grid) for x in (registration.pair.fixed, registration.warped))
+    a, b = (middle_slice(_unit(x), axis) for x in (fixed, warped))
     strip = np.concatenate([x[::-1] for x in (a, b, (b - a + 1) / 2)], 1)
-    picture = grey_picture(strip)
-    width = max(1, round(HEIGHT * strip.shape[1] / strip.shape[0] / _aspect(axis, grid)))
-    return encoded(picture.resize((width, HEIGHT)), "JPEG")
+    width = max(1, round(THUMBNAIL_HEIGHT * strip.shape[1] / strip.shape[0] / aspect(axis, grid)))
+    return base64_picture(gray_picture(strip).resize((width, THUMBNAIL_HEIGHT)), "JPEG")
 
 
-def grey_picture(values: np.ndarray) -> Any:
-    """Values in [0, 1], first row on top."""
-    from PIL import Image as Pillow
+def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageResult]) -> Any:
+    """A matplotlib figure of one pair and its registrations by several methods, in one plane.
 
-    return Pillow.fromarray((255 * np.clip(values, 0, 1)).astype(np.uint8))
+    First row: moving, moving - fixed, fixed. Then a row for each method: warped with the deformed grid, warped - fixed, log det J,
+    and sigma(x) at t = 0 and t = 1 where any method has one. The plane cuts the axis of the longest voxels, the first of several.
+
+    Args:
+        moving: on the fixed grid, as it was before the registration.
+    """
+    grid = fixed.grid
+    axis = int(np.argmax(np.round(grid.voxel, 3)))
+    columns = 5 if any(r.sigmas for r in results.values()) else 3
+    figure, axes = panels(len(results) + 1, columns, width=3.2)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    target, before = (middle_slice(x.data[0, 0], axis) for x in (fixed, moving))
+    show_slice(axes[0, 0], before, axis, grid, "moving", fontsize=9)
+    _show_difference(axes[0, 1], before - target, axis, grid, "moving - fixed")
+    show_slice(axes[0, 2], target, axis, grid, "fixed", fontsize=9)
+    for row, (name, result) in zip(axes[1:], results.items(), strict=True):
+        warped = middle_slice(result.warped.data[0, 0], axis)
+        show_slice(row[0], warped, axis, grid, f"{name}: warped, with the grid", fontsize=9)
+        draw_deformed_grid(row[0], result.displacement, axis, grid, lines=36)
+        _show_difference(row[1], warped - target, axis, grid, f"{name}: warped - fixed")
+        log = middle_slice(log_jacobian(result.displacement, grid)[0], axis)
+        title = "log det J (red: moving is larger)"
+        show_slice(row[2], log, axis, grid, title, cmap=DIVERGING, limits=(-1, 1), colorbar=True, fontsize=9)
+        for panel, sigma, t in zip(row[3:], result.sigmas or (), (0, 1), strict=False):
+            title = f"{name}: sigma(x) in mm, t = {t}"
+            show_slice(panel, middle_slice(sigma[0, 0], axis), axis, grid, title, cmap="viridis", colorbar=True, fontsize=9)
+    figure.tight_layout()
+    return figure
 
 
-def encoded(picture: Any, kind: str) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-HEIGHT = 64
-
-
-def shrunk(picture: str, rows: int) -> str:
-    """The first of ``rows`` rows of a base64 PNG as a small base64 JPEG."""
-    from PIL import Image as Pillow
-
-    whole = Pillow.open(io.BytesIO(base64.b64decode(picture))).convert("L")
-    row = whole.crop((0, 0, whole.width, whole.height // rows))
-    return encoded(row.resize((max(1, HEIGHT * row.width // row.height), HEIGHT)), "JPEG")
+def _show_difference(panel: Any, difference: np.ndarray, axis: int, grid: Grid, title: str) -> None:
+    """With white at 0."""
+    limit = float(np.abs(difference).max()) or 1.0
+    show_slice(panel, difference, axis, grid, title, cmap=DIVERGING, limits=(-limit, limit), fontsize=9)

@@ -35,6 +35,7 @@ Launcher = Callable[[Mapping[str, Job], Path], Iterator[tuple[str, Outcome]]]
 PRELOADED = [
     "rdmm.workflows.launchers",
     "rdmm.registration.shapes",
+    "rdmm.report.shape_figures",
     "hydra._internal.hydra",
     *(f"rdmm.kernels.{name}" for _, name, _ in pkgutil.iter_modules(kernels.__path__)),
 ]

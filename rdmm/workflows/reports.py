@@ -10,8 +10,6 @@ from urllib.parse import quote
 from rdmm import io
 from rdmm.registration.record import measures, message, outputs_of, summary_of
 from rdmm.registration.stored import read_run
-from rdmm.report.animation import frames
-from rdmm.report.figures import pictures
 from rdmm.report.html import render, render_study
 from rdmm.types import InputError, OutputError
 
@@ -75,7 +73,7 @@ def report(run: str, *, overwrite: bool) -> Path:
     if not one:
         return write_index(folder)
     done = read_run(outputs, summary)
-    page = render(summary, pictures(done), frames(done))
+    page = render(summary, done.figures(), done.frames())
     io.write_atomically(path, page.encode())
     text = outputs.path("run.json")
     whole = {**summary, "outputs": {**summary["outputs"], "report.html": io.sha256(path)}}
