@@ -63,6 +63,15 @@ def test_extending(tmp_path):
     assert (data / "table" / "table.csv").read_text().count(",done") == 4
 
 
+def test_the_readme_example_runs_as_printed(tmp_path, monkeypatch, capsys):
+    """The first Python example of README.md: from arrays to files."""
+    code = re.findall(r"^```python\n(.*?)^```", (share() / "README.md").read_text(), re.M | re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102
+    assert (tmp_path / "from_python" / "Warped.nii.gz").exists()
+    assert capsys.readouterr().out.startswith("0.0 {")
+
+
 def test_links_lead_somewhere():
     """Every relative link of the pages is a file."""
     pages = [share() / "README.md", share() / "CONTRIBUTING.md", *DOCS.rglob("*.md"), share() / "benchmarks" / "README.md"]
