@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from rdmm.runtime.progress import progress_listener
 from rdmm.types import RdmmError
 
 
@@ -112,20 +113,11 @@ def progress(quiet: bool) -> Iterator[None]:
     )
     task = bar.add_task("affine", total=None, energy="")
 
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            level, iteration, total, energy = record.progress  # type: ignore[attr-defined]
-            bar.update(task, description=f"level {level}", completed=iteration, total=total, energy=f"energy {energy:.5f}")
+    def show_iteration(level: int, iteration: int, total: int, energy: float) -> None:
+        bar.update(task, description=f"level {level}", completed=iteration, total=total, energy=f"energy {energy:.5f}")
 
-    handler, logger = Handler(), logging.getLogger("rdmm.optim.multiscale")
-    handler.addFilter(lambda record: hasattr(record, "progress"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        with bar:
-            yield
-    finally:
-        logger.removeHandler(handler)
+    with bar, progress_listener(show_iteration):
+        yield
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from rdmm.dynamics.points import PointLDDMM, controls
 from rdmm.dynamics.rdmm import RDMM
 from rdmm.optim.lbfgs import History, log, minimize
 from rdmm.optim.problem import Problem
+from rdmm.runtime.progress import report_progress
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.types import ConfigError, DivergenceError, Tensor
@@ -128,7 +129,8 @@ class LBFGS:
 
         def report(iteration: int, f: float) -> None:
             history.append({"level": level, "iteration": iteration, **terms, "total": f})
-            log.debug("level %d iteration %d: energy %.6g", level, iteration, f, extra={"progress": (level, iteration, iterations, f)})
+            log.debug("level %d iteration %d: energy %.6g", level, iteration, f)
+            report_progress(level, iteration, iterations, f)
 
         start = space.pack(ic).detach()
         x, f = minimize(

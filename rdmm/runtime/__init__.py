@@ -1,1 +1,1 @@
-"""The process that a registration runs in: interruption, memory and devices, warnings."""
+"""The process that a registration runs in: interruption, progress, memory and devices, warnings."""
