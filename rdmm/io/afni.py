@@ -13,13 +13,13 @@ from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
     Space,
+    affine_matrix,
     from_vectors,
     grid_of,
     lps,
     read_matrix,
     read_vectors,
     require_3d,
-    world_matrix,
     world_vectors,
     write_matrix,
 )
@@ -30,30 +30,31 @@ from rdmm.types import ConfigError, InputError
 
 @dataclass(frozen=True)
 class AFNI:
-    """AFNI's .aff12.1D (both images' obliquity set aside, as AFNI does) and warps, DICOM (LPS) millimetres, fixed -> moving."""
+    """AFNI's affines (.aff12.1D; the obliquity of both images is ignored, as AFNI does) and warps, in DICOM (LPS) millimetres,
+    fixed -> moving."""
 
     def read(self, path: Path, space: Space) -> Transform:
         if path.name.endswith(IMAGES):
             values, grid, _ = read_vectors(path, space.fixed)
-            _straight(grid)
+            _require_straight(grid)
             return from_vectors(values @ lps(3)[:3, :3], grid)
         parameters = read_matrix(path, (3, 4))
-        linear = _linear()()
+        linear = _linear_class()()
         linear.structarr["parameters"] = parameters
-        return Affine(torch.as_tensor(np.asarray(linear.to_ras(*_images(space)))))
+        return Affine(torch.as_tensor(np.asarray(linear.to_ras(*_both_images(space)))))
 
     def write(self, path: Path, transform: Transform, space: Space) -> None:
         if not path.name.endswith(IMAGES):
-            linear = _linear().from_ras(world_matrix(transform, path), *_images(space))
+            linear = _linear_class().from_ras(affine_matrix(transform, path), *_both_images(space))
             rows = np.asarray(linear.structarr["parameters"])[:3]
             return write_matrix(path, rows.reshape(1, 12), "# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):\n")
         grid = grid_of(transform, space)
-        _straight(grid)
+        _require_straight(grid)
         field = (world_vectors(transform, grid) @ lps(3)[:3, :3])[:, :, :, None]
         write_nifti(path, nifti_bytes(field.astype(np.float32), embedded(grid), intent=1006))
 
 
-def _linear() -> Any:
+def _linear_class() -> Any:
     try:
         from nitransforms.io.afni import AFNILinearTransform
     except ImportError as error:
@@ -61,8 +62,8 @@ def _linear() -> Any:
     return AFNILinearTransform
 
 
-def _images(space: Space) -> tuple[Any, Any]:
-    """Both images, moving first, as nitransforms asks for them: of their affines alone."""
+def _both_images(space: Space) -> tuple[Any, Any]:
+    """Both images, moving first, as nitransforms wants them; only their affines matter."""
     import nibabel as nib
 
     fixed, moving = space.both("AFNI's affine, where an image is oblique,")
@@ -70,8 +71,8 @@ def _images(space: Space) -> tuple[Any, Any]:
     return images[0], images[1]
 
 
-def _straight(grid: Grid) -> None:
-    """AFNI's warps count along an image's own axes: only a straight grid says what that is in the world."""
+def _require_straight(grid: Grid) -> None:
+    """Raise InputError for an oblique grid: AFNI's warps count along the image's own axes, which only then are those of the world."""
     require_3d(grid, "AFNI")
     directions = np.abs(grid.directions)
     if np.abs(directions - directions.round()).max() > 2e-4:

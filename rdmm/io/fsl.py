@@ -12,13 +12,13 @@ from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
     Space,
+    affine_matrix,
     from_vectors,
     map_points,
     read_matrix,
     read_vectors,
     require_3d,
     voxel_indices,
-    world_matrix,
     world_vectors,
     write_matrix,
 )
@@ -27,12 +27,13 @@ from rdmm.spatial.transform import Affine, Transform
 from rdmm.types import InputError
 
 FIELD_INTENT, COEFFICIENT_INTENTS = 2006, range(2007, 2018)
+"""NIfTI intents of FNIRT's displacement fields and spline coefficients."""
 
 
 @dataclass(frozen=True)
 class FSL:
     """FLIRT's matrices (moving -> fixed) and FNIRT's fields (fixed -> moving), in millimetres from the first voxel; the first axis is
-    turned where the voxels are right-handed in the world."""
+    flipped if the voxel axes are right-handed in the world."""
 
     def read(self, path: Path, space: Space) -> Transform:
         fixed, moving = space.both("FSL's transform")
@@ -43,7 +44,7 @@ class FSL:
         if intent in COEFFICIENT_INTENTS:
             raise InputError(f"{path}: spline coefficients; make a field of them: fnirtfileutils -i COEF -r REF -o FIELD --withaff")
         x = map_points(np.linalg.inv(a) @ np.asarray(grid.affine), voxel_indices(grid))
-        absolute = values.std() > (values - x).std()  # as FSL tells them apart
+        absolute = values.std() > (values - x).std()  # FSL's own test: absolute fields vary more than relative ones
         ends = map_points(b, values if absolute else x + values)
         return from_vectors(ends - map_points(a, x), grid)
 
@@ -52,9 +53,9 @@ class FSL:
         require_3d(fixed, "FSL")
         a, b = _from_fsl(fixed), _from_fsl(moving)
         if not path.name.endswith(IMAGES):
-            matrix = np.linalg.inv(np.linalg.inv(b) @ world_matrix(transform, path) @ a)
+            matrix = np.linalg.inv(np.linalg.inv(b) @ affine_matrix(transform, path) @ a)
             return write_matrix(path, matrix)
-        ends = map_points(np.asarray(fixed.affine), voxel_indices(fixed)) + world_vectors(transform, fixed)
+        ends = fixed.voxel_to_world(voxel_indices(fixed)) + world_vectors(transform, fixed)
         x = map_points(np.linalg.inv(a) @ np.asarray(fixed.affine), voxel_indices(fixed))
         field = (map_points(np.linalg.inv(b), ends) - x).astype(np.float32)
         write_nifti(path, nifti_bytes(field, embedded(fixed), intent=FIELD_INTENT))
@@ -63,7 +64,7 @@ class FSL:
 def _from_fsl(grid: Grid) -> np.ndarray:
     """(4, 4) matrix from FSL's millimetres to the world's."""
     require_3d(grid, "FSL")
-    affine, scale, turn = np.asarray(grid.affine), np.diag([*grid.voxel, 1.0]), np.eye(4)
+    affine, scale, flip = np.asarray(grid.affine), np.diag([*grid.voxel, 1.0]), np.eye(4)
     if np.linalg.det(affine) > 0:
-        turn[0, 0], turn[0, 3] = -1, (grid.shape[0] - 1) * grid.voxel[0]
-    return affine @ np.linalg.inv(turn @ scale)
+        flip[0, 0], flip[0, 3] = -1, (grid.shape[0] - 1) * grid.voxel[0]
+    return affine @ np.linalg.inv(flip @ scale)

@@ -11,9 +11,9 @@ import torch
 
 from rdmm.io.files import existing, write_atomically
 from rdmm.io.nifti import file_grid
-from rdmm.io.vectors import from_vectors, lps, require_itk_grid, world_vectors
+from rdmm.io.vectors import from_itk_affine, from_vectors, lps, require_itk_grid, to_itk_affine, world_vectors
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.transform import Affine, Composed, Identity, Placed, Transform, flat
+from rdmm.spatial.transform import Affine, Placed, Transform, compose_all, flat
 from rdmm.types import ConfigError, InputError
 
 
@@ -26,7 +26,10 @@ def _h5py() -> Any:
 
 
 def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
-    """ITK's CompositeTransform: the last entry is the one that a point goes through first."""
+    """Write a transform as ITK's CompositeTransform, whose last entry is the map that a point goes through first.
+
+    Maps without a grid of their own are sampled on ``grid``.
+    """
     maps = [m if isinstance(m, Affine | Placed) else _placed(m, grid) for m in flat(transform)]
     d = next((_ndim(m) for m in maps), 3)
     buffer = io.BytesIO()
@@ -45,7 +48,7 @@ def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
 
 
 def _placed(m: Transform, grid: Grid | None) -> Placed:
-    """A map of another kind as a warp on ``grid``."""
+    """Another map sampled as a warp on ``grid``."""
     if grid is None:
         raise ConfigError("this transform has no grid of its own: pass --fixed IMAGE")
     return from_vectors(world_vectors(m, grid), grid)
@@ -59,51 +62,54 @@ def _entry(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
     """Type, parameters and fixed parameters of one map."""
     d = _ndim(m)
     if isinstance(m, Affine):
-        matrix = lps(d) @ m.matrix.double().numpy() @ lps(d)
-        return f"AffineTransform_double_{d}_{d}", np.concatenate([matrix[:d, :d].ravel(), matrix[:d, d]]), np.zeros(d)
+        return f"AffineTransform_double_{d}_{d}", to_itk_affine(m.matrix.double().numpy()), np.zeros(d)
     assert isinstance(m, Placed)
     grid = m.grid
     require_itk_grid(grid, "the warp")
     vectors = world_vectors(m, grid) @ lps(d)[:d, :d]
     axes = (lps(d) @ np.asarray(grid.affine))[:d] / [*grid.voxel, 1.0]
     fixed = np.concatenate([grid.shape, axes[:, d], grid.voxel, axes[:, :d].ravel()])
-    parameters = vectors.reshape(-1, d, order="F").ravel()  # a vector after the other, the first axis fastest
+    parameters = vectors.reshape(-1, d, order="F").ravel()  # vector after vector, the first axis fastest
     return f"DisplacementFieldTransform_double_{d}_{d}", parameters, fixed
 
 
+def _stored_entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
+    """Type, parameters and fixed parameters of one group of the file; empty arrays where it has none (the head of a composite)."""
+    kind, numbers = np.ravel(entry["TransformType"])[0].decode(), []
+    prefix = "Transform" if "TransformParameters" in entry else "Tranform"  # so misspelt in some files of ITK
+    for name in (f"{prefix}Parameters", f"{prefix}FixedParameters"):
+        numbers.append(np.asarray(entry[name], dtype=np.float64) if name in entry else np.zeros(0))
+    return kind, numbers[0], numbers[1]
+
+
 def read_h5(path: Path) -> Transform:
+    """Read a transform file of ITK as a map of world millimetres.
+
+    Raises:
+        InputError: the file is not one of ITK's, or holds other transforms than affine maps and displacement fields.
+        ConfigError: h5py is not installed.
+    """
     h5py = _h5py()
     try:
         with h5py.File(existing(path), "r") as file:
             group = file["TransformGroup"]
-            entries = []
-            for k in range(len(group)):
-                entry = group[str(k)]
-                name = next((n for n in ("TransformParameters", "TranformParameters") if n in entry), "")
-                fixed = name.replace("Parameters", "FixedParameters")
-                numbers = [np.asarray(entry[n], dtype=np.float64) if n in entry else np.zeros(0) for n in (name or "-", fixed or "-")]
-                entries.append((np.ravel(entry["TransformType"])[0].decode(), *numbers))
+            entries = [_stored_entry(group[str(k)]) for k in range(len(group))]
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise InputError(f"{path}: not a transform file of ITK ({type(error).__name__}: {error})") from error
-    maps = [_of_h5(path, *entry) for entry in entries if not entry[0].startswith("CompositeTransform")]
-    out: Transform = Identity()
-    for m in reversed(maps):
-        out = m if isinstance(out, Identity) else Composed(out, m)
-    return out
+    maps = [_transform(path, *entry) for entry in entries if not entry[0].startswith("CompositeTransform")]
+    return compose_all(reversed(maps))
 
 
-def _of_h5(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray) -> Transform:
+def _transform(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray) -> Transform:
     name, _, rest = kind.partition("_")
     d = int(rest.rpartition("_")[2]) if rest.rpartition("_")[2] in ("2", "3") else 0
     if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
         raise InputError(f"{path}: {kind} holds NaN or Inf")
     if name in ("AffineTransform", "MatrixOffsetTransformBase") and d and parameters.size == d * d + d and fixed.size == d:
-        m = np.eye(d + 1)
-        m[:d, :d] = parameters[: d * d].reshape(d, d)
-        m[:d, d] = parameters[d * d :] + fixed - m[:d, :d] @ fixed
-        if abs(np.linalg.det(m)) < 1e-9:
+        matrix = from_itk_affine(parameters, fixed)
+        if abs(np.linalg.det(matrix)) < 1e-9:
             raise InputError(f"{path}: the affine is singular")
-        return Affine(torch.as_tensor(lps(d) @ m @ lps(d)))
+        return Affine(torch.as_tensor(matrix))
     if name == "DisplacementFieldTransform" and d and fixed.size == d * d + 3 * d:
         shape, origin, voxel, axes = np.split(fixed, [d, 2 * d, 3 * d])
         size = tuple(int(n) for n in shape)

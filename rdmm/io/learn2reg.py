@@ -10,7 +10,7 @@ import numpy as np
 
 from rdmm.io.files import existing, write_atomically
 from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
-from rdmm.io.vectors import Space, from_vectors, map_points, read_vectors, voxel_indices, world_vectors
+from rdmm.io.vectors import Space, from_vectors, read_vectors, voxel_indices, world_vectors
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Transform
 from rdmm.types import InputError
@@ -24,13 +24,13 @@ class Learn2Reg:
         fixed, moving = space.both("Learn2Reg's displacement")
         values = _npz(path, fixed) if path.suffix == ".npz" else read_vectors(path, fixed)[0]
         x = voxel_indices(fixed)
-        return from_vectors(map_points(np.asarray(moving.affine), x + values) - map_points(np.asarray(fixed.affine), x), fixed)
+        return from_vectors(moving.voxel_to_world(x + values) - fixed.voxel_to_world(x), fixed)
 
     def write(self, path: Path, transform: Transform, space: Space) -> None:
         fixed, moving = space.both("Learn2Reg's displacement")
         x = voxel_indices(fixed)
-        ends = map_points(np.asarray(fixed.affine), x) + world_vectors(transform, fixed)
-        field = (map_points(np.linalg.inv(moving.affine), ends) - x).astype(np.float32)
+        ends = fixed.voxel_to_world(x) + world_vectors(transform, fixed)
+        field = (moving.world_to_voxel(ends) - x).astype(np.float32)
         if path.suffix != ".npz":
             return write_nifti(path, nifti_bytes(field, embedded(fixed)))
         buffer = io.BytesIO()

@@ -1,43 +1,71 @@
-"""Transforms of any tool: which form a file has, and the list of -t arguments. The only dispatcher."""
+"""Transforms of every tool, and lists of -t arguments. The only module that chooses a reader or writer by a file's name or header."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from rdmm.io.afni import AFNI
 from rdmm.io.files import existing
 from rdmm.io.fsl import COEFFICIENT_INTENTS, FIELD_INTENT, FSL
-from rdmm.io.itk import ITK, read_affine, read_warp
+from rdmm.io.itk import VECTOR_INTENT, read_affine, read_warp, write_affine, write_affine_text, write_warp
+from rdmm.io.itk_h5 import read_h5, write_h5
 from rdmm.io.learn2reg import Learn2Reg
 from rdmm.io.nifti import peek_shape, read_raw
-from rdmm.io.vectors import IMAGES, Space
-from rdmm.spatial.transform import Affine, Composed, Identity, Transform
+from rdmm.io.vectors import IMAGES, Space, affine_matrix, grid_of
+from rdmm.spatial.transform import Affine, Transform, compose_all, displacement, framed
 from rdmm.types import ConfigError, InputError, nearest
 
 
 class TransformFormat(Protocol):
+    """One tool's files of transforms. Transforms map world millimetres (RAS+), fixed -> moving."""
+
     def read(self, path: Path, space: Space) -> Transform: ...
 
     def write(self, path: Path, transform: Transform, space: Space) -> None: ...
 
 
+@dataclass(frozen=True)
+class ITK:
+    """ITK and ANTs: warps .nii.gz, affines .mat, .txt, .tfm, and a whole chain in one .h5."""
+
+    def read(self, path: Path, space: Space) -> Transform:
+        if path.suffix == ".h5":
+            return read_h5(path)
+        return read_warp(path) if path.name.endswith(IMAGES) else read_affine(path)
+
+    def write(self, path: Path, transform: Transform, space: Space) -> None:
+        if path.suffix == ".h5":
+            return write_h5(path, transform, space.fixed)
+        if path.suffix in (".mat", ".txt", ".tfm"):
+            matrix = affine_matrix(transform, path)
+            return write_affine(path, matrix) if path.suffix == ".mat" else write_affine_text(path, matrix)
+        grid = grid_of(transform, space)
+        write_warp(path, displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64)), grid)
+
+
 FORMATS: dict[str, TransformFormat] = {"itk": ITK(), "fsl": FSL(), "afni": AFNI(), "learn2reg": Learn2Reg()}
+
+ITK_SUFFIXES = (*IMAGES, ".mat", ".txt", ".tfm", ".h5")
+SUFFIXES = (*ITK_SUFFIXES, ".npz", ".1D")
 
 
 def format_of(name: str, given: str | None) -> TransformFormat:
-    """The form that is named, or that a file's name (and, where it is there, its header) tells.
+    """The format ``given`` by name, or else the one that the file's name and (if it exists) its header show.
 
     Raises:
-        ConfigError: there is no such form, or the file does not tell.
+        ConfigError: there is no such format, or the file does not show its own.
     """
     if given is not None:
         if given not in FORMATS:
             raise ConfigError(f"there is no form {given!r}{nearest(given, FORMATS)}; there are {', '.join(FORMATS)}")
         return FORMATS[given]
     path = Path(name)
-    if path.name.endswith((".aff12.1D", ".1D")):
+    if path.name.endswith(".1D"):
         return FORMATS["afni"]
     if path.suffix == ".npz" or path.name.startswith("disp_"):
         return FORMATS["learn2reg"]
@@ -47,7 +75,7 @@ def format_of(name: str, given: str | None) -> TransformFormat:
         intent, shape = int(read_raw(path, path.read_bytes(), strict=False).header["intent_code"]), peek_shape(path)
         if intent in (FIELD_INTENT, *COEFFICIENT_INTENTS):
             return FORMATS["fsl"]
-        if intent != 1007 and len(shape) > 3 and shape[-1] in (2, 3):
+        if intent != VECTOR_INTENT and len(shape) > 3 and shape[-1] in (2, 3):
             raise ConfigError(f"{name}: its header does not tell which tool's vectors these are: pass --from {'|'.join(FORMATS)}")
     return FORMATS["itk"]
 
@@ -58,48 +86,58 @@ def _is_text(path: Path) -> bool:
 
 
 def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
-    """A transform of any tool, as a map of world millimetres, fixed -> moving."""
+    """Read the transform of any tool as a map of world millimetres, fixed -> moving.
+
+    Args:
+        name: a file.
+        form: a key of FORMATS; None: what the file itself shows.
+        space: the images' grids; FSL, Learn2Reg and oblique AFNI affines need them.
+
+    Raises:
+        InputError: the file cannot be used.
+        ConfigError: the format or a grid is missing.
+    """
     existing(name)
     return format_of(name, form).read(Path(name), space)
 
 
 def write_transform(name: str | os.PathLike[str], transform: Transform, form: str | None, space: Space) -> None:
-    """Write a map of world millimetres, fixed -> moving, as a tool reads it."""
+    """Write a map of world millimetres, fixed -> moving, for a tool; arguments and errors as for ``read_transform_as``."""
     text = os.fspath(name)
-    known = (*IMAGES, ".mat", ".txt", ".tfm", ".h5", ".npz", ".1D")
-    if not text.endswith(known):
-        raise ConfigError(f"{text}: a transform's name ends in one of {', '.join(known)}")
-    unread = str(Path("/nowhere", Path(text).name))  # what a file that is replaced holds does not matter
-    format_of(unread, form).write(Path(text), transform, space)
+    if not text.endswith(SUFFIXES):
+        raise ConfigError(f"{text}: a transform's name ends in one of {', '.join(SUFFIXES)}")
+    absent = str(Path("/nowhere", Path(text).name))  # the header of a file that will be replaced must not choose the format
+    format_of(absent, form).write(Path(text), transform, space)
 
 
 def read_transform(name: str) -> Transform:
-    """One -t argument: a warp, an affine, or ``[AFFINE,1]`` for an affine's inverse; a map of world millimetres."""
-    if name.startswith("[") and name.endswith("]"):
-        path, _, flag = name[1:-1].rpartition(",")
-        if flag.strip() not in ("0", "1"):
-            raise InputError(f"{name}: write [FILE,1] for the inverse of an affine")
-        transform = read_transform(path.strip())
-        if flag.strip() == "0":
-            return transform
-        if not isinstance(transform, Affine):
-            raise InputError(f"{path}: only an affine is inverted by [FILE,1]; write a warp's inverse with rdmm invert")
-        return transform.inverse()
-    if name.endswith((".mat", ".txt", ".tfm")):
-        return read_affine(name)
-    if name.endswith((".nii", ".nii.gz")):
-        return read_warp(name)
-    if existing(name).suffix == ".h5":
-        from rdmm.io.itk_h5 import read_h5
+    """Read one -t argument: a warp, an affine, or ``[AFFINE,1]`` for an affine's inverse; a map of world millimetres.
 
-        return read_h5(Path(name))
-    raise InputError(f"{name}: a transform is a warp (.nii, .nii.gz), an ITK affine (.mat, .txt, .tfm) or composite (.h5)")
+    Raises:
+        InputError: the file cannot be used, or is not one of ITK's.
+    """
+    if name.startswith("[") and name.endswith("]"):
+        return _read_bracketed(name)
+    if not name.endswith(ITK_SUFFIXES):
+        existing(name)
+        raise InputError(f"{name}: a transform is a warp (.nii, .nii.gz), an ITK affine (.mat, .txt, .tfm) or composite (.h5)")
+    return FORMATS["itk"].read(Path(name), Space())
+
+
+def _read_bracketed(name: str) -> Transform:
+    """``[FILE,0]``: the transform; ``[FILE,1]``: its inverse, of an affine only."""
+    path, _, flag = name[1:-1].rpartition(",")
+    if flag.strip() not in ("0", "1"):
+        raise InputError(f"{name}: write [FILE,1] for the inverse of an affine")
+    transform = read_transform(path.strip())
+    if flag.strip() == "0":
+        return transform
+    if not isinstance(transform, Affine):
+        raise InputError(f"{path}: only an affine is inverted by [FILE,1]; write a warp's inverse with rdmm invert")
+    return transform.inverse()
 
 
 def read_transforms(names: list[str]) -> Transform:
-    """A list of -t arguments, points going through the first one first (so the last is applied first to an image)."""
-    transforms = [read_transform(n) for n in names]
-    out: Transform = Identity()
-    for t in transforms:
-        out = t if isinstance(out, Identity) else Composed(out, t)
-    return out
+    """Read a list of -t arguments as one map: a point goes through the first transform first (so the last one is applied to an image
+    first)."""
+    return compose_all(read_transform(n) for n in names)

@@ -20,6 +20,22 @@ def lps(d: int) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) if d == 3 else np.diag([-1.0, -1.0, 1.0])
 
 
+def from_itk_affine(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """The RAS matrix (d+1, d+1) of ITK's affine: d * d + d parameters and the centre (d,), both LPS."""
+    d = centre.size
+    m = np.eye(d + 1)
+    m[:d, :d] = parameters[: d * d].reshape(d, d)
+    m[:d, d] = parameters[d * d :] + centre - m[:d, :d] @ centre
+    return lps(d) @ m @ lps(d)
+
+
+def to_itk_affine(matrix: np.ndarray) -> np.ndarray:
+    """ITK's d * d + d parameters of a RAS matrix (d+1, d+1), for the centre 0."""
+    d = len(matrix) - 1
+    m = lps(d) @ matrix @ lps(d)
+    return np.concatenate([m[:d, :d].ravel(), m[:d, d]])
+
+
 def require_itk_grid(grid: Grid, what: str) -> None:
     """Raise OutputError for a sheared grid, which ITK's origin, spacing and direction cannot hold."""
     axes = grid.directions
@@ -109,8 +125,12 @@ def require_3d(grid: Grid, what: str) -> None:
         raise ConfigError(f"{what} knows 3D images only, not {grid.ndim}D ones")
 
 
-def world_matrix(transform: Transform, path: Path) -> np.ndarray:
-    """The world matrix of an affine map (of several: of their product)."""
+def affine_matrix(transform: Transform, path: Path) -> np.ndarray:
+    """The world matrix (d+1, d+1) of an affine map, or of a chain of affine maps.
+
+    Raises:
+        OutputError: a map of the chain is no affine map; ``path`` is named.
+    """
     maps = flat(transform)
     wrong = [m for m in maps if not isinstance(m, Affine)]
     if wrong:

@@ -1,10 +1,11 @@
-"""Maps from points to points. All pull back: a transform takes a fixed point to the moving point that belongs there.
+"""Maps from points to points. Maps of images pull back: they take a point of the fixed image to its counterpart in the moving image.
 
-Points are in domain units of one frame (see Grid). ``Placed`` takes a transform out into world millimetres.
+Points are in domain units of one frame (see Grid). ``Placed`` and ``Framed`` convert maps to and from world millimetres.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -83,9 +84,17 @@ def composed(first: Transform, then: Transform) -> Transform:
     return first if isinstance(then, Identity) else Composed(first, then)
 
 
+def compose_all(transforms: Iterable[Transform]) -> Transform:
+    """One map of several: a point goes through the first of ``transforms`` first."""
+    out: Transform = Identity()
+    for transform in transforms:
+        out = composed(out, transform)
+    return out
+
+
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """The same map between world millimetres: ``transform`` in the frame of ``grid``."""
+    """A map between world millimetres, given as ``transform`` in domain units of ``grid``'s frame."""
 
     transform: Transform
     grid: Grid
@@ -96,7 +105,7 @@ class Placed:
 
 @dataclass(frozen=True, eq=False)
 class Framed:
-    """A map between world millimetres in the domain units of ``grid``'s frame: the inverse of Placed."""
+    """A map in domain units of ``grid``'s frame, given as ``transform`` between world millimetres: the inverse of Placed."""
 
     transform: Transform
     grid: Grid
@@ -106,7 +115,7 @@ class Framed:
 
 
 def framed(transform: Transform, grid: Grid) -> Transform:
-    """A map between world millimetres as one in the frame of ``grid``; affine maps stay affine."""
+    """Express a map between world millimetres in domain units of ``grid``'s frame; affine maps stay affine."""
     if isinstance(transform, Identity):
         return transform
     if isinstance(transform, Affine):
@@ -117,19 +126,16 @@ def framed(transform: Transform, grid: Grid) -> Transform:
 
 
 def split(transform: Transform) -> tuple[Transform, Affine | None]:
-    """(deformation, affine) with transform = affine ∘ deformation: the affine maps that points go through last."""
+    """Split off the trailing affine part: (deformation, affine) with transform = affine ∘ deformation; affine is None if there is none."""
     maps, affine = flat(transform), None
     while maps and isinstance(maps[-1], Affine):
         last = maps.pop().matrix  # type: ignore[attr-defined]
         affine = Affine(last if affine is None else affine.matrix @ last)
-    deformation: Transform = Identity()
-    for m in maps:
-        deformation = composed(deformation, m)
-    return deformation, affine
+    return compose_all(maps), affine
 
 
 def flat(transform: Transform) -> list[Transform]:
-    """The maps that a point goes through, in order."""
+    """The list of maps that a point goes through, in order; the identity is the empty list."""
     if isinstance(transform, Identity):
         return []
     return [*flat(transform.first), *flat(transform.then)] if isinstance(transform, Composed) else [transform]
@@ -142,7 +148,7 @@ def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:
 
 
 def invert(u: Tensor, grid: Grid, iterations: int = 60, tolerance: float = 1e-5) -> tuple[Tensor, float]:
-    """Displacement w of (id + u)^{-1} on the same grid, by the fixed point w(x) = -u(x + w(x)) with damping.
+    """Displacement w of (id + u)^{-1} on the same grid, by a damped fixed-point iteration for w(x) = -u(x + w(x)).
 
     Returns:
         w (b, d, *s) in domain units, and the largest residual |w + u(id + w)| inside the grid, in voxels.
