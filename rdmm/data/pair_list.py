@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -15,6 +13,7 @@ from typing import Any
 from rdmm.data.given import PER_IMAGE_INPUTS
 from rdmm.data.paths import below, plain_name
 from rdmm.io.files import existing
+from rdmm.io.tables import read_rows
 from rdmm.types import ConfigError, nearest
 
 PAIR_FILES = ("fixed", "moving", *PER_IMAGE_INPUTS, "landmarks", "regions", "initial")
@@ -111,28 +110,18 @@ def require_mapping(x: Any, where: str, wanted: Sequence[str]) -> dict[str, str]
 
 
 def read_csv(path: Path, known: Sequence[str], wanted: Sequence[str]) -> list[tuple[dict[str, str], str]]:
-    """Rows and where they stand; a byte-order mark and any line ends are fine."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        columns = [c.strip() for c in reader.fieldnames or []]
-        reader.fieldnames = columns
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise ConfigError(f"{path}: line {reader.line_num}: {error}") from error
-    missing = [c for c in wanted if c not in columns]
-    if missing:
-        raise ConfigError(
-            f"{path}: line 1: no column {missing[0]!r}{nearest(missing[0], columns)}; the header must hold {', '.join(wanted)}"
-        )
-    unknown = [c for c in columns if c not in known]
+    """Rows of a list, and where each stands (for messages).
+
+    Raises:
+        ConfigError: a column of ``wanted`` is missing or empty, a column is not among ``known``, or there are no rows.
+    """
+    table = read_rows(path, ConfigError)
+    table.require(wanted, f"{path}: line 1", ConfigError)
+    unknown = [c for c in table.columns if c not in known]
     if unknown:
         raise ConfigError(f"{path}: line 1: unknown column {unknown[0]!r}{nearest(unknown[0], known)}; known are {', '.join(known)}")
     out = []
-    for number, row in rows:
+    for number, row in zip(table.lines, table.rows, strict=True):
         where = f"{path}: line {number}"
         empty = [c for c in wanted if not (row.get(c) or "").strip()]
         if None in row or empty:

@@ -6,37 +6,65 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rdmm.io.files import existing, write_atomically
-from rdmm.types import InputError, nearest
+from rdmm.types import InputError, RdmmError, nearest
 
 
-def _text(path: str | os.PathLike[str]) -> io.StringIO:
+@dataclass(frozen=True)
+class Table:
+    """Rows of a CSV file by column, and the line in the file on which each ends."""
+
+    columns: list[str]
+    rows: list[dict[str, str]]
+    lines: list[int]
+
+    def require(self, wanted: Sequence[str], where: str, error: type[RdmmError] = InputError) -> None:
+        """Raise ``error``, which names the place ``where``, unless all columns ``wanted`` are there."""
+        missing = [c for c in wanted if c not in self.columns]
+        if missing:
+            raise error(f"{where}: no column {missing[0]!r}{nearest(missing[0], self.columns)}; the header must hold {', '.join(wanted)}")
+
+
+def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> Table:
+    """Read a CSV file with a header; UTF-8 with or without a byte-order mark, and any line ends.
+
+    Raises:
+        InputError: there is no such file.
+        error: it is not UTF-8 text or not CSV.
+    """
+    reader = csv.DictReader(_text(path, error))
+    try:
+        reader.fieldnames = [c.strip() for c in reader.fieldnames or []]
+        numbered = [(reader.line_num, row) for row in reader]
+    except csv.Error as problem:
+        raise error(f"{path}: line {reader.line_num}: {problem}") from problem
+    return Table(list(reader.fieldnames), [row for _, row in numbered], [line for line, _ in numbered])
+
+
+def _text(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> io.StringIO:
     path = existing(path)
     try:
         return io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start})") from problem
 
 
-def _rows(path: str | os.PathLike[str], wanted: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
-    reader = csv.DictReader(_text(path))
-    columns = [c.strip() for c in reader.fieldnames or []]
-    reader.fieldnames = columns
-    missing = [c for c in wanted if c not in columns]
-    if missing:
-        raise InputError(f"{path}: no column {missing[0]!r}{nearest(missing[0], columns)}; the header must hold {', '.join(wanted)}")
-    rows = list(reader)
-    if not rows:
-        raise InputError(f"{path}: no rows under the header")
-    return rows, columns
+def _points_table(path: str | os.PathLike[str], wanted: Sequence[str]) -> Table:
+    """A table that has the columns ``wanted`` and at least one row."""
+    table = read_rows(path)
+    table.require(wanted, os.fspath(path))
+    if not table.rows:
+        raise InputError(f"{os.fspath(path)}: no rows under the header")
+    return table
 
 
 def _numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: Sequence[str], first: int = 2) -> np.ndarray:
-    """Numbers of columns; ``first``: the file's line of the first row."""
+    """Finite numbers (rows, columns); ``first``: the number of the first row in error messages."""
     out = np.empty((len(rows), len(columns)))
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
@@ -50,20 +78,20 @@ def _numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: 
 
 
 def read_landmarks(path: str | os.PathLike[str], ndim: int = 3) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Fixed and moving points (n, d), and each one's region ('' where the file has none).
+    """Read the columns fixed_x.. and moving_x..: fixed and moving points (n, d), and the region of each ('' where the file has none).
 
     Raises:
         InputError: a column is missing, or a row (named) holds no number.
     """
     names = [f"{kind}_{axis}" for kind in ("fixed", "moving") for axis in "xyz"[:ndim]]
-    rows, columns = _rows(path, names)
-    points = _numbers(path, rows, names)
-    regions = [row["region"] for row in rows] if "region" in columns else [""] * len(rows)
+    table = _points_table(path, names)
+    points = _numbers(path, table.rows, names)
+    regions = [row["region"] for row in table.rows] if "region" in table.columns else [""] * len(table.rows)
     return points[:, :ndim], points[:, ndim:], regions
 
 
 def read_keypoints(path: str | os.PathLike[str], ndim: int = 3) -> np.ndarray:
-    """Points (n, d) of one image as Learn2Reg keeps them: no header, a row of voxel coordinates each.
+    """Read points (n, d) of one image in Learn2Reg's layout: no header, one row of voxel coordinates per point.
 
     Raises:
         InputError: a row (named) does not hold d numbers, or there is none.
@@ -78,13 +106,16 @@ def read_keypoints(path: str | os.PathLike[str], ndim: int = 3) -> np.ndarray:
 
 
 def read_points(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
-    """Points (n, d) of the columns x, y[, z]."""
-    rows, _ = _rows(path, "xyz"[:ndim])
-    return _numbers(path, rows, "xyz"[:ndim])
+    """Read points (n, d) from the columns x, y[, z].
+
+    Raises:
+        InputError: as for ``read_landmarks``.
+    """
+    return _numbers(path, _points_table(path, "xyz"[:ndim]).rows, "xyz"[:ndim])
 
 
 def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:
-    """Points (n, d) as x, y[, z]."""
+    """Write points (n, d) as columns x, y[, z]."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow("xyz"[: points.shape[1]])
@@ -93,7 +124,7 @@ def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:
 
 
 def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> None:
-    """Rows as CSV; the columns ``first``, then every other in the order in which it comes up."""
+    """Write rows as CSV: the columns ``first``, then all others in the order of their first appearance."""
     columns = list(dict.fromkeys([*first, *(k for row in rows for k in row)]))
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
