@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rdmm.data.inputs import Inputs
@@ -103,36 +102,28 @@ class Log:
 
 @torch.no_grad()
 def picture(batch: Inputs, outcome: Outcome, dynamics: Any = None) -> Any:
-    """Fixed, moving, warped with the deformed grid, log det J and, of RDMM, sigma(x) of the first pair: middle slices."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """A matplotlib figure of the first pair, the middle slice of the last axis: fixed, moving, warped with the deformed grid, log det J
+    and, of RDMM, sigma(x)."""
+    from rdmm.report.figures import DIVERGING, PLANES, draw_deformed_grid, log_jacobian, middle_slice, panels, show_slice
 
     grid = batch.pair.fixed.grid
+    axis = PLANES[grid.ndim][-1][1]
     warped = batch.pair.moving.moved_by(outcome.transform, grid)
-    u = displacement(outcome.transform, grid, batch.pair.fixed.data)[:1]
-    log_det = ops.jacobian_determinant(u, grid)[:, None].clamp_min(1e-3).log()
-    panels: list[tuple[str, Tensor, str]] = [("fixed", batch.pair.fixed.data, "gray"), ("moving", batch.pair.moving.data, "gray")]
-    panels += [("warped", warped.data, "gray"), ("log det J", log_det, "RdBu_r")]
+    u = displacement(outcome.transform, grid, batch.pair.fixed.data)[:1].float()
+    shown: list[tuple[str, Tensor, dict[str, Any]]] = [
+        ("fixed", batch.pair.fixed.data, {}),
+        ("moving", batch.pair.moving.data, {}),
+        ("warped", warped.data, {}),
+        ("log det J", log_jacobian(u, grid)[:, None], {"cmap": DIVERGING, "limits": (-1, 1)}),
+    ]
     if isinstance(dynamics, RDMM) and outcome.ic and outcome.ic[0].weights is not None:
         shot = outcome.ic[0].grid(Image(batch.pair.fixed.data, grid))
-        panels.append(("sigma(x) in mm", ops.resize(dynamics.local_sigma(outcome.ic[0].weights, shot), grid.shape), "viridis"))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3))
-    for panel, (title, x, colours) in zip(axes, panels, strict=True):
-        plane = _plane(x)
-        limit = {"vmin": -1, "vmax": 1} if colours == "RdBu_r" else {}
-        panel.imshow(plane, cmap=colours, origin="lower", **limit)
-        panel.set_title(title, fontsize=9)
+        sigma = ops.resize(dynamics.local_sigma(outcome.ic[0].weights, shot), grid.shape)
+        shown.append(("sigma(x) in mm", sigma, {"cmap": "viridis"}))
+    figure, axes = panels(1, len(shown))
+    for panel, (title, x, colors) in zip(axes[0], shown, strict=True):
+        show_slice(panel, middle_slice(x[0, 0].float(), axis), axis, grid, title, fontsize=9, **colors)
         panel.set_axis_off()
-    y = (grid.identity(u) + u)[0]
-    lines = [_plane(y[i][None, None]) / grid.spacing[i] for i in range(2)]
-    for a, b in zip(*(np.concatenate([x[::4], x.T[::4]]) if x.shape[0] == x.shape[1] else x[::4] for x in lines), strict=True):
-        axes[2].plot(a, b, color="tab:orange", linewidth=0.4)
+    draw_deformed_grid(axes[0, 2], u, axis, grid, linewidth=0.4)
     figure.tight_layout()
     return figure
-
-
-def _plane(x: Tensor) -> np.ndarray:
-    array = x[0, 0].detach().float().cpu().numpy()
-    return (array if array.ndim == 2 else array[:, :, array.shape[2] // 2]).T

@@ -234,6 +234,11 @@ def embedded(grid: Grid) -> np.ndarray:
     return out
 
 
+def axis_codes(grid: Grid) -> str:
+    """Where the axes of a 3D grid point: three of L R P A I S, e.g. "RAS"; "2D" for a grid in the plane."""
+    return "".join(nib.aff2axcodes(np.asarray(grid.affine))) if grid.ndim == 3 else "2D"
+
+
 def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
     """Atomically, compressed where the name ends in .gz."""
     write_atomically(path, compressed(data) if os.fspath(path).endswith(".gz") else data)

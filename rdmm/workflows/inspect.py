@@ -10,10 +10,11 @@ import numpy as np
 
 from rdmm import io, metrics
 from rdmm.io.files import existing
+from rdmm.io.nifti import axis_codes
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine
 from rdmm.types import InputError
-from rdmm.workflows.transforms import _warp
+from rdmm.workflows.transforms import read_displacement
 
 
 def info(name: str) -> dict[str, Any]:
@@ -69,13 +70,10 @@ def _tensor_facts(path: Path) -> dict[str, Any]:
 
 
 def _geometry(grid: Grid) -> dict[str, Any]:
-    import nibabel as nib
-
-    axes = "".join(nib.aff2axcodes(np.asarray(grid.affine))) if grid.ndim == 3 else "2D"
     return {
         "shape": list(grid.shape),
         "voxel_mm": [round(v, 6) for v in grid.voxel],
-        "axes": axes,
+        "axes": axis_codes(grid),
         "box_mm": grid.corners().round(2).tolist(),
     }
 
@@ -95,7 +93,7 @@ def _image_facts(name: str) -> dict[str, Any]:
 
 
 def _warp_facts(name: str) -> dict[str, Any]:
-    u, grid = _warp(name)
+    u, grid = read_displacement(name)
     length = u.square().sum(1).sqrt() * grid.length
     return {
         "kind": "warp, fixed -> moving",

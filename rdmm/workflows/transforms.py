@@ -73,7 +73,8 @@ def _ndim(transform: Transform) -> int:
     return int(last.matrix.shape[-1]) - 1
 
 
-def _warp(name: str) -> tuple[torch.Tensor, Grid]:
+def read_displacement(name: str) -> tuple[torch.Tensor, Grid]:
+    """The displacement (1, d, *s) of a warp's file in domain units, and its grid. InputError where it is another transform."""
     transform = io.read_transform(name)
     if not isinstance(transform, Placed) or not isinstance(transform.transform, Dense):
         raise InputError(f"{name}: a warp (.nii, .nii.gz) is wanted")
@@ -120,7 +121,7 @@ def invert_transform(
 def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[str, Any]:
     """``rdmm jacobian``."""
     path = checked_output(out, overwrite=overwrite)
-    u, grid = _warp(warp)
+    u, grid = read_displacement(warp)
     det = ops.jacobian_determinant(u.double(), grid)[None]
     io.write_image(path, det.clamp_min(1e-3).log() if take_log else det, grid)
     return {**metrics.regularity(u, grid), "written": str(path)}

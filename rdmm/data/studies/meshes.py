@@ -73,14 +73,9 @@ class Amoebas:
 
 def outline(path: str, count: int) -> Measure:
     """The outlines of what is dark in a picture, about ``count`` segments; the longer edge is 1, y upwards."""
-    import matplotlib.image
     from contourpy import contour_generator
 
-    try:
-        picture = matplotlib.image.imread(path)
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path}: not a picture ({error})") from error
-    dark = 1 - (picture if picture.ndim == 2 else picture[..., :3].mean(-1))
+    dark = 1 - _brightness(path)
     lines = [np.asarray(line) for line in contour_generator(z=np.pad(dark, 1)[::-1]).lines(0.5)]
     lengths = [float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()) for line in lines]
     points, cells, start = [], [], 0
@@ -98,6 +93,23 @@ def outline(path: str, count: int) -> Measure:
         raise InputError(f"{path}: nothing dark in the picture")
     x = (np.concatenate(points) - 1) / (max(dark.shape) - 1)
     return Measure(torch.as_tensor(x.T[None].copy(), dtype=torch.float32), cells=torch.as_tensor(np.concatenate(cells)))
+
+
+def _brightness(path: str) -> np.ndarray:
+    """Gray values (rows, columns) of a picture in [0, 1], the mean of its colors, first row on top."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path) as picture:
+            if picture.mode == "1":
+                return np.asarray(picture, np.float32)
+            if picture.mode.startswith("I"):  # 16 bits
+                return np.divide(np.asarray(picture), 65535, dtype=np.float32)
+            if picture.mode == "L":
+                return np.divide(np.asarray(picture), 255, dtype=np.float32)
+            return np.divide(np.asarray(picture.convert("RGB")), 255, dtype=np.float32).mean(-1)
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: not a picture ({error})") from error
 
 
 @dataclass(frozen=True)
