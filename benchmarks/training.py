@@ -22,26 +22,26 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from networks.model import Networks, made
+from networks.model import Networks, build_networks
 from rdmm.config.build import build
 from rdmm.config.compose import compose, quoted
 from rdmm.kernels.available import set_threads
 from rdmm.registration.images import run
 from train.batches import both_ways
-from train.main import Job, jobs, objective
+from train.plan import TrainingPlan, build_objective, plan_trainings
 
 
 def step(size: int, steps: int) -> None:
     keys = ["experiment=images_net", "data=contrasts", f"shape=[{size},{size},{size}]", "affine=none"]
-    (job,) = jobs(compose(keys, "train"), keys)
-    networks, data = made(job.settings), build(job.config["data"], "data")
-    loss, optimizer = objective(job, networks), torch.optim.Adam(networks.parameters())
+    (job,) = plan_trainings(compose(keys, "train"), keys)
+    networks, data = build_networks(job.settings), build(job.config["data"], "data")
+    loss, optimizer = build_objective(job, networks), torch.optim.Adam(networks.parameters())
     seconds = [_one(loss, optimizer, networks, data, i, job) for i in range(steps + 1)][1:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{size}^3, RDMM, batch 1 both ways: {statistics.median(seconds):.2f} s a step, peak {peak:.2f} GiB")
 
 
-def _one(loss, optimizer, networks: Networks, data, number: int, job: Job) -> float:  # type: ignore[no-untyped-def]
+def _one(loss, optimizer, networks: Networks, data, number: int, job: TrainingPlan) -> float:  # type: ignore[no-untyped-def]
     begin = time.perf_counter()
     outcome = loss(both_ways(data.pair(number)), 0, 0, True)
     optimizer.zero_grad()

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.seen import level_of
-from networks.unet import Backbone, CoarseUNet, full
+from networks.inputs import at_training_resolution
+from networks.unet import Backbone, CoarseUNet, to_float32
 from rdmm.similarity import NCC
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -19,11 +19,11 @@ from rdmm.stages.affine_search import affine_result
 from rdmm.stages.base import Result
 from rdmm.types import ConfigError, Tensor
 
-SHARPNESS = 3.0
+KEYPOINT_SHARPNESS = 3.0
 """Of the maps, in their standard deviations: a keypoint is where a map stands out, not the middle of the image."""
 
 
-def fitted(x: Tensor, y: Tensor, ridge: float) -> Tensor:
+def fit_affine(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     """(b, d+1, d+1): the affine map with A x_i = y_i in the least squares, its linear part held to the identity by ``ridge``.
 
     Args:
@@ -84,24 +84,24 @@ class AffineNet(nn.Module):
     def _centres(maps: Tensor, grid: Grid) -> Tensor:
         """Where each map stands out, (b, d, k) in domain units of ``grid``."""
         with torch.autocast(maps.device.type, enabled=False):
-            flat = full(maps).flatten(2)
+            flat = to_float32(maps).flatten(2)
             spread = flat.std(2, keepdim=True).clamp_min(1e-6)
-            mass = torch.softmax(SHARPNESS * (flat - flat.mean(2, keepdim=True)) / spread, 2)
+            mass = torch.softmax(KEYPOINT_SHARPNESS * (flat - flat.mean(2, keepdim=True)) / spread, 2)
             x = grid.resized(maps.shape[2:]).identity(mass).flatten(2)
             return (mass @ x[0].T).transpose(1, 2)
 
     def matrices(self, pair: Pair[Image]) -> list[Tensor]:
         """The map after each step, (b, d+1, d+1) in domain units of the fixed frame, without the pair's initial map."""
-        level = level_of(pair, self.ndim, self.channels, self.resolution)
+        level = at_training_resolution(pair, self.ndim, self.channels, self.resolution)
         if next(self.parameters()).device != pair.fixed.data.device:
             self.to(pair.fixed.data.device)
         x, y = self._both(level)
         with torch.autocast(x.device.type, enabled=False):
-            out = [fitted(x, y, self.ridge)]
+            out = [fit_affine(x, y, self.ridge)]
         for _ in range(self.steps - 1):
             y = self.points(level.moved_by(Affine(out[-1])))
             with torch.autocast(x.device.type, enabled=False):
-                out.append(out[-1] @ fitted(x, y, self.ridge))
+                out.append(out[-1] @ fit_affine(x, y, self.ridge))
         return out
 
     def _both(self, level: Pair[Image]) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ class Networks(nn.Module):
         self.affine, self.predictor = affine, predictor
 
 
-def made(settings: Mapping[str, Any]) -> Networks:
+def build_networks(settings: Mapping[str, Any]) -> Networks:
     """Networks as the nodes ``affine`` and ``predictor`` of settings describe them, untrained."""
     parts = {k: build(settings.get(k), k) for k in ("affine", "predictor")}
     for name, kind in (("affine", AffineNet), ("predictor", Predictor)):
@@ -57,7 +57,7 @@ def _load(path: str, _: tuple[int, int] | None) -> Networks:
     model = read_model(path)
     settings = current(model.settings)
     require_trusted(settings, path)
-    networks = made(settings)
+    networks = build_networks(settings)
     expected = networks.state_dict()
     for name in [*expected, *model.tensors]:
         if name not in model.tensors:

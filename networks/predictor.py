@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.seen import level_of
-from networks.unet import Backbone, CoarseUNet, full, recomputed
+from networks.inputs import at_training_resolution
+from networks.unet import Backbone, CoarseUNet, run_checkpointed, to_float32
 from rdmm.dynamics.base import InitialConditions
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.spatial.image import Image
@@ -63,12 +63,12 @@ class Predictor(nn.Module):
         z = self.scale * self._applied(self.momentum, x)
         logits = None if self.weights is None else self._applied(self.weights, x)
         with torch.autocast(x.device.type, enabled=False):  # only the networks may be in half precision
-            m = self.smoother.precondition(full(z), level.fixed.grid.resized(z.shape[2:]))
-            return InitialConditions(m, None if logits is None else self.preweights(full(logits)))
+            m = self.smoother.precondition(to_float32(z), level.fixed.grid.resized(z.shape[2:]))
+            return InitialConditions(m, None if logits is None else self.preweights(to_float32(logits)))
 
     def seen(self, pair: Pair[Image]) -> tuple[Tensor, Pair[Image]]:
         """(b, 2c, *s): the pre-aligned moving image and the fixed one, and the pair at the resolution of both."""
-        level = level_of(pair, self.ndim, self.channels, self.resolution)
+        level = at_training_resolution(pair, self.ndim, self.channels, self.resolution)
         x = torch.cat([level.moved_by(Identity()).data, level.fixed.data], 1)
         if next(self.parameters()).device != x.device:
             self.to(x.device)
@@ -76,7 +76,7 @@ class Predictor(nn.Module):
 
     def _applied(self, net: CoarseUNet, x: Tensor) -> Tensor:
         x = x.to(next(net.parameters()).dtype)
-        return recomputed(net, x) if self.recompute else net(x)
+        return run_checkpointed(net, x) if self.recompute else net(x)
 
     def preweights(self, logits: Tensor) -> Tensor:
         """h with h^2 = softmax(log w^2 + logits), w^2 the smoother's squared weights."""

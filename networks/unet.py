@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rdmm.types import ConfigError, Tensor
 
-SLOPE = 0.1
+LEAKY_SLOPE = 0.1
 """Of LeakyReLU below zero."""
 
 
@@ -53,7 +53,7 @@ class Basic:
     def __call__(self, ndim: int, inputs: int, outputs: int) -> nn.Module:
         from monai.networks.nets import BasicUNet
 
-        act = ("leakyrelu", {"negative_slope": SLOPE, "inplace": True})
+        act = ("leakyrelu", {"negative_slope": LEAKY_SLOPE, "inplace": True})
         features = (*self.features, self.features[0])
         return BasicUNet(ndim, inputs, outputs, features=features, act=act, norm=None)  # type: ignore[arg-type]
 
@@ -83,13 +83,13 @@ class Residual:
         from monai.networks.nets import UNet
 
         strides = [2] * (len(self.features) - 1)
-        act = ("leakyrelu", {"negative_slope": SLOPE})
+        act = ("leakyrelu", {"negative_slope": LEAKY_SLOPE})
         net = UNet(ndim, inputs, self.features[0], self.features, strides, num_res_units=self.units, act=act, norm=None)  # type: ignore[arg-type]
         head = (nn.Conv2d if ndim == 2 else nn.Conv3d)(self.features[0], outputs, 1)
         return nn.Sequential(net, head)  # a head of its own: MONAI's last unit adds its input to its output
 
 
-def folded(x: Tensor, r: int) -> Tensor:
+def space_to_depth(x: Tensor, r: int) -> Tensor:
     """(b, c, *s) -> (b, c r^d, *(s / r)): each block of r^d voxels becomes channels, so that no detail is lost."""
     b, c, *s = x.shape
     d = len(s)
@@ -122,15 +122,15 @@ class CoarseUNet(nn.Module):
         s = x.shape[2:]
         missing = [-n % self.multiple for n in s]
         x = F.pad(x, [k for n in reversed(missing) for k in (0, n)], mode="replicate")
-        out = self.net(folded(x, self.reduction).contiguous(memory_format=self.format))
+        out = self.net(space_to_depth(x, self.reduction).contiguous(memory_format=self.format))
         return out[(..., *(slice(-(-n // self.reduction)) for n in s))].contiguous()
 
 
-def full(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """What a network gave in half precision, in single precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def recomputed(net: nn.Module, x: Tensor) -> Tensor:
+def run_checkpointed(net: nn.Module, x: Tensor) -> Tensor:
     """net(x), computed again for its gradient instead of kept."""
     return checkpoint(net, x, use_reentrant=False) if torch.is_grad_enabled() else net(x)

@@ -8,7 +8,7 @@ from rdmm import ConfigError, similarity
 from rdmm.config.build import ALLOWED, build
 from rdmm.config.compose import compose, quoted, share
 from rdmm.dynamics import rdmm as dynamics
-from train.main import jobs
+from train.plan import plan_trainings
 
 CONF = share() / "conf"
 OF_TRAINING = {f"{p.parent.name}/{p.stem}" for g in ("data", "backbone") for p in (CONF / g).glob("*.yaml")}
@@ -41,7 +41,7 @@ def test_every_option_of_training_builds(option):
     group, name = option.split("/")
     rest = ["data.source.root=somewhere"] if option in ("data/folder", "experiment/images_net") else []
     overrides = [f"{group}={name}", *([] if group != "backbone" else ["shape=[32,32]", "data=shapes"]), *rest]
-    assert jobs(compose(overrides, "train"), overrides)
+    assert plan_trainings(compose(overrides, "train"), overrides)
     assert build(compose(overrides, "train")["data"], "data").held_out
 
 

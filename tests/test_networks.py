@@ -6,9 +6,9 @@ import torch
 from conftest import GRIDS, blobs, oblique
 
 from networks import model as models
-from networks.affine import AffineNet, fitted
+from networks.affine import AffineNet, fit_affine
 from networks.predictor import Predictor
-from networks.unet import Basic, CoarseUNet, Residual, folded
+from networks.unet import Basic, CoarseUNet, Residual, space_to_depth
 from rdmm import LDDMM, RDMM, Chain, ConfigError, Deform, Image, InputError, Integrator, MultiGaussian, Pair, Problem
 from rdmm.optim.multiscale import LBFGS, NoOptimizer
 from rdmm.similarity import SSD
@@ -37,7 +37,7 @@ def stirred(net: torch.nn.Module, size: float = 0.2) -> torch.nn.Module:
 
 def test_folding_keeps_every_voxel():
     x = torch.randn(2, 3, 6, 8, 4)
-    y = folded(x, 2)
+    y = space_to_depth(x, 2)
     assert y.shape == (2, 24, 3, 4, 2)
     assert torch.equal(y.flatten().sort().values, x.flatten().sort().values)
     assert torch.equal(y[:, 0], x[:, 0, ::2, ::2, ::2])  # the first voxel of each block
@@ -113,11 +113,11 @@ def test_the_fit_of_points_is_the_map_they_went_through(d):
     linear = torch.eye(d, dtype=torch.float64) + 0.2 * torch.randn(4, d, d, dtype=torch.float64)
     shift = torch.randn(4, d, 1, dtype=torch.float64)
     y = linear @ x + shift
-    matrix = fitted(x, y, 1e-12)
+    matrix = fit_affine(x, y, 1e-12)
     assert torch.allclose(matrix[:, :d, :d], linear, atol=1e-6)
     assert torch.allclose(matrix[:, :d, d:], shift, atol=1e-6)
-    assert torch.allclose(matrix @ fitted(y, x, 1e-12), torch.eye(d + 1, dtype=torch.float64), atol=1e-6)
-    translation = fitted(x, x + shift, 1.0)  # the ridge holds the linear part only
+    assert torch.allclose(matrix @ fit_affine(y, x, 1e-12), torch.eye(d + 1, dtype=torch.float64), atol=1e-6)
+    translation = fit_affine(x, x + shift, 1.0)  # the ridge holds the linear part only
     assert torch.allclose(translation[:, :d, d:], shift)
     assert torch.allclose(translation[:, :d, :d], torch.eye(d, dtype=torch.float64))
 
@@ -175,7 +175,7 @@ def trained(path, *, weights=True, affine=True, shape=(24, 24)):
     }
     if affine:
         settings["affine"] = {"_target_": "networks.affine.AffineNet", "backbone": backbone, "shape": list(shape), "keypoints": 8}
-    networks = stirred(models.made(settings), 0.02)
+    networks = stirred(models.build_networks(settings), 0.02)
     models.save(path, networks, settings, {"step": 7, "score": 0.5})
     return networks
 

@@ -25,7 +25,7 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Dense, Identity, invert
 from train.batches import both_ways
-from train.checkpoint import BEST, LAST, STATE, Folder
+from train.checkpoint import BEST, LAST, STATE, RunFolder
 from train.log import Log
 from train.log import picture as drawn
 from train.losses import AffineObjective, DeformationObjective, inverse_consistency, judged, soft_dice
@@ -51,7 +51,7 @@ def networks(weights=False, affine=False, seed=0):
 def training(path, nets=None, make=objective, *, data=DATA, resume=False, world=None, **more):
     settings = {"max_steps": 6, "batch": 1, "warmup": 2, "validate_every": 3, "checkpoint_every": 2, "log_every": 100, **more}
     path.mkdir(exist_ok=True)
-    folder = Folder(path, {"steps": 2}, {"seed": 0})
+    folder = RunFolder(path, {"steps": 2}, {"seed": 0})
     quiet = Log(None, "test", settings["max_steps"])
     nets = nets or networks()
     return Training(Trainer(**settings), data, nets, make, folder, world or World(), 0, torch.device("cpu"), resume, quiet)
@@ -291,7 +291,7 @@ def test_told_to_stop_it_keeps_its_state(tmp_path):
 def test_a_state_of_other_settings_is_refused(tmp_path):
     training(tmp_path).run()
     other = training(tmp_path, resume=True)
-    other.folder = Folder(tmp_path, {}, {"seed": 1})
+    other.folder = RunFolder(tmp_path, {}, {"seed": 1})
     with pytest.raises(ConfigError, match="was trained with seed=0, not 1"):
         other.run()
 

@@ -23,7 +23,7 @@ from rdmm.data.training.tables import PairSource, TableSource
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import jacobian_determinant
-from train.batches import batched, both_ways, stream
+from train.batches import both_ways, stack_pairs, stream
 
 
 def items(*texts: str) -> list[Item]:
@@ -238,7 +238,7 @@ def test_batches_do_not_depend_on_the_workers(folder):
 
 
 def test_both_ways_swaps_images_and_labels():
-    sample = batched([SyntheticPairs((32, 32)).pair(i) for i in range(2)])
+    sample = stack_pairs([SyntheticPairs((32, 32)).pair(i) for i in range(2)])
     both = both_ways(sample)
     assert torch.equal(both.pair.fixed.data[2:], sample.pair.moving.data)
     assert torch.equal(both.pair.moving.data[2:], sample.pair.fixed.data)

@@ -20,7 +20,7 @@ from rdmm.spatial.pair import Pair
 from rdmm.types import InputError, RdmmError
 
 
-def batched(samples: Sequence[Inputs]) -> Inputs:
+def stack_pairs(samples: Sequence[Inputs]) -> Inputs:
     """Pairs of one grid as one pair of batches; labels where every pair has them."""
 
     def labels(name: str) -> Image | None:
@@ -64,7 +64,7 @@ class _Numbered(Dataset):
             return error
 
 
-def _first_threads(_: int) -> None:
+def _use_one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
@@ -82,29 +82,29 @@ def stream(data: TrainingData, numbers: Sequence[list[int]], workers: int) -> It
         batch_sampler=numbers,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=_first_threads,
+        worker_init_fn=_use_one_thread,
         multiprocessing_context=spawn if workers else None,
     )
     batches = iter(loader)  # kept: the living workers end with it, and would be blamed too
     try:
         try:
             for samples in batches:
-                yield batched([_found(s) for s in samples])
+                yield stack_pairs([_unwrap(s) for s in samples])
         except (ConnectionError, EOFError):  # of a worker that is about to die
             time.sleep(5)  # until the signal of its death, which DataLoader raises as a RuntimeError
             raise
     except (RuntimeError, ConnectionError, EOFError) as error:
-        raise _blamed(error, data, list(notes)) from error
+        raise _name_dead_worker(error, data, list(notes)) from error
 
 
-def _found(sample: Any) -> Inputs:
+def _unwrap(sample: Any) -> Inputs:
     if isinstance(sample, RdmmError):
         raise sample
     assert isinstance(sample, Inputs)
     return sample
 
 
-def _blamed(error: Exception, data: TrainingData, notes: list[int]) -> Exception:
+def _name_dead_worker(error: Exception, data: TrainingData, notes: list[int]) -> Exception:
     """The error of a worker's death, which names what it read; any other as it is."""
     alive = {child.pid for child in multiprocessing.active_children()}
     read = [data.name(number) for pid, number in zip(notes[::2], notes[1::2], strict=True) if pid and pid not in alive]

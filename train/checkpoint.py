@@ -48,7 +48,7 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class Folder:
+class RunFolder:
     """The files of one run.
 
     Args:
@@ -103,8 +103,8 @@ def _with_current_targets(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {k: RENAMED.get(v, v) if k.endswith("_target_") else v for k, v in identity.items()}
 
 
-def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys of nested settings."""
     if not isinstance(node, dict):
         return {prefix.rstrip("."): node}
-    return {k: v for key, value in node.items() for k, v in flattened(value, f"{prefix}{key}.").items()}
+    return {k: v for key, value in node.items() for k, v in flatten(value, f"{prefix}{key}.").items()}

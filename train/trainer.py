@@ -20,17 +20,17 @@ from rdmm.data.training.splits import generator
 from rdmm.runtime.interrupt import stop
 from rdmm.types import ConfigError, DivergenceError, ResourceError
 from train.batches import both_ways, stream, to_device
-from train.checkpoint import BEST, Folder, Progress
+from train.checkpoint import BEST, Progress, RunFolder
 from train.log import Log
 from train.losses import Objective, Outcome, Terms, judged
 from train.parallel import World
 
 log = logging.getLogger(__name__)
 
-MEMORY = 0.02
+GRADIENT_NORM_DECAY = 0.02
 """Share of a new gradient's length in their running mean."""
 
-MOST_SKIPPED = 20
+MAX_SKIPPED_IN_A_ROW = 20
 """Steps in a row without a finite gradient before a run is given up."""
 
 
@@ -90,7 +90,7 @@ class Trainer:
         return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
-UNCHANGED = (
+RESUME_KEYS = (
     "max_steps",
     "batch",
     "learning_rate",
@@ -106,9 +106,9 @@ UNCHANGED = (
 """Settings of the trainer that a run must keep when it goes on: the others do not change its weights."""
 
 
-def identity(trainer: Trainer) -> dict[str, Any]:
+def resume_settings(trainer: Trainer) -> dict[str, Any]:
     """The settings of UNCHANGED."""
-    return {f"trainer.{k}": v for k, v in asdict(trainer).items() if k in UNCHANGED}
+    return {f"trainer.{k}": v for k, v in asdict(trainer).items() if k in RESUME_KEYS}
 
 
 @dataclass(eq=False)
@@ -124,7 +124,7 @@ class Training:
     data: TrainingData
     networks: Networks
     make: Callable[[Networks], Objective]
-    folder: Folder
+    folder: RunFolder
     world: World
     seed: int
     device: torch.device
@@ -208,14 +208,14 @@ class Training:
         if ranks:
             longest = t.clip * progress.length or math.inf
             length = float(nn.utils.clip_grad_norm_(parameters, longest))
-            progress.length += (min(length, longest) - progress.length) * (MEMORY if progress.length else 1.0)
+            progress.length += (min(length, longest) - progress.length) * (GRADIENT_NORM_DECAY if progress.length else 1.0)
             optimizer.step()
             progress.skipped_in_a_row = 0
         else:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
-            if progress.skipped_in_a_row >= MOST_SKIPPED:
-                raise DivergenceError(f"{MOST_SKIPPED} steps in a row had no finite gradient: lower trainer.learning_rate")
+            if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise DivergenceError(f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient: lower trainer.learning_rate")
         progress.step += 1
         if outcome is not None:
             self.log.step(progress, t, outcome, length, batch)
@@ -258,4 +258,4 @@ def _score(means: Mapping[str, float]) -> float:
     return score if math.isfinite(score) else -1e30
 
 
-__all__ = ["Terms", "Trainer", "Training", "identity"]
+__all__ = ["Terms", "Trainer", "Training", "resume_settings"]

@@ -29,7 +29,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    check(overrides, name)
+    check_overrides(overrides, name)
     expanded = [text for override in overrides for text in _sum(override)]
     GlobalHydra.instance().clear()
     try:
@@ -106,7 +106,7 @@ def _sum(override: str) -> list[str]:
     return ["similarity=sum", *(text for part in parts for text in part)]
 
 
-def check(overrides: Sequence[str], name: str = "register") -> None:
+def check_overrides(overrides: Sequence[str], name: str = "register") -> None:
     """Raises ConfigError for an override that is no KEY=VALUE, or whose first key is unknown."""
     known = _known_keys(name) if overrides else []
     for text in overrides:

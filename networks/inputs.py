@@ -7,7 +7,7 @@ from rdmm.spatial.pair import Pair
 from rdmm.types import InputError
 
 
-def level_of(pair: Pair[Image], ndim: int, channels: int, resolution: int) -> Pair[Image]:
+def at_training_resolution(pair: Pair[Image], ndim: int, channels: int, resolution: int) -> Pair[Image]:
     """The pair at the resolution that a network was trained at: no more than ``resolution`` voxels along the longest edge.
 
     Raises:

@@ -1,0 +1,192 @@
+"""What a study compares, and the rows of its table: one for each case and method."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from eval import figures, tables
+from rdmm.config.build import build
+from rdmm.config.compose import compose
+from rdmm.data.inputs import Inputs, ShapeInputs
+from rdmm.data.studies.base import Cases
+from rdmm.io.transforms import read_transform_as, write_transform
+from rdmm.io.vectors import Space
+from rdmm.registration import shapes
+from rdmm.registration.images import Registration, run
+from rdmm.registration.record import message
+from rdmm.registration.shapes import ShapeRegistration
+from rdmm.runtime.resources import peak_memory
+from rdmm.spatial.transform import Identity, Transform, composed, framed
+from rdmm.stages.base import Result, Skip
+from rdmm.types import ConfigError, RdmmError, nearest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class External:
+    """The results of another tool, evaluated by the same code.
+
+    Args:
+        warps: files of the map fixed -> moving in the order of ``-t``; ``{case}`` stands for the case's name.
+        form: itk, fsl, afni or learn2reg; None: decided by names and headers of the files.
+    """
+
+    warps: Sequence[str]
+    form: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.warps or isinstance(self.warps, str):
+            raise ConfigError("an external method needs warps: a list of files, e.g. [results/{case}1Warp.nii.gz]")
+
+    def __call__(self, case: str, inputs: Inputs) -> Registration:
+        """The other tool's registration of a case.
+
+        Raises:
+            InputError: a file is missing.
+        """
+        grid = inputs.pair.fixed.grid
+        space = Space(*(inputs.stored or (grid, inputs.pair.moving.grid)))
+        total_map: Transform = Identity()
+        for name in self.warps:
+            warp = read_transform_as(name.replace("{case}", case), self.form, space)
+            total_map = composed(total_map, framed(warp, grid))
+        pair = replace(inputs.pair, initial=Identity())
+        result = Result(total_map, Identity(), {}, seconds={"total": math.nan})
+        return Registration(replace(inputs, pair=pair), result, {}, {"stages": Skip()}, has_inverse=False)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The data sets and methods to compare.
+
+    Args:
+        data: data sets by name.
+        methods: methods by name. A method is a list of settings of ``rdmm register`` on top of the experiment's (``weights=FILE`` for a
+            trained model), or {warps: [...]}, the results of another tool (External).
+        settings: further settings for all methods, by the data set's name.
+        baseline: the method that the others are tested against.
+        limit: number of cases of each data set; None: all.
+        pictures: number of cases of each data set of which a figure is made.
+        submission: ``nii.gz`` or ``npz``: also write each map in Learn2Reg's format, ``submission/<method>/disp_<case>``.
+
+    Raises:
+        ConfigError: a method or data set is unknown, or there is none.
+    """
+
+    data: Mapping[str, Cases]
+    methods: Mapping[str, Any]
+    settings: Mapping[str, list[str]]
+    baseline: str | None = None
+    limit: int | None = None
+    pictures: int = 2
+    submission: Literal["nii.gz", "npz"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.data or not self.methods:
+            raise ConfigError("nothing to compare: choose an experiment with a study, e.g. experiment=synthetic_optimized")
+        unknown = set(self.settings) - set(self.data)
+        if unknown:
+            raise ConfigError(f"study.settings: there is no data set {sorted(unknown)[0]!r}; there are {', '.join(self.data)}")
+        if self.baseline is not None and self.baseline not in self.methods:
+            raise ConfigError(f"study.baseline: there is no method {self.baseline!r}{nearest(self.baseline, self.methods)}")
+        if self.submission not in (None, "nii.gz", "npz"):
+            raise ConfigError(f"study.submission must be nii.gz or npz; got {self.submission!r}")
+        for name, method in self.methods.items():
+            if isinstance(method, Mapping):
+                _external(name, method)
+
+
+def _external(name: str, method: Mapping[str, Any]) -> External:
+    unknown = sorted(set(method) - {"warps", "form"})
+    if unknown:
+        raise ConfigError(f"study.methods.{name}: no key {unknown[0]!r}{nearest(unknown[0], ('warps', 'form'))}; warps and form are known")
+    return External(method.get("warps", ()), method.get("form"))
+
+
+def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: Path) -> Iterator[dict[str, Any]]:
+    """One row of the table for each case and method. A failure is a row that holds the error.
+
+    Args:
+        base: typed KEY=VALUE for every method. Keys of an optimizer are left out for methods with optimizer=none.
+        out: folder of the figures and submissions.
+    """
+    for name, data in study.data.items():
+        methods = _build_methods(study, name, base, getattr(data, "settings", "register"))
+        for number, (case, read) in enumerate(list(data.cases().items())[: study.limit]):
+            shown: dict[str, Registration | ShapeRegistration] = {}
+            try:
+                inputs = read()
+            except RdmmError as error:
+                yield from ({"data": name, "case": case, "method": m, "status": _error_text(error)} for m in methods)
+                continue
+            for method, how in methods.items():
+                row, registration = _evaluate_case(case, inputs, how, device, seed)
+                log.info("%s %s: %s", case, method, tables.brief(row))
+                if registration is not None:
+                    row[tables.THUMBNAIL] = registration.thumbnail()
+                    if number < study.pictures:
+                        shown[method] = registration
+                if study.submission and isinstance(registration, Registration):
+                    write_submission(registration, out / "submission" / method / f"disp_{case}.{study.submission}")
+                yield {"data": name, "case": case, "method": method, **row}
+            if shown:
+                figures.case(shown, out / f"{case}.png")
+
+
+def _build_methods(study: Study, name: str, base: Sequence[str], settings: str) -> dict[str, dict[str, Any] | External]:
+    """The methods for the data set ``name``: a composed and checked configuration, or another tool's results."""
+    methods: dict[str, dict[str, Any] | External] = {}
+    for method, own in study.methods.items():
+        if isinstance(own, Mapping):
+            methods[method] = _external(method, own)
+            continue
+        typed = [o for o in base if not ("optimizer=none" in own and o.lstrip("+~").startswith("optimizer."))]
+        config = compose([*typed, *study.settings.get(name, []), *own], settings)
+        build(config["stages"], "stages")
+        methods[method] = config
+    return methods
+
+
+def _evaluate_case(
+    case: str, inputs: Inputs | ShapeInputs, how: dict[str, Any] | External, device: str, seed: int
+) -> tuple[dict[str, Any], Registration | ShapeRegistration | None]:
+    """A case by one method: status and metrics, and the registration; None after an error."""
+    try:
+        registration: Registration | ShapeRegistration
+        if isinstance(how, External):
+            if isinstance(inputs, ShapeInputs):
+                raise ConfigError("results of other tools are evaluated on images only; this data set holds shapes")
+            registration = how(case, inputs)
+        elif isinstance(inputs, ShapeInputs):
+            registration = shapes.run(inputs, how, device=device, seed=seed)
+        else:
+            registration = run(inputs, how, device=device, seed=seed)
+        metrics: dict[str, Any] = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+        warnings = message({"warnings": registration.settings.get("warnings", inputs.warnings)})
+        metrics |= {"warnings": warnings} if warnings else {}
+        if isinstance(how, External):
+            return {"status": "done", **metrics}, registration
+        if isinstance(registration, Registration) and registration.dynamics is not None:
+            metrics["similarity"] = registration.energy["similarity"] / how["similarity_weight"]
+        cost = {"seconds": registration.result.seconds["total"], "peak_memory_mb": peak_memory() / 2**20}
+        return {"status": registration.status, **metrics, **cost}, registration
+    except RdmmError as error:
+        return {"status": _error_text(error)}, None
+
+
+def _error_text(error: RdmmError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def write_submission(registration: Registration, path: Path) -> None:
+    """Write the whole map in Learn2Reg's format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pair = registration.pair
+    grids = registration.inputs.stored or (pair.fixed.grid, pair.moving.grid)
+    write_transform(path, registration.transform, "learn2reg", Space(*grids))

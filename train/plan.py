@@ -1,0 +1,223 @@
+"""What train.py trains: the plan of each network's training, and its run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from networks.model import Networks, build_networks, load
+from rdmm.config.build import build
+from rdmm.config.compose import compose
+from rdmm.data.training.pairs import TrainingData
+from rdmm.kernels.available import set_threads
+from rdmm.runtime.interrupt import stop
+from rdmm.runtime.resources import chosen_device
+from rdmm.types import ConfigError, OutputError
+from train.checkpoint import BEST, LAST, STATE, Progress, RunFolder, flatten
+from train.log import Log
+from train.losses import AffineObjective, DeformationObjective, Objective
+from train.parallel import World
+from train.trainer import Trainer, Training, resume_settings
+
+log = logging.getLogger(__name__)
+
+AFFINE = "affine"
+"""Name of the affine network's training, and of its folder."""
+
+MODEL_KEYS = ("dynamics", "smoother", "integrator", "intensity", "similarity", "similarity_weight", "barrier", "penalty", "free_weights")
+"""Settings of a registration that go into the model file."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One network's training, checked and ready.
+
+    Args:
+        name: of the network, and of the folder of its files.
+        config: the composed configuration of this training.
+        settings: what the model file holds: how the networks are built, and the registration that they belong to.
+        trainer: the settings of the training loop.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    trainer: Trainer
+
+
+def plan_trainings(config: Mapping[str, Any], overrides: Sequence[str]) -> list[TrainingPlan]:
+    """The trainings that a configuration asks for, in order. Everything is checked before data are read.
+
+    Args:
+        config: the composed configuration (conf/train.yaml).
+        overrides: the typed KEY=VALUE; they also apply to each of ``models``.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+    """
+    plans = []
+    with_affine = config["affine"].get("_target_") == "networks.model.affine"
+    if with_affine:
+        plans.append(_plan_affine(config))
+    for name, settings in (config.get("models") or {_dynamics_name(config): []}).items():
+        if not isinstance(settings, list):
+            raise ConfigError(f"models.{name} must be a list of settings, e.g. [dynamics=lddmm]; got {settings}")
+        own = compose([*settings, *overrides], "train") if settings else config  # typed settings come last, so they win
+        plans.append(_plan_deformation(name, own, with_affine))
+    for plan in plans:
+        build_networks(plan.settings)
+    return plans
+
+
+def _plan_affine(config: Mapping[str, Any]) -> TrainingPlan:
+    steps = min(config["trainer"]["max_steps"], config["affine_trainer"]["max_steps"])
+    trainer = build(config["trainer"] | config["affine_trainer"] | {"max_steps": steps}, "affine_trainer")
+    build(config["network"]["affine_similarity"], "network.affine_similarity")
+    return TrainingPlan(AFFINE, config, {AFFINE: config["network"][AFFINE]}, trainer)
+
+
+def _plan_deformation(name: str, config: Mapping[str, Any], with_affine: bool) -> TrainingPlan:
+    """The training of a predictor, whose pairs an affine network aligns if ``with_affine``."""
+    _decide_weights(config)
+    settings = {
+        "predictor": config["network"]["predictor"],
+        "steps": config["network"]["steps"],
+        "register": _with_adjoint({k: config[k] for k in MODEL_KEYS}),
+    }
+    if with_affine:
+        settings[AFFINE] = config["network"][AFFINE]
+    build(config["deform"]["problem"], "deform.problem")
+    return TrainingPlan(name, config, settings, build(config["trainer"], "trainer"))
+
+
+def _with_adjoint(node: Any) -> Any:
+    """Settings with adjoint=true, as saved models have them: plain backpropagation is a choice of training."""
+    if not isinstance(node, dict):
+        return node
+    return {k: True if k == "adjoint" else _with_adjoint(v) for k, v in node.items()}
+
+
+def _decide_weights(config: Mapping[str, Any]) -> None:
+    """Set whether pre-weights are predicted where the configuration leaves it open (null): for RDMM only."""
+    node = config["network"]["predictor"]
+    if node.get("weights") is None:
+        node["weights"] = _dynamics_name(config) == "rdmm"
+
+
+def _dynamics_name(config: Mapping[str, Any]) -> str:
+    return str(config["dynamics"]["_target_"]).rpartition(".")[2].lower()
+
+
+def build_objective(plan: TrainingPlan, networks: Networks) -> Objective:
+    """The objective that a plan's networks are trained for."""
+    node, loss = plan.config["network"], plan.config["loss"]
+    dice = {k: loss[k] for k in ("dice_weight", "dice_labels")}
+    if networks.predictor is None:
+        assert networks.affine is not None
+        similarity = build(node["affine_similarity"], "network.affine_similarity")
+        return AffineObjective(networks.affine, similarity, loss["stretch_weight"], **dice)
+    problem = build(plan.config["deform"]["problem"], "deform.problem")
+    weights = {k: loss[k] for k in ("inverse_consistency", "folding")}
+    return DeformationObjective(networks.predictor, problem, networks.affine, node["steps"], **weights, **dice)
+
+
+def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks: World) -> dict[str, Path]:
+    """Run every planned training.
+
+    Args:
+        out: the folder of the run; each network's files go to a folder of its name in it.
+        ranks: the processes of the run.
+
+    Returns:
+        The best model file of each network, by name. After an interruption: of those whose training was complete.
+    """
+    set_threads(config["threads"])
+    device = chosen_device(config["device"])
+    plans = plan_trainings(config, overrides)
+    data: TrainingData = build(config["data"], "data")
+    _check_folders(plans, out, config["resume"], config["overwrite"])
+    held_out = {part: len(data.held_out(part)) for part in ("validation", "test")}
+    log.info("held-out pairs: %d for validation, %d for tests", held_out["validation"], held_out["test"])
+    affine_tensors: dict[str, Any] = {}
+    models: dict[str, Path] = {}
+    for plan in plans:
+        folder = out / plan.name
+        networks = _initial_networks(plan, affine_tensors, out)
+        progress = _train_networks(plan, networks, data, folder, ranks, device)
+        if stop.is_set():
+            return models
+        ranks.total([0.0])  # wait for all processes: then the files of the first one are complete
+        if plan.name == AFFINE:
+            assert networks.affine is not None
+            affine_tensors = networks.affine.state_dict()
+        best = f"best score {progress.best:.4f} at step {progress.best_step}" if progress.best is not None else "no validation"
+        log.info("%s: %d steps, %d skipped, %s", plan.name, progress.step, progress.skipped, best)
+        models[plan.name] = folder / (BEST if (folder / BEST).exists() else LAST)
+    return models
+
+
+def _initial_networks(plan: TrainingPlan, affine_tensors: Mapping[str, Any], out: Path) -> Networks:
+    """A plan's networks before their first step. The affine network beside a predictor is trained already and stays frozen."""
+    torch.manual_seed(plan.config["seed"])
+    networks = build_networks(plan.settings)
+    if plan.name == AFFINE:
+        return networks
+    if networks.affine is not None:
+        networks.affine.load_state_dict(affine_tensors)
+        networks.affine.requires_grad_(False)
+    if plan.config["start"]:
+        _start_from(networks, str(plan.config["start"]), out)
+    return networks
+
+
+def _train_networks(plan: TrainingPlan, networks: Networks, data: TrainingData, path: Path, ranks: World, device: torch.device) -> Progress:
+    """Train a plan's networks; their files go to the folder ``path``."""
+    config = plan.config
+    path.mkdir(parents=True, exist_ok=True)
+    settings = flatten({"data": config["data"], "seed": config["seed"], "settings": dict(plan.settings), "loss": config["loss"]})
+    folder = RunFolder(path, plan.settings, {**settings, **resume_settings(plan.trainer), "processes": ranks.size})
+    dynamics = None if plan.name == AFFINE else build(config["dynamics"], "dynamics")
+    with Log(path if ranks.first else None, plan.name, plan.trainer.max_steps, dynamics).open() as logged:
+        make = partial(build_objective, plan)
+        return Training(plan.trainer, data, networks, make, folder, ranks, config["seed"], device, config["resume"], logged).run()
+
+
+def _start_from(networks: Networks, source: str, out: Path) -> None:
+    """Copy the predictor's tensors from another model wherever name and shape are the same.
+
+    Args:
+        source: an earlier network of this run, by name, or a model file.
+
+    Raises:
+        ConfigError: no tensor fits.
+    """
+    path = out / source / BEST if (out / source / BEST).exists() else Path(source)
+    own = networks.state_dict()
+    given = {k: v for k, v in load(str(path)).state_dict().items() if k.startswith("predictor.")}
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ConfigError(f"start={source}: no tensor of {path} fits a network of this run; give a model with the same backbone")
+    networks.load_state_dict(own | fitting)
+    log.info("start: %d of %d tensors from %s", len(fitting), len(own), path)
+
+
+def _check_folders(plans: Sequence[TrainingPlan], out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse to train over another run, before any data are read. With overwrite=true, remove that run's files.
+
+    They are removed before the training, so that a later resume=true never mixes two runs.
+    """
+    for plan in plans:
+        state = out / plan.name / STATE
+        if state.exists() and not resume and not overwrite:
+            raise OutputError(
+                f"{state}: a run is there already; resume=true goes on with it, overwrite=true starts anew, or name another hydra.run.dir"
+            )
+        if not resume:
+            for name in (STATE, BEST, LAST):
+                (out / plan.name / name).unlink(missing_ok=True)
