@@ -6,6 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 
 import rdmm
 from rdmm import LBFGS, LDDMM, ConfigError, Deform, Grid, Image, Measure, MultiGaussian, PointLDDMM, Problem
@@ -114,6 +115,11 @@ def test_a_start_where_transport_leads():
     assert Controls(60)(Pair(fixed, moving)).momentum.abs().max() == 0
 
 
+def deep(picture: Pillow.Image) -> Pillow.Image:
+    """In 16 bits."""
+    return Pillow.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+
+
 def test_outlines_of_a_picture(tmp_path):
     y, x = np.mgrid[:100, :100]
     ring = ((x - 60) ** 2 + (y - 40) ** 2 < 30**2) & ~((x - 60) ** 2 + (y - 40) ** 2 < 10**2)
@@ -121,6 +127,18 @@ def test_outlines_of_a_picture(tmp_path):
     atoms = outline(str(tmp_path / "ring.png"), 200).atoms()
     assert float(atoms.weights.sum()) == pytest.approx(2 * math.pi * 0.4, rel=0.08)
     assert torch.allclose(atoms.points.mean(2), torch.tensor([[60, 59]]) / 99, atol=0.01)
+    gray = Pillow.fromarray(np.where(ring, 0, 255).astype(np.uint8))
+    pictures = {
+        "l": gray,
+        "rgb": gray.convert("RGB"),
+        "palette": gray.quantize(2),
+        "one": gray.convert("1"),
+        "l2": gray,
+        "deep": deep(gray),
+    }
+    for name, picture in pictures.items():  # whatever the PNG counts in
+        picture.save(tmp_path / f"{name}.png", **({"bits": 2} if name == "l2" else {}))
+        assert torch.equal(outline(str(tmp_path / f"{name}.png"), 200).points, outline(str(tmp_path / "ring.png"), 200).points)
     (tmp_path / "text.png").write_text("no")
     with pytest.raises(rdmm.InputError, match="not a picture"):
         outline(str(tmp_path / "text.png"), 10)
