@@ -133,5 +133,14 @@ def test_coordinates_of_a_small_grid_are_one_tensor(grid):
     assert torch.equal(at_voxels, x + u)
     assert torch.allclose(at_voxels, Dense(u, grid)(x.clone()), atol=1e-12)
     large = Grid.unit((2048, 1024))
-    assert grid.has_as_identity(x) and not grid.has_as_identity(x.clone()) and not large.has_as_identity(large.identity(like))
+    assert grid.is_identity(x) and not grid.is_identity(x.clone()) and not large.is_identity(large.identity(like))
     assert large.identity(like) is not large.identity(like)
+
+
+def test_coordinates_in_use_are_recognized_after_the_cache_has_dropped_them(grid):
+    """Whether a displacement is interpolated must not depend on how many other grids were used meanwhile."""
+    like = torch.zeros(1, dtype=torch.float64)
+    x = grid.identity(like)
+    for n in range(40):
+        Grid.unit((8, 9 + n)).identity(like)
+    assert grid.is_identity(x) and grid.identity(like) is x

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Grid:
     """
 
     shape: tuple[int, ...]
-    affine: Matrix | np.ndarray  # kept as a Matrix
+    affine: Matrix | np.ndarray  # stored as a Matrix
 
     def __post_init__(self) -> None:
         matrix = np.asarray(self.affine, dtype=np.float64)
@@ -92,14 +93,19 @@ class Grid:
         return np.asarray(self.affine) @ np.diag([*(1.0 / h for h in self.spacing), 1.0])
 
     def identity(self, like: Tensor) -> Tensor:
-        """Coordinates of all voxels in domain units, (1, d, *s), with the dtype and device of ``like``: never written to, as a
-        small grid has only one, by which a displacement knows its own voxels (Dense)."""
-        make = _identity if math.prod(self.shape) <= MAX_CACHED_VOXELS else _identity.__wrapped__
+        """Coordinates of all voxels in domain units, (1, d, *s), with the dtype and device of ``like``.
+
+        Small grids return one cached tensor: do not write to it. Dense recognizes it and skips the interpolation.
+        """
+        make = _cached_coordinates if math.prod(self.shape) <= MAX_CACHED_VOXELS else _coordinates
         return make(self.shape, self.spacing, like.dtype, like.device)
 
-    def has_as_identity(self, x: Tensor) -> bool:
-        """Whether x is this grid's own ``identity``; of a large grid, of which none is kept, False."""
-        return x.shape[2:] == self.shape and math.prod(self.shape) <= MAX_CACHED_VOXELS and x is self.identity(x)
+    def is_identity(self, x: Tensor) -> bool:
+        """Whether x is the very tensor that ``identity`` returns, so that a field on this grid need not be interpolated at x.
+
+        Always False for large grids, which are not cached.
+        """
+        return x.shape[2:] == self.shape and x is _coordinates_in_use.get((self.shape, self.spacing, x.dtype, x.device))
 
     @property
     def directions(self) -> np.ndarray:
@@ -185,10 +191,20 @@ class Grid:
         return np.stack([world.min(0), world.max(0)])
 
 
-@lru_cache(maxsize=16)
-def _identity(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+Coordinates = tuple[tuple[int, ...], tuple[float, ...], torch.dtype, torch.device]
+
+_coordinates_in_use: WeakValueDictionary[Coordinates, Tensor] = WeakValueDictionary()
+"""The coordinates that somebody holds: there is one tensor for all equal grids, also after the cache has dropped it."""
+
+
+def _coordinates(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     axes = [torch.arange(n, dtype=dtype, device=device) * h for n, h in zip(shape, spacing, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+@lru_cache(maxsize=16)
+def _cached_coordinates(*key: Any) -> Tensor:
+    return _coordinates_in_use.setdefault(key, _coordinates(*key))
 
 
 def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:

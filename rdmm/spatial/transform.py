@@ -63,7 +63,7 @@ class Dense:
 
     def __call__(self, x: Tensor) -> Tensor:
         u = self.displacement.to(x)
-        return x + (u if self.grid.has_as_identity(x) else sample(u, x, self.grid))
+        return x + (u if self.grid.is_identity(x) else sample(u, x, self.grid))
 
 
 @dataclass(frozen=True, eq=False)
