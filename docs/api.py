@@ -1,4 +1,4 @@
-"""docs/api.md: the public names and their docstrings. Run it after one of them changes."""
+"""Writes docs/api.md, the public names and their docstrings. Run it after one of them changes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MODULES = {
-    "rdmm": "From files to files, and the building blocks.",
-    "rdmm.similarity": "Similarities of images, and of points, curves and surfaces.",
-    "rdmm.transform": "Maps between points.",
-    "rdmm.io": "Files.",
-    "rdmm.metrics": "How good, and how regular.",
+    "rdmm": "Registration in one call, its building blocks, and the errors.",
+    "rdmm.similarity": "Similarities of images, and of points, curves and surfaces; smaller is better.",
+    "rdmm.transform": "Transforms: maps between points.",
+    "rdmm.io": "Reading and writing files.",
+    "rdmm.metrics": "Accuracy and regularity of a registration.",
 }
 
 
@@ -45,7 +45,8 @@ def names(module: object) -> list[str]:
 def page() -> str:
     shapes = "Shapes: `b` batch, `c` channels, `d` dimensions, `n` points or Gaussians, `*s` a grid's axes."
     units = "Domain units: millimetres over the longest edge; world: RAS+ millimetres."
-    lines = ["# API", "", f"Made by `python docs/api.py` from the docstrings. {shapes} {units}", ""]
+    numbers = "`model (n)` is equation (n) of [model.md](model.md)."
+    lines = ["# API", "", f"Written by `python docs/api.py` from the docstrings. {shapes} {units} {numbers}", ""]
     for name, what in MODULES.items():
         module = importlib.import_module(name)
         lines += [f"## {name}", "", what, ""]

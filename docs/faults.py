@@ -1,4 +1,4 @@
-"""docs/faults.md: what each fault gets, and the tests that try it. Run it after a test is marked with ``@pytest.mark.fault(number)``."""
+"""Writes docs/faults.md: what happens at each fault, and the tests that try it. Run it after a test is marked with ``@pytest.mark.fault(number)``."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ FAULTS = {
         38: ("mask or labels of another grid", "resampled with a notice; another shape at the same place: InputError"),
         39: ("mask that is not binary", "where it is above 0"),
         40: ("label missing from one image", "not counted, n_valid says so; never 0 or 1"),
-        41: ("label of which nothing is left", "HD95 inf: a failure, counted in hd95_empty"),
+        41: ("label that vanishes in the warped image", "HD95 inf: a failure, counted in hd95_empty"),
         42: ("landmarks: wrong columns, NaN, outside, wrong space", "InputError with the row"),
     },
     "Output": {
         43: ("folder missing or not writable", "OutputError before computing"),
         44: ("disk full", "OutputError; the old file stays"),
-        45: ("results are there already", "refused without --overwrite"),
+        45: ("results already exist", "OutputError without --overwrite"),
         46: ("two runs in one folder", "the second gets an OutputError"),
         47: ("killed while writing", "the old file or the new one"),
     },
@@ -71,8 +71,8 @@ FAULTS = {
         54: ("one of several training processes dies", "the others stop; the last checkpoint is whole"),
     },
     "Numerics": {
-        55: ("divergent shooting", "steps back; DivergenceError without progress; never NaN"),
-        56: ("one NaN energy", "steps back and recovers"),
+        55: ("divergent shooting", "the line search backs off; DivergenceError without progress; never NaN"),
+        56: ("one NaN energy", "the line search backs off and recovers"),
         57: ("the line search fails", "a gradient step"),
         58: ("folding", "counted two ways; --max-folding, code 5"),
         59: ("autocast", "float32 inside; the same result"),
@@ -94,12 +94,12 @@ FAULTS = {
         71: ("spaces, accents, relative paths", "work"),
     },
     "Batch and data sets": {
-        72: ("one corrupt pair of many", "the others' results, table, failures.json, code 4"),
+        72: ("one corrupt pair of many", "the results of the others, table, failures.json, code 4"),
         73: ("a worker is killed", "this pair fails"),
         74: ("an id twice", "ConfigError with both rows"),
         75: ("an id that is a path", "ConfigError"),
         76: ("one subject in training and test", "ConfigError"),
-        77: ("a finished batch again", "what is whole by checksum is skipped"),
+        77: ("a finished batch again", "pairs whose files have the right checksums are skipped"),
         78: ("links out of the data, missing columns, wrong JSON, BOM, CRLF", "ConfigError with the line; BOM and CRLF work"),
     },
     "Security": {
@@ -108,9 +108,9 @@ FAULTS = {
         81: ("YAML tags, alias bombs, huge files", "ConfigError at once"),
         82: ("${oc.env:...} in a model's settings", "not resolved; nothing of the environment is written"),
         83: ("damaged model", "error that names the checksum or the tensor"),
-        84: ("model of a newer version, or with missing tensors", "error; nothing is loaded loosely"),
+        84: ("model of a newer version, or with missing tensors", "error; nothing is loaded partly"),
         85: ("HTML in names", "shown as text"),
-        86: ("network", "never asked, at import or in a run"),
+        86: ("network", "never used, at import or in a run"),
     },
 }
 
@@ -129,12 +129,12 @@ def marked() -> dict[int, list[str]]:
 
 def page() -> str:
     tests = marked()
-    lines = ["# Faults and what they get", "", "Made by `python docs/faults.py` from the marks of the tests.", ""]
+    lines = ["# Faults and what happens", "", "Written by `python docs/faults.py` from the marks of the tests.", ""]
     for heading, faults in FAULTS.items():
-        lines += [f"## {heading}", "", "| | fault | what it gets | tests |", "|---|---|---|---|"]
-        for number, (fault, gets) in faults.items():
+        lines += [f"## {heading}", "", "| | fault | what happens | tests |", "|---|---|---|---|"]
+        for number, (fault, outcome) in faults.items():
             named = "<br>".join(f"`{t}`" for t in tests.get(number, []))
-            lines.append(f"| {number} | {fault} | {gets} | {named} |".replace("$", "\\$"))
+            lines.append(f"| {number} | {fault} | {outcome} | {named} |".replace("$", "\\$"))
         lines.append("")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""One map for many files: images, labels and points go through it: python docs/gallery/labels.py OUT/"""
+"""Apply one transform to images, labels and points: python docs/gallery/labels.py OUT/"""
 
 import subprocess
 import sys

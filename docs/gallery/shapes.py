@@ -1,4 +1,4 @@
-"""A closed curve onto another by optimal transport, then by currents' rival, a kernel distance: python docs/gallery/shapes.py OUT/"""
+"""Register a closed curve to another, by optimal transport and by a kernel distance: python docs/gallery/shapes.py OUT/"""
 
 import sys
 from pathlib import Path

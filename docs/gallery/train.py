@@ -1,4 +1,4 @@
-"""Networks on data that are made as they are needed, then their prediction: python docs/gallery/train.py OUT/"""
+"""Train networks on synthetic data, then use their prediction: python docs/gallery/train.py OUT/"""
 
 import subprocess
 import sys
