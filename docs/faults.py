@@ -1,4 +1,4 @@
-"""Writes docs/faults.md: what happens at each fault, and the tests that try it. Run it after a test is marked with ``@pytest.mark.fault(number)``."""
+"""Writes docs/faults.md: what happens at each fault, and its tests. Run it after a test is marked with ``@pytest.mark.fault(number)``."""
 
 from __future__ import annotations
 
