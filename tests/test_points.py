@@ -65,8 +65,8 @@ def test_the_rates_are_those_of_the_hamiltonian(ic):
 def test_energy_and_momenta_are_conserved(ic):
     """H by time, total momentum by translations, angular momentum by rotations."""
     dynamics = PointLDDMM(SMOOTHER, Integrator(steps=20))
-    path = dynamics.path(ic, (0.0, 0.3, 1.0))
-    for q, p in path[1:]:
+    for state in dynamics.geodesic(ic, None, (0.0, 0.3, 1.0))[1:]:
+        q, p = state.points, state.momentum
         now = InitialConditions(p, None, q)
         assert float(dynamics.energy(now, None)) == pytest.approx(float(dynamics.energy(ic, None)), rel=1e-6)
         assert torch.allclose(p.sum(2), ic.momentum.sum(2), atol=1e-12)
@@ -76,7 +76,7 @@ def test_energy_and_momenta_are_conserved(ic):
 
 def test_steps_converge_to_fourth_order(ic):
     ic = InitialConditions(4 * ic.momentum, None, ic.points)
-    ends = [PointLDDMM(SMOOTHER, Integrator("rk4", steps=n)).path(ic, (1.0,))[0][0] for n in (8, 16, 64)]
+    ends = [PointLDDMM(SMOOTHER, Integrator("rk4", steps=n)).geodesic(ic, None, (1.0,))[0].points for n in (8, 16, 64)]
     errors = [float((e - ends[2]).abs().max()) for e in ends[:2]]
     assert errors[0] / errors[1] > 10
 

@@ -28,7 +28,7 @@ from train.batches import both_ways
 from train.checkpoint import BEST, LAST, STATE, RunFolder
 from train.log import Log
 from train.log import picture as drawn
-from train.losses import AffineObjective, DeformationObjective, inverse_consistency, judged, soft_dice
+from train.losses import AffineObjective, DeformationObjective, evaluate, inverse_consistency, soft_dice
 from train.parallel import World
 from train.trainer import Trainer, Training
 
@@ -139,9 +139,9 @@ def test_training_learns(tmp_path):
     torch.manual_seed(0)
     nets = Networks(None, Predictor(SMOOTHER, Basic([8] * 5), (32, 32)))
     cases = [c() for c in DATA.held_out("validation").values()]
-    before = [judged(objective(nets), c, 0)[0]["similarity"] for c in cases]
+    before = [evaluate(objective(nets), c, 0)[0]["similarity"] for c in cases]
     done = training(tmp_path, nets, max_steps=60, warmup=10, validate_every=60, batch=4, learning_rate=5e-3).run()
-    after = [judged(objective(nets), c, 0)[0] for c in cases]
+    after = [evaluate(objective(nets), c, 0)[0] for c in cases]
     assert done.skipped == 0
     assert sum(a["similarity"] for a in after) < 0.7 * sum(before)
     assert all(a["folds_percent"] == 0 for a in after)
@@ -154,9 +154,9 @@ def test_the_affine_network_learns(tmp_path):
 
     nets = networks(affine=True)
     cases = [c() for c in DATA.held_out("validation").values()]
-    first = sum(judged(make(nets), c, 0)[0]["similarity"] for c in cases)
+    first = sum(evaluate(make(nets), c, 0)[0]["similarity"] for c in cases)
     training(tmp_path, nets, make, max_steps=60, batch=4, learning_rate=3e-3, validate_every=60).run()
-    assert sum(judged(make(nets), c, 0)[0]["similarity"] for c in cases) < first
+    assert sum(evaluate(make(nets), c, 0)[0]["similarity"] for c in cases) < first
     assert all(p.grad is None for p in nets.predictor.parameters())
 
 

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 
 from rdmm.data.inputs import Inputs
-from rdmm.dynamics.base import InitialConditions
-from rdmm.dynamics.rdmm import RDMM
+from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.spatial import ops
-from rdmm.spatial.image import Image
 from rdmm.spatial.transform import displacement
 from rdmm.types import Tensor
 from train.checkpoint import Progress
@@ -35,7 +33,7 @@ class Log:
         dynamics: of a deformation, for sigma(x).
     """
 
-    def __init__(self, folder: Path | None, name: str, total: int, dynamics: Any = None) -> None:
+    def __init__(self, folder: Path | None, name: str, total: int, dynamics: Dynamics | None = None) -> None:
         self.name, self.total, self.dynamics = name, total, dynamics
         self.begin, self.taken = time.perf_counter(), 0
         self.bar: Any = None
@@ -101,9 +99,9 @@ class Log:
 
 
 @torch.no_grad()
-def picture(batch: Inputs, outcome: Outcome, dynamics: Any = None) -> Any:
+def picture(batch: Inputs, outcome: Outcome, dynamics: Dynamics | None = None) -> Any:
     """A matplotlib figure of the first pair, the middle slice of the last axis: fixed, moving, warped with the deformed grid, log det J
-    and, of RDMM, sigma(x)."""
+    and, with pre-weights, sigma(x)."""
     from rdmm.report.figures import DIVERGING, PLANES, draw_deformed_grid, log_jacobian, middle_slice, panels, show_slice
 
     grid = batch.pair.fixed.grid
@@ -116,10 +114,9 @@ def picture(batch: Inputs, outcome: Outcome, dynamics: Any = None) -> Any:
         ("warped", warped.data, {}),
         ("log det J", log_jacobian(u, grid)[:, None], {"cmap": DIVERGING, "limits": (-1, 1)}),
     ]
-    if isinstance(dynamics, RDMM) and outcome.ic and outcome.ic[0].weights is not None:
-        shot = outcome.ic[0].grid(Image(batch.pair.fixed.data, grid))
-        sigma = ops.resize(dynamics.local_sigma(outcome.ic[0].weights, shot), grid.shape)
-        shown.append(("sigma(x) in mm", sigma, {"cmap": "viridis"}))
+    sigma = dynamics.initial_sigma(outcome.ic[0], batch.pair.fixed) if dynamics is not None and outcome.ic else None
+    if sigma is not None:
+        shown.append(("sigma(x) in mm", ops.resize(sigma, grid.shape), {"cmap": "viridis"}))
     figure, axes = panels(1, len(shown))
     for panel, (title, x, colors) in zip(axes[0], shown, strict=True):
         show_slice(panel, middle_slice(x[0, 0].float(), axis), axis, grid, title, fontsize=9, **colors)

@@ -71,8 +71,8 @@ def soft_dice(batch: Inputs, transform: Transform, count: int, seed: int) -> Ten
     return 1 - (there * both / total.clamp_min(1e-6)).sum() / there.sum().clamp_min(1)
 
 
-def noted(terms: Terms, name: str, value: Tensor) -> Tensor:
-    """The scalar, with its number put into ``terms``."""
+def log_term(terms: Terms, name: str, value: Tensor) -> Tensor:
+    """``value``, a scalar, whose number is put into ``terms``."""
     terms[name] = float(value.detach())
     return value
 
@@ -118,7 +118,7 @@ class AffineObjective:
         terms = {"similarity": float(similarity.detach()), "stretch": float(stretch.detach())}
         transform = Affine(matrices[-1])
         if self.dice_weight:
-            loss = loss + self.dice_weight * noted(terms, "dice_loss", soft_dice(batch, transform, self.dice_labels, seed))
+            loss = loss + self.dice_weight * log_term(terms, "dice_loss", soft_dice(batch, transform, self.dice_labels, seed))
         return Outcome(loss, {"loss": float(loss.detach()), **terms}, transform, [])
 
 
@@ -160,36 +160,39 @@ class DeformationObjective:
             ic = self.network(pair)
             conditions.append(ic)
             try:
-                energy, pair = self._stepped(ic, pair, epoch)
+                energy, pair = self._step(ic, pair, epoch)
             except DivergenceError as error:
                 log.warning("%s", error)
                 loss = 0.5 * self.problem.dynamics.energy(ic, pair.source).mean()
                 return Outcome(loss, {"loss": float(loss.detach()), "diverged": 1.0}, pair.initial, conditions)
             loss = loss + energy.total.mean()
         terms = {k: v for k, v in energy.as_dict().items() if k not in ("total", "landmarks")}
-        whole = pair.initial
+        total_map = pair.initial
         if self.dice_weight:
-            loss = loss + self.dice_weight * noted(terms, "dice_loss", soft_dice(batch, whole, self.dice_labels, seed))
+            loss = loss + self.dice_weight * log_term(terms, "dice_loss", soft_dice(batch, total_map, self.dice_labels, seed))
         if both and self.inverse_consistency:
-            loss = loss + self.inverse_consistency * noted(terms, "inverse_consistency", inverse_consistency(whole, pair))
+            loss = loss + self.inverse_consistency * log_term(terms, "inverse_consistency", inverse_consistency(total_map, pair))
         if self.folding:
             grid = pair.fixed.grid
-            squeezed = ops.barrier(displacement(whole, grid, pair.fixed.data), grid, BARRIER_THRESHOLD).mean()
-            loss = loss + self.folding * noted(terms, "squeezed", squeezed)
-        return Outcome(loss, {"loss": float(loss.detach()), **terms}, whole, conditions)
+            squeezed = ops.barrier(displacement(total_map, grid, pair.fixed.data), grid, BARRIER_THRESHOLD).mean()
+            loss = loss + self.folding * log_term(terms, "squeezed", squeezed)
+        return Outcome(loss, {"loss": float(loss.detach()), **terms}, total_map, conditions)
 
-    def _stepped(self, ic: InitialConditions, pair: Pair[Image], epoch: int) -> tuple[Energy, Pair[Image]]:
-        """Problem.energy, and the pair seen through the whole map, which is looked up once on the image's voxels."""
-        grid = pair.fixed.grid
-        with torch.autocast(pair.fixed.data.device.type, enabled=False):
-            transform = self.problem.dynamics.shoot(ic, pair.source)  # type: ignore[arg-type]
-            whole = Dense(displacement(pair.total_map(transform), grid, pair.fixed.data), grid)
-            seen = pair.with_initial(whole)
-            return self.problem.judged(ic, transform, pair, epoch, seen.moved_by(Identity())), seen
+    def _step(self, ic: InitialConditions, pair: Pair[Image], epoch: int) -> tuple[Energy, Pair[Image]]:
+        """Problem.energy at ``ic``, and the pair whose initial map is the total one."""
+        grid, moved = pair.fixed.grid, pair
+
+        def warp(transform: Transform) -> Image:
+            """The total map is sampled once on the image's voxels; the warped image and the next step use that."""
+            nonlocal moved
+            moved = pair.with_initial(Dense(displacement(pair.total_map(transform), grid, pair.fixed.data), grid))
+            return moved.moved_by(Identity())
+
+        return self.problem.energy(ic, pair, epoch, warp)[0], moved
 
 
 @torch.no_grad()
-def judged(objective: Objective, sample: Inputs, epoch: int) -> tuple[Terms, Outcome]:
+def evaluate(objective: Objective, sample: Inputs, epoch: int) -> tuple[Terms, Outcome]:
     """Loss and similarity, folds in percent and, with labels, mean Dice of a held-out pair."""
     outcome = objective(sample, epoch, 0, both=False)
     grid, out = sample.pair.fixed.grid, dict(outcome.terms)

@@ -22,7 +22,7 @@ from rdmm.types import ConfigError, DivergenceError, ResourceError
 from train.batches import both_ways, stream, to_device
 from train.checkpoint import BEST, Progress, RunFolder
 from train.log import Log
-from train.losses import Objective, Outcome, Terms, judged
+from train.losses import Objective, Outcome, Terms, evaluate
 from train.parallel import World
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class Training:
         shown = None
         for case in cases:
             sample = to_device(case(), self.device)
-            terms, outcome = judged(objective, sample, progress.step // self.trainer.epoch)
+            terms, outcome = evaluate(objective, sample, progress.step // self.trainer.epoch)
             shown = shown or (sample, outcome)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -37,7 +38,8 @@ def build(node: Any, where: str = "") -> Any:
         raise ConfigError(f"{f'{where}.{wanted}'.lstrip('.')} is not set: give {f'{where}.{wanted}'.lstrip('.')}=...")
     arguments = {k: build(v, f"{where}.{k}".lstrip(".")) for k, v in node.items() if k != "_target_"}
     parameters = inspect.signature(target).parameters
-    hints = get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    # the class of a dataclass: its __init__ has the names of its own module only, not those of the fields that it inherits
+    hints = get_type_hints(target if inspect.isfunction(target) or dataclasses.is_dataclass(target) else target.__init__)
     for key, value in arguments.items():
         if key not in parameters:
             raise ConfigError(f"{where or node['_target_']}: unknown key {key!r}{nearest(key, parameters)}")

@@ -1,23 +1,25 @@
-"""What every dynamics shares."""
+"""What a dynamics is: from initial conditions to a map, and what the search, the objective and the outputs ask of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
-from rdmm.dynamics.integrator import Integrator
+from rdmm.regularizer.penalty import Penalty
 from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.regularizer.weights import local_sigma
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
-from rdmm.spatial.transform import Dense
-from rdmm.types import InputError, Tensor
+from rdmm.spatial.measure import Measure
+from rdmm.spatial.transform import Transform
+from rdmm.types import ConfigError, InputError, Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class InitialConditions:
-    """What determines a geodesic. Of images, both are on the shooting grid: the source's resampled to the momentum's shape.
+    """Initial conditions of a geodesic. For images, momentum and weights live on the shooting grid.
 
     Args:
         momentum: m0 (b, d, *s); of points (b, d, n).
@@ -30,42 +32,170 @@ class InitialConditions:
     points: Tensor | None = None
 
     def grid(self, source: Image) -> Grid:
-        """The shooting grid."""
+        """The shooting grid: that of ``source``, resampled to the momentum's shape."""
         shape = tuple(self.momentum.shape[2:])
         if self.momentum.shape[1] != source.grid.ndim or len(shape) != source.grid.ndim:
             raise InputError(f"a momentum for a {source.grid.ndim}D shape is (b, {source.grid.ndim}, *s), not {tuple(self.momentum.shape)}")
         return source.grid.resized(shape)
 
     def resized(self, shape: Sequence[int]) -> InitialConditions:
-        """On another shooting grid: m0 is a density in domain units, so its values stay."""
+        """On another shooting grid. m0 is a density in domain units, so its values stay."""
         h = None if self.weights is None else ops.resize(self.weights, tuple(shape))
         if h is not None:
             h = h / h.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
         return InitialConditions(ops.resize(self.momentum, tuple(shape)), h)
 
 
-@runtime_checkable
+class Coordinates(Protocol):
+    """The vector x (k,) that an optimizer searches in.
+
+    Attributes:
+        free_weights: whether x holds the pre-weights too.
+    """
+
+    @property
+    def free_weights(self) -> bool: ...
+
+    def pack(self, ic: InitialConditions) -> Tensor:
+        """The vector of ``ic``, whose pre-weights are those that the coordinates were made with."""
+        ...
+
+    def unpack(self, x: Tensor) -> InitialConditions:
+        """The complete initial conditions at x, with what does not vary."""
+        ...
+
+    def first_step(self, direction: Tensor) -> float:
+        """Length of a first step along ``direction`` that moves the fastest point by a small distance."""
+        ...
+
+
+class State(Protocol):
+    """A geodesic at one time t in [0, 1]. ``energy``: (b,) <m, v>."""
+
+    @property
+    def t(self) -> float: ...
+
+    @property
+    def energy(self) -> Tensor: ...
+
+
 class Dynamics(Protocol):
-    """Initial conditions to the map that pulls the source back, phi: target -> source."""
+    """From initial conditions to a map. ``source``: the shape that moves, of the kind ``moves``.
 
-    smoother: MultiGaussian
-    integrator: Integrator
+    Attributes:
+        moves: Image or Measure. The map of images pulls the source back, phi: target -> source; that of measures pushes it forward.
+        has_cells: whether the map is sampled on a grid, whose cells can fold (Problem's barrier).
+        has_preweights: whether ``InitialConditions.weights`` are used.
+        conserves_energy: whether <m, v> is the same at all times.
+    """
 
-    def shoot(self, ic: InitialConditions, source: Image) -> Dense: ...
+    @property
+    def moves(self) -> type[Image] | type[Measure]: ...
 
-    def flow(self, ic: InitialConditions, source: Image) -> tuple[Dense, Dense]: ...
+    @property
+    def has_cells(self) -> bool: ...
 
-    def energy(self, ic: InitialConditions, source: Image) -> Tensor: ...
+    @property
+    def has_preweights(self) -> bool: ...
 
-    def geodesic(self, ic: InitialConditions, source: Image, times: Sequence[float]) -> list[Snapshot]: ...
+    @property
+    def conserves_energy(self) -> bool: ...
+
+    @property
+    def smoother(self) -> MultiGaussian: ...
+
+    def shoot(self, ic: InitialConditions, source: Any) -> Transform:
+        """The map at t = 1."""
+        ...
+
+    def flow(self, ic: InitialConditions, source: Any) -> tuple[Transform, Transform]:
+        """The map at t = 1 and its inverse."""
+        ...
+
+    def energy(self, ic: InitialConditions, source: Any) -> Tensor:
+        """(b,) <m0, v0>."""
+        ...
+
+    def geodesic(self, ic: InitialConditions, source: Any, times: Sequence[float]) -> Sequence[State]:
+        """The geodesic at increasing ``times`` in [0, 1]."""
+        ...
+
+    def complete(self, ic: InitialConditions, source: Any) -> InitialConditions:
+        """``ic`` with all that the dynamics needs: defaults are filled in.
+
+        Raises:
+            ConfigError: ``ic`` holds what the dynamics cannot use.
+        """
+        ...
+
+    def coordinates(self, ic: InitialConditions, source: Any, free_weights: bool) -> Coordinates:
+        """The search space around ``ic``.
+
+        Args:
+            free_weights: whether pre-weights are searched for, where there are any; False: they stay as in ``ic``.
+        """
+        ...
+
+    def shooting_fraction(self, fixed: Any, voxel_of_sigma: float) -> float:
+        """Resolution of the shooting grid over that of the fixed shape, at most 1.
+
+        Args:
+            voxel_of_sigma: voxel of the shooting grid over the narrowest sigma.
+        """
+        ...
+
+    def resized(self, ic: InitialConditions, fixed: Any, fraction: float) -> InitialConditions:
+        """``ic`` for shooting at ``fraction`` of the resolution of the fixed shape."""
+        ...
+
+    def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Any, step: int) -> Tensor:
+        """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""
+        ...
+
+    def initial_sigma(self, ic: InitialConditions, source: Any) -> Tensor | None:
+        """sigma(x) at t = 0, (b, 1, *s) in millimetres on the shooting grid; None where there are no pre-weights."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The geodesic at one time: momentum, velocity (b, d, *s), displacement of phi (b, d, *s), weights w (b, n, *s) or None."""
+    """A geodesic of images at one time, on the shooting grid.
+
+    Args:
+        momentum, velocity, displacement: (b, d, *s); the map is id + displacement.
+        weights: w (b, n, *s) of a metric that differs by region, or None.
+        sigmas: of the n Gaussians, in domain units; needed where there are weights.
+    """
 
     t: float
+    grid: Grid
     momentum: Tensor
     velocity: Tensor
     displacement: Tensor
     weights: Tensor | None = None
+    sigmas: Sequence[float] = ()
+
+    @property
+    def energy(self) -> Tensor:
+        """(b,) <m, v>."""
+        return ops.inner(self.momentum, self.velocity, self.grid)
+
+    def sigma(self, shape: Sequence[int] | None = None) -> Tensor | None:
+        """sigma(x), (b, 1, *s) in millimetres, of the weights resampled to ``shape``; None where there are no weights."""
+        if self.weights is None:
+            return None
+        w = self.weights if shape is None else ops.resize(self.weights, tuple(shape))
+        return local_sigma(w, self.sigmas) * self.grid.length
+
+
+def energy_drift(states: Sequence[State]) -> float:
+    """Largest relative change of <m, v> since the first state: 0 on a geodesic. The first pair of a batch."""
+    energies = [float(state.energy[0]) for state in states]
+    return max(abs(e / energies[0] - 1) for e in energies) if energies[0] > 0 else 0.0
+
+
+def require_carrier(dynamics: Dynamics, shape: Image | Measure) -> None:
+    """Raises ConfigError where ``dynamics`` does not move shapes of this kind."""
+    if not isinstance(shape, dynamics.moves):
+        what, which = ("shapes", "points") if isinstance(shape, Measure) else ("images", "svf, lddmm or rdmm")
+        raise ConfigError(f"{what} are registered by dynamics={which}, not by {type(dynamics).__name__}")

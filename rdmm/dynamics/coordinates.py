@@ -2,82 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from rdmm.dynamics.base import Dynamics, InitialConditions
-from rdmm.dynamics.points import PointLDDMM, controls
-from rdmm.dynamics.rdmm import RDMM
+from rdmm.dynamics.base import InitialConditions
+from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import normalize, parameters
 from rdmm.spatial.gaussian import gaussian
 from rdmm.spatial.grid import Grid
 from rdmm.types import Tensor
 
 PREWEIGHT_SCALE = 30.0
-"""Of the pre-weights against the momentum: one step moves them this much further. At 1 they hardly leave their start."""
+"""Scale of the pre-weight variables relative to the momentum variables. At 1, pre-weights hardly leave their start; 30 itself is not
+measured."""
 
 
 @dataclass(frozen=True, eq=False)
-class ImageCoordinates:
-    """(z, y) in one vector: m0 = K^{1/2} (K + delta)^{-1} z, model (27), and h = normalize(p + c G * y) with the start's p,
-    model (28), both scaled to L2 over the domain, so that 1/2 |z|^2 is the velocity's energy and gradients do not depend on the resolution.
+class MomentumCoordinates:
+    """z, with m0 = K^{1/2} (K + delta)^{-1} z, model (27), scaled to L2 over the domain: 1/2 |z|^2 is the velocity's energy, and gradients
+    do not depend on the resolution. Pre-weights stay as in ``ic``."""
 
-    G is the weights' own Gaussian: what it would take out of h moves no velocity, but makes the source term rough.
-    """
-
-    dynamics: Dynamics
+    smoother: MultiGaussian
     grid: Grid
-    shape: torch.Size
-    start: Tensor | None
+    ic: InitialConditions
+    free_weights: bool = False
 
     @property
     def scale(self) -> float:
         return self.grid.cell**-0.5
 
-    def momentum(self, z: Tensor, inverse: bool = False) -> Tensor:
-        return self.dynamics.smoother.precondition(z, self.grid, inverse=inverse)
-
     def pack(self, ic: InitialConditions) -> Tensor:
-        """The vector of ``ic``, whose weights are the start's."""
-        parts = [self.momentum(ic.momentum, inverse=True)]
-        if self.start is not None:
-            parts.append(torch.zeros_like(self.start))
-        return torch.cat([x.flatten() for x in parts]) / self.scale
+        return self.smoother.precondition(ic.momentum, self.grid, inverse=True).flatten() / self.scale
 
     def unpack(self, x: Tensor) -> InitialConditions:
-        size = self.shape.numel()
-        momentum = self.momentum((x[:size] * self.scale).view(self.shape))
-        if self.start is None:
-            return InitialConditions(momentum)
-        assert isinstance(self.dynamics, RDMM)
-        y = (x[size:] * self.scale).view(self.start.shape)
-        p = parameters(self.start) + PREWEIGHT_SCALE * gaussian(y, self.dynamics.weight_scale(self.grid), self.grid)
-        return InitialConditions(momentum, normalize(p))
+        return replace(self.ic, momentum=self._momentum(x))
 
     def first_step(self, direction: Tensor) -> float:
         """The step whose velocity moves the fastest point by one voxel."""
-        z = (direction[: self.shape.numel()] * self.scale).view(self.shape)
-        v = self.dynamics.smoother(self.momentum(z), self.grid)
+        v = self.smoother(self._momentum(direction), self.grid)
         fastest = float(torch.stack([v[:, i].abs().max() / h for i, h in enumerate(self.grid.spacing)]).max())
         return 1.0 / max(fastest, 1e-12)
 
+    def _momentum(self, x: Tensor) -> Tensor:
+        return self.smoother.precondition((x * self.scale).view(self.ic.momentum.shape), self.grid)
+
 
 @dataclass(frozen=True, eq=False)
-class PointCoordinates:
-    """The momenta of control points in one vector."""
+class PreweightCoordinates:
+    """(z, y) in one vector: z of the momentum, and h = normalize(p + PREWEIGHT_SCALE G * y) with the p of ``start``, model (28).
 
-    dynamics: PointLDDMM
-    ic: InitialConditions
+    G is the weights' own Gaussian: components of h that G removes do not change the velocity but roughen the source term, so y is
+    smoothed first.
+
+    Args:
+        start: pre-weights (b, n, *s) at y = 0.
+        weight_scale: sigma of G, in domain units.
+    """
+
+    momentum: MomentumCoordinates
+    start: Tensor
+    weight_scale: float
+    free_weights: bool = True
+
+    @property
+    def size(self) -> int:
+        """Entries of z."""
+        return self.momentum.ic.momentum.numel()
 
     def pack(self, ic: InitialConditions) -> Tensor:
-        return ic.momentum.flatten()
+        return torch.cat([self.momentum.pack(ic), torch.zeros_like(self.start).flatten()])
 
     def unpack(self, x: Tensor) -> InitialConditions:
-        return InitialConditions(x.view(self.ic.momentum.shape), None, self.ic.points)
+        ic, grid = self.momentum.unpack(x[: self.size]), self.momentum.grid
+        y = (x[self.size :] * self.momentum.scale).view(self.start.shape)
+        p = parameters(self.start) + PREWEIGHT_SCALE * gaussian(y, self.weight_scale, grid)
+        return replace(ic, weights=normalize(p))
 
     def first_step(self, direction: Tensor) -> float:
-        """The step whose velocity moves the fastest control point by a quarter of the narrowest sigma."""
-        ic = self.unpack(direction)
-        v = self.dynamics.system.velocity(controls(ic), controls(ic), ic.momentum)
-        return 0.25 * min(self.dynamics.smoother.sigmas) / max(float(v.square().sum(1).max().sqrt()), 1e-12)
+        return self.momentum.first_step(direction[: self.size])

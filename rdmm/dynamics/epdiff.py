@@ -37,8 +37,8 @@ def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
         from rdmm.kernels import epdiff
 
         return epdiff.momentum_rate(m, v, grid.spacing)
-    turned = torch.stack([(dv * m).sum(1) for dv in ops.jacobian(v, grid)], 1)
-    return sum((ops.partial_transpose(v[:, j : j + 1] * m, j, grid) for j in range(grid.ndim)), -turned)
+    transposed = torch.stack([(dv * m).sum(1) for dv in ops.jacobian(v, grid)], 1)
+    return sum((ops.partial_transpose(v[:, j : j + 1] * m, j, grid) for j in range(grid.ndim)), -transposed)
 
 
 def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
@@ -62,28 +62,28 @@ class EPDiff:
     h0: Tensor | None
     identity: Tensor
 
-    def carried_weights(self, u: Tensor) -> Tensor | None:
+    def advected_weights(self, u: Tensor) -> Tensor | None:
         """h(t) = h(0) ∘ phi(t): pre-weights advected with the map, model (13)."""
         return None if self.h0 is None else ops.sample(self.h0, self.identity + u, self.metric.grid)
 
     def velocity(self, m: Tensor, u: Tensor) -> Tensor:
-        return self.metric.velocity(m, self.carried_weights(u))[0]
+        return self.metric.velocity(m, self.advected_weights(u))[0]
 
     def __call__(self, m: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """(d_t m, v) at phi = id + u: RDMM (3.10), model (12)."""
         grid = self.metric.grid
         ops.require_finite(m, "the momentum")
-        h = self.carried_weights(u)
+        h = self.advected_weights(u)
         v, nu = self.metric.velocity(m, h)
         rate = coadjoint_rate(m, v, grid)
         if h is not None and nu is not None:
             rate = rate + self.metric.source(m, nu, h)
         return rate, v
 
-    def moment(self, t: float, y: State) -> Snapshot:
+    def snapshot(self, t: float, y: State) -> Snapshot:
         m, u = y[:2]
-        h = self.carried_weights(u)
-        return Snapshot(t, m, self.metric.velocity(m, h)[0], u, self.metric.weights(h))
+        h, grid = self.advected_weights(u), self.metric.grid
+        return Snapshot(t, grid, m, self.metric.velocity(m, h)[0], u, self.metric.weights(h), self.metric.smoother.scales(grid))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -14,18 +14,17 @@ from rdmm.types import ConfigError, DivergenceError, Tensor
 
 Method = Literal["semi_lagrangian", "dopri5", "rk4", "midpoint", "euler"]
 
-
 State = tuple[Tensor, ...]
 
-SMALL = 2**16
-"""Numbers in a momentum whose whole trajectory is kept for the gradient, rather than each step computed again: it is a few
+CHECKPOINT_SIZE = 2**16
+"""Above this many entries of the momentum, steps are checkpointed (recomputed in the backward pass). Below, the trajectory takes a few
 hundred megabytes at most."""
 
 COURANT = 1.5
-"""Voxels that a step may cross: within the stability of Runge-Kutta's method (2.8), where it still conserves energy."""
+"""Voxels that a step may cross. Runge-Kutta is stable up to 2.8; at 1.5 it still conserves energy."""
 
-LONGEST = 8
-"""Times as many steps as asked for that a fast flow may take; a faster one has diverged."""
+MAX_STEP_FACTOR = 8
+"""A fast flow may take up to this many times ``steps``; beyond it, DivergenceError."""
 
 
 class Eulerian(Protocol):
@@ -35,11 +34,24 @@ class Eulerian(Protocol):
 
 
 class SemiLagrangian(Protocol):
-    """One step of length dt from y, and the voxels that y would cross in a unit of time."""
+    """One step of length dt from y, and the voxels that y crosses in a unit of time."""
 
     def speed(self, y: State, /) -> float: ...
 
     def step(self, y: State, dt: float, /) -> State: ...
+
+
+def runge_kutta_step(rate: Callable[[float, State], State], y: State, dt: float) -> State:
+    """One step of the classical Runge-Kutta method (RK4) for d_t y = rate(c, y), c in [0, 1] the fraction of the step."""
+
+    def advanced(c: float, rates: State) -> State:
+        return tuple(a + c * dt * r for a, r in zip(y, rates, strict=True))
+
+    k1 = rate(0.0, y)
+    k2 = rate(0.5, advanced(0.5, k1))
+    k3 = rate(0.5, advanced(0.5, k2))
+    k4 = rate(1.0, advanced(1.0, k3))
+    return tuple(a + dt / 6 * (r1 + 2 * r2 + 2 * r3 + r4) for a, r1, r2, r3, r4 in zip(y, k1, k2, k3, k4, strict=True))
 
 
 @dataclass(frozen=True)
@@ -47,12 +59,13 @@ class Integrator:
     """y(0) -> y(1).
 
     Args:
-        method: ``semi_lagrangian`` (maps by composition), or of torchdiffeq ``dopri5`` (adaptive), ``rk4``, ``midpoint``, ``euler``.
-        rtol, atol: of the adaptive method.
-        steps: of the others; of ``semi_lagrangian`` at least: it takes more where a step would cross more than COURANT
-            voxels, up to LONGEST times as many.
+        method: ``semi_lagrangian``, or one of torchdiffeq: ``dopri5`` (adaptive), ``rk4``, ``midpoint``, ``euler``. Semi-Lagrangian
+            means maps by composition for images, and Runge-Kutta (RK4) steps for points.
+        rtol, atol: tolerances of the adaptive method.
+        steps: number of steps of the others. ``semi_lagrangian`` takes more where a step would cross more than COURANT voxels (of
+            points: narrowest sigmas), up to MAX_STEP_FACTOR times as many.
         adjoint: gradients at constant memory, by the reverse-time adjoint (torchdiffeq) or by recomputing each step
-            (semi_lagrangian, where the momentum is larger than SMALL); False: plain backpropagation through all steps.
+            (semi_lagrangian, where the momentum has more than CHECKPOINT_SIZE entries); False: plain backpropagation through all steps.
     """
 
     method: Method = "semi_lagrangian"
@@ -75,7 +88,7 @@ class Integrator:
         """y(1).
 
         Args:
-            f: Eulerian for torchdiffeq's methods, SemiLagrangian for the own.
+            f: Eulerian for torchdiffeq's methods, SemiLagrangian for ``semi_lagrangian``.
             params: every tensor that f closes over and that needs a gradient; the adjoint sees no others.
 
         Raises:
@@ -84,7 +97,7 @@ class Integrator:
         return self.trajectory(f, y0, params, (1.0,))[-1]
 
     def trajectory(self, f: Eulerian | SemiLagrangian, y0: State, params: Sequence[Tensor], times: Sequence[float]) -> list[State]:
-        """[y(t) for t in times], times increasing in [0, 1]; fixed steps are spread so that each time is met."""
+        """[y(t) for t in times], times increasing in [0, 1]. Each interval between two times has its own fixed steps."""
         states, y, now = [], y0, 0.0
         for t in times:
             if t > now:
@@ -96,10 +109,10 @@ class Integrator:
     def _advance(self, f, y: State, params: Sequence[Tensor], start: float, end: float) -> State:  # type: ignore[no-untyped-def]
         steps = max(1, math.ceil(self.steps * (end - start) - 1e-6))
         if not self.eulerian:
-            steps = self._enough(f, y, steps, end - start)
+            steps = self._step_count(f, y, steps, end - start)
             dt = (end - start) / steps
             for _ in range(steps):
-                if self.adjoint and torch.is_grad_enabled() and y[0].numel() > SMALL:
+                if self.adjoint and torch.is_grad_enabled() and y[0].numel() > CHECKPOINT_SIZE:
                     y = checkpoint(f.step, y, dt, use_reentrant=False)
                 else:
                     y = f.step(y, dt)
@@ -121,9 +134,9 @@ class Integrator:
 
     @staticmethod
     @torch.no_grad()
-    def _enough(f: SemiLagrangian, y: State, steps: int, duration: float) -> int:
-        """``steps``, or as many as keep to COURANT."""
+    def _step_count(f: SemiLagrangian, y: State, steps: int, duration: float) -> int:
+        """``steps``, or more where a step would cross more than COURANT voxels."""
         voxels = f.speed(y) * duration
-        if not voxels < COURANT * LONGEST * steps:
-            raise DivergenceError(f"the flow crosses {voxels:.3g} voxels: too many for {LONGEST} times {steps} steps")
+        if not voxels < COURANT * MAX_STEP_FACTOR * steps:
+            raise DivergenceError(f"the flow crosses {voxels:.3g} voxels: too many for {MAX_STEP_FACTOR} times {steps} steps")
         return max(steps, math.ceil(voxels / COURANT))

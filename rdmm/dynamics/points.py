@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, final
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, final
 
 import torch
 
 from rdmm.dynamics.base import InitialConditions
-from rdmm.dynamics.integrator import Integrator, State
+from rdmm.dynamics.integrator import Integrator, State, runge_kutta_step
 from rdmm.kernels.available import compiled
 from rdmm.kernels.pairwise import half_squared_distance, reduce_pairs
+from rdmm.regularizer.penalty import Penalty
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.ops import require_finite
@@ -27,8 +28,7 @@ from rdmm.types import ConfigError, InputError, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Hamiltonian:
-    """The rates of (q, p[, x]), (b, d, n) each, for torchdiffeq; and the steps of the own method, of Runge and Kutta here, for points
-    have no grid that a map could ripple on."""
+    """The rates of (q, p[, x]), (b, d, n) each, for torchdiffeq, and Runge-Kutta steps of them."""
 
     sigmas: Sequence[float]
     weights: Sequence[float]
@@ -77,19 +77,13 @@ class Hamiltonian:
         return float(v.square().sum(1).max().sqrt()) / min(self.sigmas)
 
     def step(self, y: State, dt: float) -> State:
-        def moved(share: float, rates: State) -> State:
-            return tuple(a + share * dt * r for a, r in zip(y, rates, strict=True))
-
-        k1 = self(0.0, y)
-        k2 = self(0.0, moved(0.5, k1))
-        k3 = self(0.0, moved(0.5, k2))
-        k4 = self(0.0, moved(1.0, k3))
-        return tuple(a + dt / 6 * (r1 + 2 * r2 + 2 * r3 + r4) for a, r1, r2, r3, r4 in zip(y, k1, k2, k3, k4, strict=True))
+        """A Runge-Kutta step, used for method="semi_lagrangian": points need no interpolation."""
+        return runge_kutta_step(self, y, dt)
 
 
 @dataclass(frozen=True, eq=False)
 class PointFlow:
-    """Points carried along with the control points, from t = 0 to 1: the push-forward of any shape."""
+    """Points that move with the flow of the control points, from t = 0 to 1: the push-forward of any shape."""
 
     system: Hamiltonian
     integrator: Integrator
@@ -97,9 +91,45 @@ class PointFlow:
     p: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        flat = x.flatten(2).to(self.q)
-        q, p = (y.expand(len(flat), *y.shape[1:]) for y in (self.q, self.p))
-        return self.integrator(self.system, (q, p, flat), (q, p))[2].view(x.shape).to(x)
+        points = x.flatten(2).to(self.q)
+        q, p = (y.expand(len(points), *y.shape[1:]) for y in (self.q, self.p))
+        return self.integrator(self.system, (q, p, points), (q, p))[2].view(x.shape).to(x)
+
+
+@dataclass(frozen=True, eq=False)
+class PointSnapshot:
+    """A geodesic of control points at one time: points q, momenta p and velocities v(q), (b, d, n) each."""
+
+    t: float
+    points: Tensor
+    momentum: Tensor
+    velocity: Tensor
+
+    @property
+    def energy(self) -> Tensor:
+        """(b,) 2 H = sum_i p_i . v(q_i)."""
+        return (self.momentum * self.velocity).flatten(1).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class PointCoordinates:
+    """The momenta of the control points of ``ic`` in one vector."""
+
+    system: Hamiltonian
+    ic: InitialConditions
+    free_weights: ClassVar[bool] = False
+
+    def pack(self, ic: InitialConditions) -> Tensor:
+        return ic.momentum.flatten()
+
+    def unpack(self, x: Tensor) -> InitialConditions:
+        return replace(self.ic, momentum=x.view(self.ic.momentum.shape))
+
+    def first_step(self, direction: Tensor) -> float:
+        """The step whose velocity moves the fastest control point by a quarter of the narrowest sigma."""
+        q = controls(self.ic)
+        v = self.system.velocity(q, q, direction.view(q.shape))
+        return 0.25 * min(self.system.sigmas) / max(float(v.square().sum(1).max().sqrt()), 1e-12)
 
 
 @final
@@ -108,9 +138,14 @@ class PointLDDMM:
     """Geodesics of control points; ``shoot`` gives the push-forward, moving -> fixed.
 
     Args:
-        smoother: sigmas and weights of the kernel, in domain units; its boundary is of no use to points.
-        integrator: the own method is Runge-Kutta's, with steps that cross at most one and a half of the narrowest sigma.
+        smoother: sigmas and weights of the kernel, in domain units. Its boundary has no effect on points.
+        integrator: ``semi_lagrangian`` means Runge-Kutta steps here, each over at most COURANT of the narrowest sigma.
     """
+
+    moves: ClassVar[type[Measure]] = Measure
+    has_cells: ClassVar[bool] = False
+    has_preweights: ClassVar[bool] = False
+    conserves_energy: ClassVar[bool] = True
 
     smoother: MultiGaussian
     integrator: Integrator = field(default_factory=Integrator)
@@ -130,18 +165,47 @@ class PointLDDMM:
 
     def flow(self, ic: InitialConditions, source: Measure) -> tuple[PointFlow, PointFlow]:
         """phi(1) and its inverse: the geodesic shot back from its end."""
-        q, p = self.path(ic, (1.0,), source)[0]
+        ((q, p),) = self._trajectory(ic, source, (1.0,))
         return self.shoot(ic, source), PointFlow(self.system, self.integrator, q, -p)
 
-    def path(self, ic: InitialConditions, times: Sequence[float], source: Measure | None = None) -> list[tuple[Tensor, Tensor]]:
-        """(q, p) at increasing times in [0, 1]."""
+    def geodesic(self, ic: InitialConditions, source: Measure, times: Sequence[float]) -> list[PointSnapshot]:
+        """The control points at increasing ``times`` in [0, 1]."""
+        states = self._trajectory(ic, source, times)
+        return [PointSnapshot(t, q, p, self.system.velocity(q, q, p)) for t, (q, p) in zip(times, states, strict=True)]
+
+    def _trajectory(self, ic: InitialConditions, source: Measure, times: Sequence[float]) -> list[State]:
+        """(q, p) at ``times``."""
         start = (controls(ic, source), ic.momentum)
-        return [(q, p) for q, p in self.integrator.trajectory(self.system, start, start, times)]
+        return self.integrator.trajectory(self.system, start, start, times)
 
     def energy(self, ic: InitialConditions, source: Measure) -> Tensor:
         """(b,) 2 H = sum_ij k(q_i - q_j) p_i . p_j."""
         q, p = controls(ic, source), ic.momentum
         return (p * self.system.velocity(q, q, p)).flatten(1).sum(1)
+
+    def complete(self, ic: InitialConditions, source: Measure) -> InitialConditions:
+        """``ic`` with the points of ``source`` as its control points, where it names none."""
+        return ic if ic.points is not None else replace(ic, points=controls(ic, source))
+
+    def coordinates(self, ic: InitialConditions, source: Measure, free_weights: bool) -> PointCoordinates:
+        """The momenta."""
+        return PointCoordinates(self.system, self.complete(ic, source))
+
+    def shooting_fraction(self, fixed: Measure, voxel_of_sigma: float) -> float:
+        """1: there is no shooting grid."""
+        return 1.0
+
+    def resized(self, ic: InitialConditions, fixed: Measure, fraction: float) -> InitialConditions:
+        """``ic`` itself: there is no shooting grid."""
+        return ic
+
+    def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Measure, step: int) -> Tensor:
+        """(b,) zeros: there are no pre-weights."""
+        return ic.momentum.new_zeros(ic.momentum.shape[0])
+
+    def initial_sigma(self, ic: InitialConditions, source: Measure) -> Tensor | None:
+        """None: there are no pre-weights."""
+        return None
 
 
 def controls(ic: InitialConditions, source: Measure | None = None) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 
 from rdmm.dynamics.base import InitialConditions, Snapshot
 from rdmm.dynamics.epdiff import EPDiff, Eulerian
-from rdmm.dynamics.integrator import Integrator, State
+from rdmm.dynamics.images import ImageDynamics
+from rdmm.dynamics.integrator import State
 from rdmm.dynamics.semi_lagrangian import SemiLagrangian
 from rdmm.regularizer.metric import Metric
-from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -21,11 +22,9 @@ from rdmm.spatial.transform import Dense
 from rdmm.types import Tensor
 
 
-class Geodesic(ABC):
-    """Shooting of the metric's geodesics; what LDDMM and RDMM share."""
-
-    smoother: MultiGaussian
-    integrator: Integrator
+@dataclass(frozen=True)
+class Geodesic(ImageDynamics):
+    """Geodesics of a metric, by EPDiff."""
 
     @abstractmethod
     def _initial(self, ic: InitialConditions, grid: Grid) -> tuple[Metric, Tensor | None]:
@@ -67,4 +66,4 @@ class Geodesic(ABC):
     def geodesic(self, ic: InitialConditions, source: Image, times: Sequence[float]) -> list[Snapshot]:
         """The geodesic at increasing ``times`` in [0, 1]."""
         equation, states = self._trajectory(ic, source, times)
-        return [equation.moment(t, y) for t, y in zip(times, states, strict=True)]
+        return [equation.snapshot(t, y) for t, y in zip(times, states, strict=True)]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 
 from rdmm.dynamics.base import InitialConditions, Snapshot
-from rdmm.dynamics.integrator import Integrator, State
+from rdmm.dynamics.images import ImageDynamics
+from rdmm.dynamics.integrator import State
 from rdmm.dynamics.semi_lagrangian import backtrace
-from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -32,11 +32,10 @@ def exponential(v: Tensor, grid: Grid, steps: int) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class SVF:
+class SVF(ImageDynamics):
     """Stationary velocity field: v = K m0, d_t phi = -(D phi) v; model (14)."""
 
-    smoother: MultiGaussian
-    integrator: Integrator = field(default_factory=Integrator)
+    conserves_energy: ClassVar[bool] = False
 
     def _velocity(self, ic: InitialConditions, source: Image) -> tuple[Tensor, Grid]:
         grid = ic.grid(source)
@@ -68,6 +67,6 @@ class SVF:
         return ops.inner(ic.momentum, v, grid)
 
     def geodesic(self, ic: InitialConditions, source: Image, times: Sequence[float]) -> list[Snapshot]:
-        """The path at ``times``; the momentum of a stationary velocity does not move."""
+        """The path at ``times``. The velocity is stationary, and so is the momentum."""
         v, grid = self._velocity(ic, source)
-        return [Snapshot(t, ic.momentum, v, self._flow(v, grid, t).displacement) for t in times]
+        return [Snapshot(t, grid, ic.momentum, v, self._flow(v, grid, t).displacement) for t in times]

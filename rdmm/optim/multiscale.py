@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from rdmm.dynamics.base import InitialConditions
-from rdmm.dynamics.coordinates import ImageCoordinates, PointCoordinates
-from rdmm.dynamics.points import PointLDDMM, controls
-from rdmm.dynamics.rdmm import RDMM
+from rdmm.dynamics.base import Coordinates, InitialConditions
 from rdmm.optim.lbfgs import History, log, minimize
 from rdmm.optim.problem import Problem
 from rdmm.runtime.progress import report_progress
-from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.types import ConfigError, DivergenceError, Tensor
 
@@ -36,18 +33,18 @@ class NoOptimizer:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """Coarse-to-fine L-BFGS on the preconditioned momentum (and the pre-weights, where they are optimised).
+    """Coarse-to-fine L-BFGS on the preconditioned momentum and, where they are free, the pre-weights.
 
     Args:
         scales: of the image pyramid, increasing, in (0, 1].
         iterations: on each scale.
         shooting: resolution of the shooting grid over that of the image, one number or one per scale; None: the image's
             own, but no finer than ``voxel_of_sigma``.
-        voxel_of_sigma: voxel of the shooting grid over the narrowest Gaussian, where ``shooting`` does not tell. At .845 a Gaussian
-            passes a thousandth of the shortest wave that the grid holds: as little as the search (precondition's delta) leaves of it.
-        tolerance: stop a scale when the energy falls by less than this part of itself, three times running.
-        memory: pairs kept by L-BFGS.
-        weights: whether pre-weights are optimised with the momentum; False: they stay as they start.
+        voxel_of_sigma: with ``shooting=None``, the voxel of the shooting grid over the narrowest Gaussian. At .845 a Gaussian passes a
+            thousandth of the shortest wave on the grid, no more than the search itself keeps of it (delta of MultiGaussian.precondition).
+        tolerance: stop a scale when the energy falls by less than this fraction of itself, three times in a row.
+        memory: number of steps from which L-BFGS estimates the curvature.
+        weights: whether pre-weights are optimized with the momentum; False: they stay as they start.
     """
 
     scales: Sequence[float] = (0.25, 0.5, 1.0)
@@ -76,14 +73,12 @@ class LBFGS:
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
         history: History = []
-        for level, (scale, iterations, share) in enumerate(zip(self.scales, self.iterations, self._shooting(), strict=True)):
+        for level, (scale, iterations, fraction) in enumerate(zip(self.scales, self.iterations, self._shooting(), strict=True)):
             level_pair = pair.scaled(scale)
-            if isinstance(pair.fixed, Image):
-                grid = level_pair.fixed.grid
-                if share is None:
-                    share = min(1.0, min(grid.spacing) / (self.voxel_of_sigma * problem.dynamics.smoother.narrowest(grid)))
-                ic = ic.resized(pair.fixed.grid.scaled(scale * share).shape)
-            ic = self._level(problem, level_pair, ic, iterations, level, history)
+            if fraction is None:
+                fraction = problem.dynamics.shooting_fraction(level_pair.fixed, self.voxel_of_sigma)
+            ic = problem.dynamics.resized(ic, pair.fixed, scale * fraction)
+            ic = self._search(_Level(problem, level_pair, level, iterations, history), ic)
         return ic, history
 
     def _shooting(self) -> list[float | None]:
@@ -91,58 +86,60 @@ class LBFGS:
             return [self.shooting] * len(self.scales)
         return list(self.shooting)
 
-    def _level(
-        self, problem: Problem, pair: Pair, ic: InitialConditions, iterations: int, level: int, history: History
-    ) -> InitialConditions:
-        optimise_weights = self.weights and isinstance(problem.dynamics, RDMM) and ic.weights is not None
-        fixed_weights = None if optimise_weights else ic.weights
-        space: ImageCoordinates | PointCoordinates
-        if isinstance(problem.dynamics, PointLDDMM):
-            space = PointCoordinates(problem.dynamics, replace(ic, points=controls(ic, pair.source)))
-        else:
-            space = ImageCoordinates(problem.dynamics, ic.grid(pair.source), ic.momentum.shape, ic.weights if optimise_weights else None)
-        terms: dict[str, float] = {}
-        offset = len(history)
-
-        def initial(x: Tensor) -> InitialConditions:
-            new = space.unpack(x)
-            return new if optimise_weights else InitialConditions(new.momentum, fixed_weights, new.points)
-
-        def objective(x: Tensor) -> tuple[float, Tensor]:
-            x = x.detach().requires_grad_()
-            energy, _ = problem.energy(initial(x), pair, len(history))
-            total = energy.total.sum()
-            if not torch.isfinite(total):
-                raise DivergenceError("the energy is not finite")
-            terms.update(energy.as_dict())
-            (gradient,) = torch.autograd.grad(total, x)
-            return float(total.detach()), gradient
-
-        def change(x: Tensor) -> tuple[float, Tensor]:
-            """The penalty's schedule goes on by one iteration; it asks for no shooting."""
-            x = x.detach().requires_grad_()
-            before, after = (problem.weight_penalty(initial(x), pair.source, len(history) + i).sum() for i in (-1, 0))
-            if not after.requires_grad:  # no penalty
-                return 0.0, torch.zeros_like(x)
-            (gradient,) = torch.autograd.grad(after - before, x)
-            return float((after - before).detach()), gradient
-
-        def report(iteration: int, f: float) -> None:
-            history.append({"level": level, "iteration": iteration, **terms, "total": f})
-            log.debug("level %d iteration %d: energy %.6g", level, iteration, f)
-            report_progress(level, iteration, iterations, f)
-
-        start = space.pack(ic).detach()
+    def _search(self, level: _Level, ic: InitialConditions) -> InitialConditions:
+        """Better initial conditions on one level."""
+        space = level.problem.dynamics.coordinates(ic, level.pair.source, self.weights)
+        before = len(level.history)
         x, f = minimize(
-            objective,
-            start,
-            iterations=iterations,
+            partial(level.objective, space),
+            space.pack(ic).detach(),
+            iterations=level.iterations,
             first_step=space.first_step,
             memory=self.memory,
             tolerance=self.tolerance,
-            report=report,
-            change=change if optimise_weights else None,
+            report=level.report,
+            change=partial(level.penalty_change, space) if space.free_weights else None,
         )
-        log.info("level %d, momentum of %s: energy %.5f after %d iterations", level, tuple(ic.momentum.shape[2:]), f, len(history) - offset)
+        size, count = tuple(ic.momentum.shape[2:]), len(level.history) - before
+        log.info("level %d, momentum of %s: energy %.5f after %d iterations", level.number, size, f, count)
         with torch.no_grad():
-            return initial(x)
+            return space.unpack(x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The objective of one level as functions of the optimizer's vector, and the rows of its history."""
+
+    problem: Problem
+    pair: Pair
+    number: int
+    iterations: int
+    history: History
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def objective(self, space: Coordinates, x: Tensor) -> tuple[float, Tensor]:
+        """The energy and its gradient."""
+        x = x.detach().requires_grad_()
+        energy, _ = self.problem.energy(space.unpack(x), self.pair, len(self.history))
+        total = energy.total.sum()
+        if not torch.isfinite(total):
+            raise DivergenceError("the energy is not finite")
+        self.terms.update(energy.as_dict())
+        (gradient,) = torch.autograd.grad(total, x)
+        return float(total.detach()), gradient
+
+    def penalty_change(self, space: Coordinates, x: Tensor) -> tuple[float, Tensor]:
+        """Change of the penalty, and of its gradient, as its schedule goes on by one iteration; it needs no shooting."""
+        x = x.detach().requires_grad_()
+        source, step = self.pair.source, len(self.history)
+        before, after = (self.problem.weight_penalty(space.unpack(x), source, step + i).sum() for i in (-1, 0))
+        if not after.requires_grad:  # no penalty
+            return 0.0, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(after - before, x)
+        return float((after - before).detach()), gradient
+
+    def report(self, iteration: int, f: float) -> None:
+        """Add a row to the history, and tell the progress bar."""
+        self.history.append({"level": self.number, "iteration": iteration, **self.terms, "total": f})
+        log.debug("level %d iteration %d: energy %.6g", self.number, iteration, f)
+        report_progress(self.number, iteration, self.iterations, f)

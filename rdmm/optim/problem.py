@@ -1,4 +1,4 @@
-"""What a registration minimises."""
+"""What a registration minimizes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import torch
 
 from rdmm.dynamics.base import Dynamics, InitialConditions
-from rdmm.dynamics.points import PointLDDMM
-from rdmm.dynamics.rdmm import RDMM
 from rdmm.regularizer.penalty import NoPenalty, Penalty
 from rdmm.spatial import ops
 from rdmm.spatial.image import Image
@@ -19,7 +17,7 @@ from rdmm.spatial.transform import Dense, Transform
 from rdmm.types import ConfigError, Tensor
 
 BARRIER_THRESHOLD = 0.1
-"""Part of its volume that a cell may be squeezed to before the barrier sets in."""
+"""The barrier is zero for cells that keep at least this fraction of their volume."""
 
 Similarity = Callable[[Any, Any], Tensor]
 
@@ -46,15 +44,15 @@ class Problem:
     L is the mean squared distance of the pair's landmarks, in squared domain units. Measures are pushed forward instead.
 
     A geodesic never folds, but its map on a grid can, where it is squeezed to less than a voxel. B, the mean over cells of
-    (FLOOR - det)_+^2 (ops.barrier), is zero until a cell is squeezed to less than FLOOR of its volume.
+    (BARRIER_THRESHOLD - det)_+^2 (ops.barrier), is zero until a cell is squeezed to less than BARRIER_THRESHOLD of its volume.
 
     Args:
-        similarity_weight: large values trust the images, small ones the regularizer.
+        similarity_weight: weight of the similarity against the regularization.
         barrier: weight of B; 0 leaves it out, as it must be for points.
-        landmark_weight: of L; 0: landmarks only judge.
+        landmark_weight: weight of L; 0: landmarks are for evaluation only.
     """
 
-    dynamics: Dynamics | PointLDDMM
+    dynamics: Dynamics
     similarity: Similarity
     penalty: Penalty = field(default_factory=NoPenalty)
     similarity_weight: float = 1.0
@@ -68,43 +66,43 @@ class Problem:
             raise ConfigError(f"barrier must be >= 0, not {self.barrier}")
         if not self.landmark_weight >= 0:
             raise ConfigError(f"landmark_weight must be >= 0, not {self.landmark_weight}")
-        if self.barrier and isinstance(self.dynamics, PointLDDMM):
+        if self.barrier and not self.dynamics.has_cells:
             raise ConfigError("a flow of points has no cells: barrier must be 0 with dynamics=points")
 
-    def energy(self, ic: InitialConditions, pair: Pair, step: int = 0) -> tuple[Energy, Transform]:
+    def energy(
+        self, ic: InitialConditions, pair: Pair, step: int = 0, warp: Callable[[Transform], Any] | None = None
+    ) -> tuple[Energy, Transform]:
         """The objective at ``ic``, and the map phi(1), fixed -> pre-aligned moving.
 
         Args:
             step: iteration or epoch, for the penalty's schedule.
+            warp: phi(1) -> the warped shape; default: ``pair.moved_by``.
         """
         with torch.autocast(ic.momentum.device.type, enabled=False):
             transform = self.dynamics.shoot(ic, pair.source)
-            return self.judged(ic, transform, pair, step), transform
+            return self.evaluate(ic, transform, pair, step, None if warp is None else warp(transform)), transform
 
-    def judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int = 0, moved: Any = None) -> Energy:
-        """The objective at ``ic`` whose map phi(1), and perhaps the shape that it moves, is known."""
+    def evaluate(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int = 0, warped: Any = None) -> Energy:
+        """The objective when the map phi(1), and optionally the warped shape, has been computed already."""
         with torch.autocast(ic.momentum.device.type, enabled=False):
-            return self._judged(ic, transform, pair, step, pair.moved_by(transform) if moved is None else moved)
+            return self._terms(ic, transform, pair, step, pair.moved_by(transform) if warped is None else warped)
 
     def weight_penalty(self, ic: InitialConditions, source: Any, step: int) -> Tensor:
         """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""
-        if ic.weights is None or not isinstance(self.dynamics, RDMM):
-            return ic.momentum.new_zeros(ic.momentum.shape[0])
-        grid = ic.grid(source)
-        return self.penalty(ic.weights, self.dynamics.weight_scale(grid), self.dynamics.smoother, grid, step)
+        return self.dynamics.weight_penalty(self.penalty, ic, source, step)
 
     def landmark_error(self, pair: Pair, transform: Transform) -> Tensor:
         """(b,) L of the total map, model (21)."""
         marks = pair.landmarks
         if marks is None:
             raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass --landmarks CSV")
-        whole = pair.total_map(transform)
+        total_map = pair.total_map(transform)
         start, end = (marks.fixed, marks.moving) if isinstance(pair.fixed, Image) else (marks.moving, marks.fixed)
-        return (whole(start) - end).square().sum(1).mean(1)
+        return (total_map(start) - end).square().sum(1).mean(1)
 
-    def _judged(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int, moved: Any) -> Energy:
+    def _terms(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int, warped: Any) -> Energy:
         source = pair.source
-        similarity = self.similarity_weight * self.similarity(moved, pair.fixed)
+        similarity = self.similarity_weight * self.similarity(warped, pair.fixed)
         velocity = 0.5 * self.dynamics.energy(ic, source)
         weights = self.weight_penalty(ic, source, step)
         landmarks = torch.zeros_like(velocity)

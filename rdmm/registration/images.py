@@ -19,9 +19,8 @@ from rdmm import io, metrics
 from rdmm.config.build import build
 from rdmm.config.compose import compose, quoted
 from rdmm.data.inputs import Inputs, read_inputs
-from rdmm.dynamics.base import Dynamics, Snapshot
-from rdmm.dynamics.rdmm import RDMM
-from rdmm.dynamics.svf import SVF
+from rdmm.dynamics.base import Snapshot, energy_drift
+from rdmm.dynamics.images import ImageDynamics
 from rdmm.io.files import Outputs
 from rdmm.io.images import NanPolicy
 from rdmm.io.nifti import Source
@@ -30,7 +29,6 @@ from rdmm.kernels.available import set_threads
 from rdmm.registration import outputs as trajectory
 from rdmm.registration.outputs import Output
 from rdmm.registration.record import described, write_conditions, write_run
-from rdmm.regularizer.weights import local_sigma
 from rdmm.runtime.interrupt import stop
 from rdmm.runtime.resources import chosen_device, reset_peak_memory
 from rdmm.runtime.warnings import collect_warnings
@@ -151,7 +149,7 @@ class Registration:
         return Image(sample(fixed.data, points, fixed.grid), moving.grid)
 
     @property
-    def dynamics(self) -> Dynamics | None:
+    def dynamics(self) -> ImageDynamics | None:
         """Of the last deformable stage, whose initial conditions ``result.ic`` are."""
         found = deforms(self.settings["stages"])
         return found[-1].problem.dynamics if found and self.result.ic is not None else None  # type: ignore[return-value]
@@ -183,20 +181,16 @@ class Registration:
     @cached_property
     def energy_drift(self) -> float:
         """Largest relative change of <m, v> over t in [0, 1]: 0 on a geodesic; NaN without one (SVF, affine)."""
-        if isinstance(self.dynamics, SVF) or not self.moments:
-            return float("nan")
-        energies = [float(ops.inner(m.momentum, m.velocity, self.shot)) for m in self.moments]
-        return max(abs(e / energies[0] - 1) for e in energies) if energies[0] > 0 else 0.0
+        conserved = self.dynamics is not None and self.dynamics.conserves_energy
+        return energy_drift(self.moments) if conserved and self.moments else float("nan")
 
     def sigmas(self) -> tuple[Tensor, Tensor] | None:
-        """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm, of an RDMM."""
-        dynamics, ic = self.dynamics, self.result.ic
-        if not isinstance(dynamics, RDMM) or ic is None:
+        """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm; None where it is the same everywhere."""
+        start, end = (self.moments[i].sigma() if self.moments else None for i in (0, -1))
+        if start is None or end is None:
             return None
-        grid, scales = self.pair.fixed.grid, dynamics.smoother.scales(self.pair.fixed.grid)
-        ends = (self.moments[0].weights, self.moments[-1].weights)
-        start, end = (local_sigma(w, scales) * grid.length for w in ends if w is not None)
-        return ops.resize(start, grid.shape), ops.resize(end, grid.shape)
+        shape = self.pair.fixed.grid.shape
+        return ops.resize(start, shape), ops.resize(end, shape)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -316,8 +310,7 @@ class Registration:
         return self.settings.get("output", Output())
 
     def _write_trajectory(self, outputs: Outputs, like: Grid) -> list[Path]:
-        ic, dynamics = self.result.ic, self.dynamics
-        if ic is None or dynamics is None or not self.output.times:
+        if self.result.ic is None or self.dynamics is None or not self.output.times:
             return []
         grid, shot, before = self.pair.fixed.grid, self.shot, self.result.before
 
@@ -325,7 +318,7 @@ class Registration:
             return self.pair.moving.moved_by(composed(Dense(moment.displacement, shot), before), grid)
 
         moments = self.geodesic(self.output.times)
-        return list(trajectory.written(moments, dynamics, shot, grid, like, warped, outputs.path))
+        return list(trajectory.written(moments, grid, like, warped, outputs.path))
 
 
 def overrides_of(keys: Mapping[str, Any]) -> list[str]:

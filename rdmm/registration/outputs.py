@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm import io
-from rdmm.dynamics.base import Dynamics, Snapshot
-from rdmm.dynamics.rdmm import RDMM
-from rdmm.regularizer.weights import local_sigma
+from rdmm.dynamics.base import Snapshot
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -50,8 +48,6 @@ def prefix(t: float) -> str:
 
 def written(
     moments: Sequence[Snapshot],
-    dynamics: Dynamics,
-    shot: Grid,
     grid: Grid,
     like: Grid,
     warped: Callable[[Snapshot], Image],
@@ -63,7 +59,7 @@ def written(
     a momentum is a density in domain units, times the longest edge.
 
     Args:
-        shot, grid: the shooting grid of the moments, and the fixed image's grid, on which all is written, in the order of ``like``.
+        grid: the fixed image's, on which all is written, in the order of ``like``.
         warped: the moving image at a moment.
     """
 
@@ -81,9 +77,10 @@ def written(
             "Velocity": (io.write_warp, v),
             "Momentum": (io.write_warp, m),
         }
-        if moment.weights is not None and isinstance(dynamics, RDMM):
+        sigma = moment.sigma(grid.shape)
+        if sigma is not None and moment.weights is not None:
             w = ops.resize(moment.weights, grid.shape)
-            fields["Sigma"] = (io.write_image, local_sigma(w, dynamics.smoother.scales(shot)) * shot.length)
+            fields["Sigma"] = (io.write_image, sigma)
             fields |= {f"Weight{i + 1}": (io.write_image, w[:, i : i + 1]) for i in range(w.shape[1])}
         for kind, (writer, data) in fields.items():
             yield file(moment.t, kind, writer, data)

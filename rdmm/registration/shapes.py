@@ -17,6 +17,7 @@ from rdmm import io, metrics
 from rdmm.config.build import build
 from rdmm.config.compose import compose
 from rdmm.data.inputs import ShapeInputs, read_shapes
+from rdmm.dynamics.base import energy_drift
 from rdmm.dynamics.points import PointLDDMM
 from rdmm.io.files import Outputs
 from rdmm.kernels.available import set_threads
@@ -68,9 +69,7 @@ class ShapeRegistration:
         if ic is None or dynamics is None:
             return float("nan")
         with torch.no_grad():
-            path = dynamics.path(ic, TIMES)
-            energies = [float((p * dynamics.system.velocity(q, q, p)).sum()) for q, p in path]
-        return max(abs(e / energies[0] - 1) for e in energies) if energies[0] > 0 else 0.0
+            return energy_drift(dynamics.geodesic(ic, self.shapes.pair.moving, TIMES))
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -163,7 +162,8 @@ class ShapeRegistration:
         dynamics, ic = _dynamics(self.settings["stages"]), self.result.ic
         assert dynamics is not None and ic is not None
         with torch.no_grad():
-            steps = [self.shapes.frame.to_world(q)[0].numpy().T for q, _ in dynamics.path(ic, TIMES)]
+            states = dynamics.geodesic(ic, self.shapes.pair.moving, TIMES)
+            steps = [self.shapes.frame.to_world(s.points)[0].numpy().T for s in states]
         n, t = len(steps[0]), len(steps)
         index = np.arange(n * t).reshape(t, n)
         cells = np.stack([index[:-1].ravel(), index[1:].ravel()], 1)
@@ -188,9 +188,8 @@ class ShapeRegistration:
         if dynamics is None or ic is None:
             return []
         with torch.no_grad():
-            path = dynamics.path(ic, TIMES)
-        steps = ((t, q) for t, (q, _) in zip(TIMES, path, strict=True))
-        return shape_frames(self.shapes.pair.fixed, steps, self.shapes.frame)
+            states = dynamics.geodesic(ic, self.shapes.pair.moving, TIMES)
+        return shape_frames(self.shapes.pair.fixed, ((s.t, s.points) for s in states), self.shapes.frame)
 
     def thumbnail(self) -> str:
         """A small base64 JPEG of the shapes before and after, in the first plane."""
@@ -216,7 +215,7 @@ def _dynamics(stage: Any) -> PointLDDMM | None:
     """Of the last deformation."""
     parts: Sequence[Any] = stage.stages if isinstance(stage, Chain) else [stage]
     found = [s.problem.dynamics for s in parts if isinstance(s, Deform)]
-    return found[-1] if found and isinstance(found[-1], PointLDDMM) else None
+    return found[-1] if found else None  # type: ignore[return-value]
 
 
 def run(shapes: ShapeInputs, config: Mapping[str, Any], *, device: str = "cpu", seed: int = 0, command: str = "") -> ShapeRegistration:

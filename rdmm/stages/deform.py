@@ -8,14 +8,11 @@ from typing import Any
 
 import torch
 
-from rdmm.dynamics.base import InitialConditions
-from rdmm.dynamics.points import PointLDDMM
-from rdmm.dynamics.rdmm import RDMM
+from rdmm.dynamics.base import require_carrier
 from rdmm.optim.initializers import Initializer, Zero
 from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
 from rdmm.optim.problem import Problem
 from rdmm.spatial.image import Image
-from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
 from rdmm.stages.base import Chain, Result, Stage
 from rdmm.types import ConfigError
@@ -23,7 +20,7 @@ from rdmm.types import ConfigError
 
 @dataclass(frozen=True)
 class Deform:
-    """A geodesic found by an optimiser from an initializer's start (with NoOptimiser: learned mode)."""
+    """A geodesic that an optimizer finds from an initializer's start (with NoOptimizer: learned mode)."""
 
     problem: Problem
     optimizer: Optimizer = field(default_factory=LBFGS)
@@ -31,25 +28,22 @@ class Deform:
 
     def __call__(self, pair: Pair) -> Result:
         begin = time.perf_counter()
-        if isinstance(pair.fixed, Measure) != isinstance(self.problem.dynamics, PointLDDMM):
-            kinds = ("shapes", "points") if isinstance(pair.fixed, Measure) else ("images", "svf, lddmm or rdmm")
-            raise ConfigError(f"{kinds[0]} are registered by dynamics={kinds[1]}, not by {type(self.problem.dynamics).__name__}")
+        dynamics = self.problem.dynamics
+        require_carrier(dynamics, pair.fixed)
         if isinstance(pair.fixed, Image) and overlap_fraction(pair) < 0.999:
             pair = with_field_of_view(pair)
         with torch.no_grad():
             ic = self.initializer(pair)
-        if isinstance(self.problem.dynamics, RDMM) and ic.weights is None:
-            ic = InitialConditions(ic.momentum, self.problem.dynamics.preweights(ic, ic.grid(pair.source)))
-        ic, history = self.optimizer(self.problem, pair, ic)
+        ic, history = self.optimizer(self.problem, pair, dynamics.complete(ic, pair.source))
         with torch.no_grad():
-            transform, inverse = self.problem.dynamics.flow(ic, pair.source)
-            energy = self.problem.judged(ic, transform, pair, len(history)).as_dict()
+            transform, inverse = dynamics.flow(ic, pair.source)
+            energy = self.problem.evaluate(ic, transform, pair, len(history)).as_dict()
         return Result(transform, inverse, energy, ic, history, {"deform": time.perf_counter() - begin}, pair.initial)
 
 
 def learned(affine: Stage, deform: Deform, steps: int) -> Chain:
-    """``affine``, then ``deform`` ``steps`` times, each predicting from where the last has led; only the last one's prediction is
-    refined by the optimizer (none: learned mode)."""
+    """``affine``, then ``deform`` ``steps`` times. Each step predicts from the result of the one before; the optimizer refines the last
+    prediction only (none: learned mode)."""
     if steps < 1:
         raise ConfigError(f"stages.steps must be at least 1, not {steps}")
     predicted = replace(deform, optimizer=NoOptimizer())

@@ -1,0 +1,134 @@
+"""What dynamics of images share: without pre-weights, and with them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from rdmm.dynamics.base import Coordinates, InitialConditions, Snapshot
+from rdmm.dynamics.coordinates import MomentumCoordinates, PreweightCoordinates
+from rdmm.dynamics.integrator import Integrator
+from rdmm.regularizer.metric import Metric
+from rdmm.regularizer.penalty import Penalty
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.regularizer.weights import constant, local_sigma, smoothed
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.transform import Dense
+from rdmm.types import ConfigError, Tensor
+
+
+@dataclass(frozen=True)
+class ImageDynamics(ABC):
+    """A dynamics of images with one metric everywhere. A subclass gives ``flow``, ``energy`` and ``geodesic`` (Dynamics)."""
+
+    moves: ClassVar[type[Image]] = Image
+    has_cells: ClassVar[bool] = True
+    has_preweights: ClassVar[bool] = False
+    conserves_energy: ClassVar[bool] = True
+
+    smoother: MultiGaussian
+    integrator: Integrator = field(default_factory=Integrator)
+
+    @abstractmethod
+    def flow(self, ic: InitialConditions, source: Image) -> tuple[Dense, Dense]:
+        """phi(1): target -> source, and its inverse."""
+
+    @abstractmethod
+    def energy(self, ic: InitialConditions, source: Image) -> Tensor:
+        """(b,) <m0, v0>."""
+
+    @abstractmethod
+    def geodesic(self, ic: InitialConditions, source: Image, times: Sequence[float]) -> list[Snapshot]:
+        """The geodesic at increasing ``times`` in [0, 1]."""
+
+    def shoot(self, ic: InitialConditions, source: Image) -> Dense:
+        """phi(1): target -> source."""
+        return self.flow(ic, source)[0]
+
+    def complete(self, ic: InitialConditions, source: Image) -> InitialConditions:
+        """``ic`` itself."""
+        return ic
+
+    def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool) -> Coordinates:
+        """z of the momentum on the shooting grid."""
+        return MomentumCoordinates(self.smoother, ic.grid(source), ic)
+
+    def shooting_fraction(self, fixed: Image, voxel_of_sigma: float) -> float:
+        """Resolution of the shooting grid whose voxel is ``voxel_of_sigma`` narrowest sigmas, over that of ``fixed``; at most 1."""
+        return min(1.0, min(fixed.grid.spacing) / (voxel_of_sigma * self.smoother.narrowest(fixed.grid)))
+
+    def resized(self, ic: InitialConditions, fixed: Image, fraction: float) -> InitialConditions:
+        """``ic`` on a shooting grid of ``fraction`` of the resolution of ``fixed``."""
+        return ic.resized(fixed.grid.scaled(fraction).shape)
+
+    def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Image, step: int) -> Tensor:
+        """(b,) zeros: there are no pre-weights."""
+        return ic.momentum.new_zeros(ic.momentum.shape[0])
+
+    def initial_sigma(self, ic: InitialConditions, source: Image) -> Tensor | None:
+        """None: sigma is the same everywhere."""
+        return None
+
+
+@dataclass(frozen=True)
+class PreweightedDynamics(ImageDynamics):
+    """A dynamics of images whose metric differs by region: v = K(w) m with w_i = G_sigma * h_i of pre-weights h.
+
+    Args:
+        weight_sigma: sigma of G, in the smoother's unit.
+    """
+
+    has_preweights: ClassVar[bool] = True
+
+    weight_sigma: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight_sigma < math.inf:
+            raise ConfigError(f"dynamics.weight_sigma must be >= 0, not {self.weight_sigma}")
+
+    def weight_scale(self, grid: Grid) -> float:
+        """sigma of G in domain units."""
+        return self.weight_sigma / grid.length if self.smoother.unit == "mm" else self.weight_sigma
+
+    def metric(self, grid: Grid) -> Metric:
+        """m -> v on a grid."""
+        return Metric(self.smoother, self.weight_scale(grid), grid)
+
+    def preweights(self, ic: InitialConditions, grid: Grid) -> Tensor:
+        """h(0): the given ones, or the smoother's own everywhere."""
+        h = ic.weights
+        if h is None:
+            return constant(self.smoother.weights, grid, ic.momentum)
+        if h.shape[1:] != (len(self.smoother.sigmas), *grid.shape):
+            raise ConfigError(f"pre-weights are (b, {len(self.smoother.sigmas)}, *{grid.shape}), one per Gaussian; got {tuple(h.shape)}")
+        return h
+
+    def local_sigma(self, h: Tensor, grid: Grid) -> Tensor:
+        """sigma(x) of pre-weights, (b, 1, *s) in millimetres."""
+        w = smoothed(h, self.weight_scale(grid), grid)
+        return local_sigma(w, self.smoother.scales(grid)) * grid.length
+
+    def complete(self, ic: InitialConditions, source: Image) -> InitialConditions:
+        """``ic`` with the smoother's own weights everywhere, where it has no pre-weights."""
+        return ic if ic.weights is not None else replace(ic, weights=self.preweights(ic, ic.grid(source)))
+
+    def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool) -> Coordinates:
+        """z of the momentum and, with ``free_weights``, y of the pre-weights, where ``ic`` has them."""
+        grid = ic.grid(source)
+        momentum = MomentumCoordinates(self.smoother, grid, ic)
+        return PreweightCoordinates(momentum, ic.weights, self.weight_scale(grid)) if free_weights and ic.weights is not None else momentum
+
+    def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Image, step: int) -> Tensor:
+        """(b,) Reg(h(0)); 0 where ``ic`` has no pre-weights."""
+        if ic.weights is None:
+            return super().weight_penalty(penalty, ic, source, step)
+        grid = ic.grid(source)
+        return penalty(ic.weights, self.weight_scale(grid), self.smoother, grid, step)
+
+    def initial_sigma(self, ic: InitialConditions, source: Image) -> Tensor | None:
+        """sigma(x) of the pre-weights of ``ic``, (b, 1, *s) in millimetres; None where it has none."""
+        return None if ic.weights is None else self.local_sigma(ic.weights, ic.grid(source))
