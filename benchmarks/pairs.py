@@ -21,14 +21,13 @@ from pathlib import Path
 import torch
 
 from rdmm import InputError
-from rdmm.config.compose import compose
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.data.studies.brains import Brains, BrainSlices
 from rdmm.data.studies.knees import Knees
 from rdmm.data.studies.livers import Livers
 from rdmm.data.studies.lungs import LungMasks, RightLung
 from rdmm.kernels.available import set_threads
-from rdmm.registration.images import run
+from rdmm.registration.entry import compose_settings, run
 
 DATA = Path(os.environ.get("RDMM_DATA", "../shared/data"))
 
@@ -56,7 +55,7 @@ CASES: dict[str, tuple[Callable[[], Inputs], list[str]]] = {
 def one(name: str, settings: list[str], threads: int, pictures: str | None) -> dict[str, object]:
     set_threads(threads)
     read, own = CASES[name]
-    registration = run(read(), compose([*own, *settings]))
+    registration = run(read(), compose_settings([*own, *settings]))
     measures = {k: v for k, v in registration.metrics.items() if isinstance(v, float)}
     moved, fixed = registration.warped.data.flatten(), registration.pair.fixed.data.flatten()
     out: dict[str, object] = {**measures, "ncc": float(torch.corrcoef(torch.stack([moved, fixed]))[0, 1])}

@@ -26,7 +26,7 @@ from networks.model import Networks, build_networks
 from rdmm.config.build import build
 from rdmm.config.compose import compose, quoted
 from rdmm.kernels.available import set_threads
-from rdmm.registration.images import run
+from rdmm.registration.entry import compose_settings, run
 from train.batches import both_ways
 from train.plan import TrainingPlan, build_objective, plan_trainings
 
@@ -58,7 +58,7 @@ def pairs(folder: Path, limit: int) -> None:
     for name in ("svf", "lddmm", "rdmm"):
         weights = f"weights={quoted(str(folder / name / 'best.safetensors'))}"
         ways = [[], ["optimizer=refine"], ["initializer=zero", "optimizer=lbfgs", "stages=single", "affine=opt"]]
-        configs = [compose([weights, *w]) for w in ways]
+        configs = [compose_settings([weights, *w]) for w in ways]
         seconds: list[list[float]] = [[], [], []]
         terms: list[list[float]] = [[], [], []]
         for number, case in enumerate(cases):
@@ -66,7 +66,7 @@ def pairs(folder: Path, limit: int) -> None:
                 result = run(case(), config)
                 if number:
                     seconds[k].append(result.result.seconds["total"])
-                    terms[k].append(result.energy["similarity"] / config["similarity_weight"])
+                    terms[k].append(result.energy["similarity"] / config.config["similarity_weight"])
         times, means = [statistics.median(s) for s in seconds], [statistics.fmean(t) for t in terms]
         ratio = statistics.median(o / n for n, o in zip(seconds[0], seconds[2], strict=True))
         print(
@@ -81,7 +81,9 @@ def sigma(folder: Path, limit: int, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     data = build(compose(["experiment=synthetic2d_net"], "train")["data"], "data")
-    config = compose([f"weights={quoted(str(folder / 'rdmm' / 'best.safetensors'))}", "affine=none", "stages=single"])  # the first step
+    config = compose_settings(
+        [f"weights={quoted(str(folder / 'rdmm' / 'best.safetensors'))}", "affine=none", "stages=single"]
+    )  # the first step
     figure, axes = plt.subplots(3, 4, figsize=(10, 7.5))
     means = []
     for number, case in enumerate(list(data.held_out("test").values())[:limit]):

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval import figures, tables
-from rdmm.config.build import build
-from rdmm.config.compose import compose
 from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.data.studies.base import Cases
 from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space
-from rdmm.registration import shapes
-from rdmm.registration.images import Registration, run
-from rdmm.registration.record import message
+from rdmm.registration.entry import Settings, compose_settings, run
+from rdmm.registration.images import Registration
+from rdmm.registration.record import warning_text
 from rdmm.registration.shapes import ShapeRegistration
 from rdmm.runtime.resources import peak_memory
 from rdmm.spatial.transform import Identity, Transform, composed, framed
-from rdmm.stages.base import Result, Skip
+from rdmm.stages.base import Result
 from rdmm.types import ConfigError, RdmmError, nearest
 
 log = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ class External:
             total_map = composed(total_map, framed(warp, grid))
         pair = replace(inputs.pair, initial=Identity())
         result = Result(total_map, Identity(), {}, seconds={"total": math.nan})
-        return Registration(replace(inputs, pair=pair), result, {}, {"stages": Skip()}, has_inverse=False)
+        return Registration(replace(inputs, pair=pair), result, {}, has_inverse=False)
 
 
 @dataclass(frozen=True)
@@ -139,22 +137,20 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
                 figures.case(shown, out / f"{case}.png")
 
 
-def _build_methods(study: Study, name: str, base: Sequence[str], settings: str) -> dict[str, dict[str, Any] | External]:
-    """The methods for the data set ``name``: a composed and checked configuration, or another tool's results."""
-    methods: dict[str, dict[str, Any] | External] = {}
+def _build_methods(study: Study, name: str, base: Sequence[str], settings: str) -> dict[str, Settings | External]:
+    """The methods for the data set ``name``: settings, or another tool's results."""
+    methods: dict[str, Settings | External] = {}
     for method, own in study.methods.items():
         if isinstance(own, Mapping):
             methods[method] = _external(method, own)
             continue
         typed = [o for o in base if not ("optimizer=none" in own and o.lstrip("+~").startswith("optimizer."))]
-        config = compose([*typed, *study.settings.get(name, []), *own], settings)
-        build(config["stages"], "stages")
-        methods[method] = config
+        methods[method] = compose_settings([*typed, *study.settings.get(name, []), *own], settings)
     return methods
 
 
 def _evaluate_case(
-    case: str, inputs: Inputs | ShapeInputs, how: dict[str, Any] | External, device: str, seed: int
+    case: str, inputs: Inputs | ShapeInputs, how: Settings | External, device: str, seed: int
 ) -> tuple[dict[str, Any], Registration | ShapeRegistration | None]:
     """A case by one method: status and metrics, and the registration; None after an error."""
     try:
@@ -163,17 +159,15 @@ def _evaluate_case(
             if isinstance(inputs, ShapeInputs):
                 raise ConfigError("results of other tools are evaluated on images only; this data set holds shapes")
             registration = how(case, inputs)
-        elif isinstance(inputs, ShapeInputs):
-            registration = shapes.run(inputs, how, device=device, seed=seed)
         else:
             registration = run(inputs, how, device=device, seed=seed)
         metrics: dict[str, Any] = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
-        warnings = message({"warnings": registration.settings.get("warnings", inputs.warnings)})
+        warnings = warning_text({"warnings": registration.provenance.warnings or inputs.warnings})
         metrics |= {"warnings": warnings} if warnings else {}
         if isinstance(how, External):
             return {"status": "done", **metrics}, registration
         if isinstance(registration, Registration) and registration.dynamics is not None:
-            metrics["similarity"] = registration.energy["similarity"] / how["similarity_weight"]
+            metrics["similarity"] = registration.energy["similarity"] / how.config["similarity_weight"]
         cost = {"seconds": registration.result.seconds["total"], "peak_memory_mb": peak_memory() / 2**20}
         return {"status": registration.status, **metrics, **cost}, registration
     except RdmmError as error:

@@ -293,10 +293,10 @@ def test_learn2reg_keypoints_are_landmarks(tmp_path):
     assert read is not None and np.allclose(read.fixed, worlds[0]) and np.allclose(read.moving, worlds[1])
     keypoints = {k: v for k, v in files.items() if k.endswith("keypoints")}
     job = Job(files["fixed"], files["moving"], f"{tmp_path}/out/", ["optimizer=none", "affine=none"], keypoints)
-    done, _ = job.run(job.read(), job.config())
+    done, *_ = job.run(job.read(), job.settings())
     assert done.metrics["tre_before_mm"] == pytest.approx(np.linalg.norm(worlds[0] - worlds[1], axis=1).mean())
     assert "--moving-keypoints" in json.loads((tmp_path / "out/run.json").read_text())["command"]
-    assert job.finished(job.config()) is not None
+    assert job.finished(job.settings()) is not None
     for text, message in (
         ("", "is empty"),
         ("1,2\n", "row 1 holds 2"),

@@ -19,7 +19,7 @@ from rdmm.config.trust import require_plain_yaml
 from rdmm.data.pair_list import read_pairs
 from rdmm.data.training.tables import TableSource
 from rdmm.io import models
-from rdmm.registration.record import summary_of
+from rdmm.registration.record import read_summary
 from rdmm.types import RdmmError
 from rdmm.workflows import inspect as commands
 
@@ -112,7 +112,7 @@ def sound(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], object]]]
         "items.csv": lambda p: TableSource(str(p)).items(),
         "marks.csv": lambda p: io.read_landmarks(p, 3),
         "d.json": read_pairs,
-        "run.json": summary_of,
+        "run.json": read_summary,
         "c.yaml": lambda p: require_plain_yaml(p.parent),
     }
     return {name: ((folder / name).read_bytes(), read) for name, read in readers.items()}

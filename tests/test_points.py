@@ -27,7 +27,7 @@ from rdmm.cli import main
 from rdmm.data.inputs import read_shapes
 from rdmm.dynamics.points import Hamiltonian, farthest_points
 from rdmm.optim.initializers import Controls, Zero
-from rdmm.registration.shapes import register_shapes
+from rdmm.registration.entry import register_shapes
 from rdmm.similarity import KernelDistance, SinkhornDivergence
 from rdmm.spatial.pair import Correspondence, Pair
 from rdmm.spatial.transform import Affine

@@ -201,3 +201,16 @@ def test_warnings_are_in_the_results(tmp_path):
     assert row["message"] == warning
     rdmm.register(fixed=tmp_path / "f.nii.gz", moving=tmp_path / "f.nii.gz", **settings).save(f"{tmp_path}/out/b/")
     assert json.loads((tmp_path / "out/b/run.json").read_text())["warnings"] == []
+
+
+def test_a_run_remembers_how_its_images_were_read(tmp_path):
+    """Called from Python, there is no command that would tell it."""
+    pair, _, _ = shapes_pair(3, (40, 32))
+    pair.fixed.data[0, 0, 10, 10] = np.nan
+    for name, image in (("f", pair.fixed), ("m", pair.moving)):
+        array = image.data[0, 0].numpy()
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    files = {"fixed": tmp_path / "f.nii.gz", "moving": tmp_path / "m.nii.gz"}
+    rdmm.register(**files, nan="mask", affine="none", optimizer="none").save(f"{tmp_path}/out/")
+    assert json.loads((tmp_path / "out/run.json").read_text())["reading"] == {"nan": "mask"}
+    assert report(f"{tmp_path}/out/", overwrite=True).exists()

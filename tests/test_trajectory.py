@@ -9,7 +9,8 @@ from rdmm.config.build import build
 from rdmm.config.compose import compose
 from rdmm.data.inputs import read_inputs
 from rdmm.data.synthetic.scenes import SyntheticShapes, shapes_pair
-from rdmm.registration.images import Registration, run
+from rdmm.registration.entry import compose_settings, run
+from rdmm.registration.images import Registration
 from rdmm.registration.outputs import Output
 from rdmm.spatial import ops
 from rdmm.spatial.transform import Affine, Identity, displacement
@@ -19,7 +20,7 @@ QUICK = ["affine=none", "similarity=ssd", "similarity_weight=10", "optimizer.sca
 
 
 def registered(*keys, shape=(56, 48), seed=1):
-    return run(SyntheticShapes(1, shape, first=seed).cases()[f"shapes{seed:02d}"](), compose([*QUICK, *keys]))
+    return run(SyntheticShapes(1, shape, first=seed).cases()[f"shapes{seed:02d}"](), compose_settings([*QUICK, *keys]))
 
 
 @pytest.fixture(scope="module")

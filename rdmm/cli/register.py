@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common, progress, set_log, show, split_arguments
-from rdmm.data.given import PER_IMAGE_INPUTS
+from rdmm.cli.terminal import common, given_files, progress, set_log, show, split_arguments
+from rdmm.data.given import READING_OPTIONS, TYPED
 from rdmm.types import InputError, nearest
 
 
@@ -17,16 +17,8 @@ from rdmm.types import InputError, nearest
 @click.option("-f", "--fixed", help="Fixed image, instead of the first argument.")
 @click.option("-m", "--moving", help="Moving image, instead of the second.")
 @click.option("-o", "--out", required=True, help="Prefix of the results, or a folder (ends in /).")
-@click.option("--fixed-labels", help="Label map of FIXED, for Dice.")
-@click.option("--moving-labels", help="Label map of MOVING: warped, and for Dice.")
-@click.option("--fixed-mask", help="Where FIXED counts (> 0).")
-@click.option("--moving-mask", help="Where MOVING counts (> 0).")
-@click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+), for TRE.")
-@click.option("--fixed-keypoints", help="CSV without header, voxels of FIXED (Learn2Reg), for TRE.")
-@click.option("--moving-keypoints", help="The same points in voxels of MOVING.")
-@click.option("--regions", help="Label map of MOVING for a pre-defined regularizer (with initializer=regions).")
+@given_files
 @click.option("--weights", help="Model that train.py wrote: its prediction, refined with optimizer=refine.")
-@click.option("--initial", help="Transform to start from: warp or affine, fixed -> moving.")
 @click.option("--init", type=click.Choice(["auto", "header", "com", "axes"]), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="What to do with NaN and Inf: an error without it.")
 @click.option("--volume", type=int, help="Volume of a 4D file.")
@@ -53,7 +45,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     return _register(files[0], files[1], out, overrides, **options)
 
 
-FURTHER = (*PER_IMAGE_INPUTS, "landmarks", "regions", "initial", "nan", "volume", "strict")
+FURTHER = (*(g.name for g in TYPED), *READING_OPTIONS)
 
 
 def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any) -> int:
@@ -62,19 +54,19 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any)
     from rdmm.workflows.job import Job
 
     inputs = {k: o[k] for k in FURTHER}
-    settings = {k: o[k] for k in ("init", "weights", "device", "threads", "seed", "max_folding")}
-    job = Job(fixed, moving, out, overrides, inputs, **settings)
-    config = job.config()
+    options = {k: o[k] for k in ("init", "weights", "device", "threads", "seed", "max_folding")}
+    job = Job(fixed, moving, out, overrides, inputs, **options)
+    settings = job.settings()
     read = job.read()
     if o["dry_run"]:
         need = job.memory() / 2**30
-        show({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": config}, o["as_json"])
+        show({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": settings.config}, o["as_json"])
         return 0
-    with job.writing(config, overwrite=o["overwrite"]), interruptible() as seen, progress(o["quiet"]):
-        result, written = job.run(read, config)
+    with job.writing(settings, overwrite=o["overwrite"]), interruptible() as seen, progress(o["quiet"]):
+        result, written, summary = job.run(read, settings)
     shown = {k: v for k, v in result.metrics.items() if isinstance(v, float | int)}
     listed = {"seconds": result.result.seconds["total"], "files": [str(p) for p in written]}
-    show(result.summary() if o["as_json"] else {**shown, **listed}, o["as_json"])
+    show(summary if o["as_json"] else {**shown, **listed}, o["as_json"])
     if seen:
         return 128 + seen["signal"]
     job.require_unfolded(result.metrics)

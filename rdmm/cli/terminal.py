@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from rdmm.data.given import TYPED
 from rdmm.runtime.progress import progress_listener
 from rdmm.types import RdmmError
 
@@ -65,6 +66,13 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--debug", is_flag=True, help="Full log, and the traceback of an error."),
     ):
         command = option(command)
+    return command
+
+
+def given_files(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of the files that a registration may be given besides its two images."""
+    for given in reversed(TYPED):
+        command = click.option(given.option, help=given.help)(command)
     return command
 
 

@@ -1,6 +1,54 @@
-"""The names of all that a registration may be given besides its two images. No torch here: the command line uses them."""
+"""What a registration may be given besides its two images: one table. No torch here: the command line reads it."""
 
 from __future__ import annotations
 
-PER_IMAGE_INPUTS = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "fixed_keypoints", "moving_keypoints")
-"""What may be given of either image."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Given:
+    """One further input.
+
+    Args:
+        name: of the argument of ``read_inputs``, of the option and of the column in a list of pairs.
+        help: what the command line says of it.
+        typed: whether the command line and lists of pairs take it; else Python alone.
+        of_shapes: whether shapes take it too.
+        reread: whether ``rdmm report`` reads it again.
+    """
+
+    name: str
+    help: str
+    typed: bool = True
+    of_shapes: bool = False
+    reread: bool = True
+
+    @property
+    def option(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+
+GIVEN = (
+    Given("fixed_labels", "Label map of FIXED, for Dice."),
+    Given("moving_labels", "Label map of MOVING: it is warped, and used for Dice."),
+    Given("fixed_mask", "Mask of FIXED: only voxels above 0 are compared."),
+    Given("moving_mask", "Mask of MOVING: only voxels above 0 are compared."),
+    Given("fixed_keypoints", "CSV without a header, in voxels of FIXED (Learn2Reg), for the landmark error."),
+    Given("moving_keypoints", "The same points in voxels of MOVING."),
+    Given("landmarks", "CSV with columns fixed_x..z, moving_x..z in world millimetres (RAS+), for the landmark error.", of_shapes=True),
+    Given("regions", "Label map of MOVING for a pre-defined regularizer (with initializer=regions)."),
+    Given("fixed_regions", "The same regions in FIXED: the map is evaluated inside and outside of them.", typed=False),
+    Given("initial", "Transform to start from: a warp or an affine, fixed -> moving.", reread=False),
+)
+"""Files that may be given, in the order in which a recorded command names them."""
+
+TYPED = tuple(g for g in GIVEN if g.typed)
+FILE_NAMES = ("fixed", "moving", *(g.name for g in GIVEN))
+PAIR_FILES = ("fixed", "moving", *(g.name for g in TYPED))
+"""Columns of a list of pairs that name files."""
+
+READING_OPTIONS = ("nan", "volume", "strict")
+"""How the two images are read; run.json records what differs from the defaults."""
+
+REREAD = tuple(g.name for g in GIVEN if g.reread)
+"""Files that ``rdmm report`` reads again."""

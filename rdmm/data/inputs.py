@@ -1,32 +1,33 @@
-"""Memory, threads and devices of a run."""
+"""What a registration is given: a pair, and what it is evaluated by, read and checked."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rdmm import io
+from rdmm.data.given import FILE_NAMES
 from rdmm.io.images import NanPolicy
 from rdmm.io.nifti import Source, peek_shape
+from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import available_memory
 from rdmm.runtime.warnings import with_warnings
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure, frame_of
-from rdmm.spatial.pair import Pair, bounds, overlap_fraction
+from rdmm.spatial.pair import Correspondence, Pair, bounds, overlap_fraction
 from rdmm.spatial.transform import Identity, framed
-from rdmm.types import InputError, ResourceError
+from rdmm.types import InputError, ResourceError, Tensor
 
 # Peaks of the default preset over what importing takes, measured on brains at 1 mm and 2 mm (benchmarks/README.md):
 # volumes of the images' size, and fields on the shooting grid, which the smoother keeps to about a million voxels.
 BYTES_PER_VOXEL = 250
-
-
 BYTES_PER_SHOT_VOXEL = 1000
 
 
@@ -71,6 +72,7 @@ class Inputs:
         labels: those that Dice is taken of; None: all.
         files: what was read, by name.
         stored: how the fixed and moving files order their voxels.
+        reading: how the images were read, where that differs from the defaults (READING_OPTIONS).
         warnings: what was odd about them.
     """
 
@@ -82,7 +84,25 @@ class Inputs:
     labels: Sequence[int] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     stored: tuple[Grid, Grid] | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+
+    def prepare(self, normalize: Callable[[Image, str], Image], device: torch.device) -> Pair[Image]:
+        """The pair to register: intensities normalized, landmarks in domain units of the fixed frame, all on ``device``.
+
+        Raises:
+            OutputError: the fixed grid is sheared, which warps on disk cannot hold.
+        """
+        names = [self.files.get(k, k) for k in ("fixed", "moving")]
+        require_itk_grid(self.pair.fixed.grid, names[0])
+        fixed, moving = (normalize(x, name).to(device) for x, name in zip((self.pair.fixed, self.pair.moving), names, strict=True))
+        regions = None if self.pair.regions is None else self.pair.regions.to(device)
+        marks = None
+        if self.landmarks is not None:
+            grid, dtype = self.pair.fixed.grid, self.pair.fixed.data.dtype
+            points = (grid.from_world(torch.as_tensor(x.T[None])) for x in (self.landmarks.fixed, self.landmarks.moving))
+            marks = Correspondence(*(x.to(dtype).to(device) for x in points))
+        return Pair(fixed, moving, self.pair.initial, regions, marks)
 
 
 @with_warnings
@@ -106,38 +126,64 @@ def read_inputs(
     strict: bool = False,
     require_overlap: bool = True,
 ) -> Inputs:
-    """Read and check the files; `rdmm register --help` lists what each is. Raises InputError, ResourceError."""
+    """Read and check everything that a registration of images is given (``rdmm.data.given`` says what each is).
+
+    Raises:
+        InputError: a file cannot be used, or two do not fit each other.
+        ResourceError: the images are too large for the memory that is free.
+    """
+    given = {name: value for name, value in locals().items() if name in FILE_NAMES}
     check_memory([fixed, moving])
     images = [x.to_float32() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
     target, source = images
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
-    maps = [_label_map(p, like) for p, like in zip((fixed_labels, moving_labels, fixed_regions, regions), images + images, strict=True)]
+    fixed_map, moving_map = _label_map(fixed_labels, target), _label_map(moving_labels, source)
+    fixed_region_map, region_map = _label_map(fixed_regions, target), _label_map(regions, source)
     target = target if fixed_mask is None else io.read_mask(fixed_mask, target)
     source = source if moving_mask is None else io.read_mask(moving_mask, source)
     stored = (target.grid, source.grid)
     target, source = target.canonical(), source.canonical()
     start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
-    pair = Pair(target, source, start, maps[3])
-    if require_overlap and overlap_fraction(pair) == 0:
+    pair = Pair(target, source, start, region_map)
+    if require_overlap:
+        _check_overlap(pair)
+    points = _read_points(landmarks, [k for k in (fixed_keypoints, moving_keypoints) if k is not None], target, stored)
+    reading = {"nan": nan, "volume": volume, "strict": strict}
+    return Inputs(
+        pair,
+        fixed_map,
+        moving_map,
+        points,
+        fixed_region_map,
+        labels,
+        files={k: os.fspath(given[k]) for k in FILE_NAMES if isinstance(given[k], str | os.PathLike) and Path(given[k]).is_file()},
+        stored=stored,
+        reading={k: v for k, v in reading.items() if v not in ("error", None, False)},
+    )
+
+
+def _check_overlap(pair: Pair[Image]) -> None:
+    if overlap_fraction(pair) == 0:
         raise InputError(
-            f"the images do not overlap in the world: {bounds([target.grid, source.grid])}; "
+            f"the images do not overlap in the world: {bounds([pair.fixed.grid, pair.moving.grid])}; "
             "if their geometry is wrong, start from their centres of mass with --init com"
         )
-    points = None
-    if landmarks is not None:
-        points = Landmarks(*io.read_landmarks(landmarks, target.grid.ndim))
-        _check_inside(landmarks, points.fixed, target, "fixed")
-    keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
+
+
+def _read_points(
+    landmarks: str | os.PathLike[str] | None, keypoints: Sequence[str | os.PathLike[str]], fixed: Image, stored: tuple[Grid, Grid]
+) -> Landmarks | None:
+    """Landmarks of a CSV, or keypoints of both images; None where there are neither."""
+    if keypoints and (landmarks is not None or len(keypoints) == 1):
+        raise InputError(f"{os.fspath(keypoints[0])}: keypoints are given for both images, and instead of landmarks")
     if keypoints:
-        if points is not None or len(keypoints) == 1:
-            raise InputError(f"{os.fspath(keypoints[0])}: keypoints are given for both images, and instead of landmarks")
-        points = _keypoints(keypoints, stored)
-    given = {"fixed": fixed, "moving": moving, "fixed_labels": fixed_labels, "moving_labels": moving_labels, "fixed_mask": fixed_mask}
-    given |= {"moving_mask": moving_mask, "landmarks": landmarks, "regions": regions, "initial": initial, "fixed_regions": fixed_regions}
-    given |= {"fixed_keypoints": fixed_keypoints, "moving_keypoints": moving_keypoints}
-    files = {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike) and Path(v).is_file()}
-    return Inputs(pair, maps[0], maps[1], points, maps[2], labels, files, stored)
+        return _keypoints(keypoints, stored)
+    if landmarks is None:
+        return None
+    points = Landmarks(*io.read_landmarks(landmarks, fixed.grid.ndim))
+    _check_inside(landmarks, points.fixed, fixed, "fixed")
+    return points
 
 
 def _label_map(source: Source | Image | None, like: Image) -> Image | None:
@@ -178,6 +224,7 @@ class ShapeInputs:
 
     Args:
         landmarks: fixed and moving points (n, d), world millimetres.
+        reading: nothing yet: shapes are read in one way only.
         warnings: what was odd about the files.
     """
 
@@ -185,7 +232,19 @@ class ShapeInputs:
     frame: Grid
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+
+    def prepare(self, normalize: Callable[[Image, str], Image], device: torch.device) -> Pair[Measure]:
+        """The pair to register on ``device``, landmarks in domain units; shapes have no intensities to normalize."""
+        marks = None
+        if self.landmarks is not None:
+            marks = Correspondence(*(self.to_domain(x).to(device) for x in self.landmarks))
+        return Pair(self.pair.fixed.to(device), self.pair.moving.to(device), landmarks=marks)
+
+    def to_domain(self, points: np.ndarray) -> Tensor:
+        """World millimetres (n, d) in domain units, (1, d, n) float32."""
+        return self.frame.from_world(torch.as_tensor(points.T[None].copy())).float()
 
 
 @with_warnings

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rdmm.data.given import PER_IMAGE_INPUTS
+from rdmm.data.given import PAIR_FILES
 from rdmm.data.paths import below, plain_name
 from rdmm.io.files import existing
 from rdmm.io.tables import read_rows
 from rdmm.types import ConfigError, nearest
-
-PAIR_FILES = ("fixed", "moving", *PER_IMAGE_INPUTS, "landmarks", "regions", "initial")
-
 
 PAIR_COLUMNS = ("id", *PAIR_FILES, "split")
 

@@ -1,27 +1,32 @@
-"""The files of a geodesic at chosen times: map, velocity, momentum, log det J, and RDMM's weights and sigma(x)."""
+"""One table of the files that a registration writes: name, how it is written, and when.
+
+A new file is one row here, and one line in the README. The order of the rows is the order in which files are written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from rdmm import io
-from rdmm.dynamics.base import Snapshot
+from rdmm.registration.record import write_conditions
 from rdmm.spatial import ops
-from rdmm.spatial.grid import Grid
-from rdmm.spatial.image import Image
+from rdmm.spatial.transform import Framed, displacement
 from rdmm.types import ConfigError, Tensor
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is written besides the usual files.
+    """Which files are written besides the usual ones.
 
     Args:
-        times: in [0, 1], increasing; at each, the files of ``written``.
-        composite: whether the whole map, deformation and affine, is written as one warp too, with its inverse.
+        times: in [0, 1], increasing; at each, the files of ``snapshot_files``.
+        composite: whether the whole map, deformation and affine, is also written as one warp, with its inverse.
     """
 
     times: Sequence[float] = ()
@@ -32,55 +37,146 @@ class Output:
             raise ConfigError(f"output.times must increase within [0, 1], not {list(self.times)}")
 
 
-MOST = 16
-"""Gaussians whose files are looked for before a run, to be replaced; more are written all the same."""
+@dataclass(frozen=True)
+class OutputFile:
+    """A row of the table.
+
+    Args:
+        name: of the file, behind the prefix.
+        write: (finished registration, path) -> None.
+        when: whether a finished registration has this file; None: each one has it.
+    """
+
+    name: str
+    write: Callable[[Any, Path], None]
+    when: Callable[[Any], bool] | None = None
 
 
-def names(times: Sequence[float]) -> list[str]:
-    """The files of ``written``, of up to MOST Gaussians."""
-    kinds = ["1Warp", "Warped", "LogJacobian", "Velocity", "Momentum", "Sigma", *(f"Weight{i + 1}" for i in range(MOST))]
-    return [f"{prefix(t)}{kind}.nii.gz" for t in times for kind in kinds]
+def _write_fixed(data: Callable[[Any], Tensor], **options: Any) -> Callable[[Any, Path], None]:
+    """A writer of an image on the fixed grid."""
+    return lambda r, path: io.write_image(path, data(r), r.grid, like=r.stored[0], **options)
 
 
-def prefix(t: float) -> str:
-    return f"t{t:g}_"
+def _write_warp(u: Callable[[Any], Tensor]) -> Callable[[Any, Path], None]:
+    """A writer of a displacement on the fixed grid."""
+    return lambda r, path: io.write_warp(path, u(r), r.grid, like=r.stored[0])
 
 
-def written(
-    moments: Sequence[Snapshot],
-    grid: Grid,
-    like: Grid,
-    warped: Callable[[Snapshot], Image],
-    path: Callable[[str], Path],
-) -> Iterator[Path]:
-    """Write the files of each moment; their paths.
+def _whole(r: Any, transform: Any) -> Tensor:
+    """A map between world millimetres as a displacement on the fixed grid."""
+    return displacement(Framed(transform, r.grid), r.grid, r.deformation)
+
+
+CONDITIONS = OutputFile(
+    "initial_conditions.safetensors", lambda r, path: write_conditions(path, r.result.ic), when=lambda r: r.result.ic is not None
+)
+
+
+def image_files(output: Output, gaussians: int) -> list[OutputFile]:
+    """The files of a registration of images.
+
+    Args:
+        gaussians: number of Gaussians whose weights may be written.
+    """
+    return [
+        OutputFile(
+            "0GenericAffine.mat", lambda r, path: io.write_affine(path, r.affine.in_world(r.grid)), when=lambda r: r.affine is not None
+        ),
+        OutputFile("1Warp.nii.gz", _write_warp(lambda r: r.deformation)),
+        OutputFile("1InverseWarp.nii.gz", _write_warp(lambda r: r.inverse_deformation)),
+        OutputFile("Warped.nii.gz", _write_fixed(lambda r: r.warped.data)),
+        OutputFile(
+            "InverseWarped.nii.gz",
+            lambda r, path: io.write_image(path, r.inverse_warped().data, r.pair.moving.grid, like=r.stored[1]),
+        ),
+        OutputFile(
+            "WarpedLabels.nii.gz",
+            _write_fixed(lambda r: r.warped_labels.data, integer=True),
+            when=lambda r: r.warped_labels is not None,
+        ),
+        OutputFile("CompositeWarp.nii.gz", _write_warp(lambda r: _whole(r, r.transform)), when=lambda r: r.output.composite),
+        OutputFile("InverseCompositeWarp.nii.gz", _write_warp(lambda r: _whole(r, r.inverse)), when=lambda r: r.output.composite),
+        OutputFile("Sigma0.nii.gz", _write_fixed(lambda r: r.sigmas()[0]), when=lambda r: r.sigmas() is not None),
+        OutputFile("Sigma1.nii.gz", _write_fixed(lambda r: r.sigmas()[1]), when=lambda r: r.sigmas() is not None),
+        *(file for k, t in enumerate(output.times) for file in snapshot_files(k, t, gaussians)),
+        CONDITIONS,
+    ]
+
+
+def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
+    """The files of the geodesic at time t, the k-th of ``output.times``: map, warped image, log det J, velocity, momentum, and
+    of RDMM sigma(x) and the weights.
 
     Vectors (velocity, momentum) are written as displacements are: millimetres along L, P, S. A velocity is per unit of time;
     a momentum is a density in domain units, times the longest edge.
-
-    Args:
-        grid: the fixed image's, on which all is written, in the order of ``like``.
-        warped: the moving image at a moment.
     """
 
-    def file(t: float, kind: str, writer: Callable[..., None], data: Tensor) -> Path:
-        target = path(f"{prefix(t)}{kind}.nii.gz")
-        writer(target, data, grid, like=like)
-        return target
+    def at(r: Any) -> Any:
+        return r.snapshots[k]
 
-    for moment in moments:
-        u, v, m = (ops.resize(x, grid.shape) for x in (moment.displacement, moment.velocity, moment.momentum))
-        fields: dict[str, tuple[Any, Tensor]] = {
-            "1Warp": (io.write_warp, u),
-            "Warped": (io.write_image, warped(moment).data),
-            "LogJacobian": (io.write_image, ops.jacobian_determinant(u, grid).clamp_min(1e-3).log()[None]),
-            "Velocity": (io.write_warp, v),
-            "Momentum": (io.write_warp, m),
-        }
-        sigma = moment.sigma(grid.shape)
-        if sigma is not None and moment.weights is not None:
-            w = ops.resize(moment.weights, grid.shape)
-            fields["Sigma"] = (io.write_image, sigma)
-            fields |= {f"Weight{i + 1}": (io.write_image, w[:, i : i + 1]) for i in range(w.shape[1])}
-        for kind, (writer, data) in fields.items():
-            yield file(moment.t, kind, writer, data)
+    def resized(r: Any, field: str) -> Tensor:
+        return ops.resize(getattr(at(r), field), r.grid.shape)
+
+    def log_jacobian(r: Any) -> Tensor:
+        return ops.jacobian_determinant(resized(r, "displacement"), r.grid).clamp_min(1e-3).log()[None]
+
+    def exists(r: Any) -> bool:
+        return bool(r.snapshots)
+
+    def has_weight(r: Any, i: int) -> bool:
+        return exists(r) and at(r).weights is not None and at(r).weights.shape[1] > i
+
+    def weight(i: int) -> OutputFile:
+        return OutputFile(
+            f"t{t:g}_Weight{i + 1}.nii.gz", _write_fixed(lambda r: resized(r, "weights")[:, i : i + 1]), when=lambda r: has_weight(r, i)
+        )
+
+    return [
+        OutputFile(f"t{t:g}_1Warp.nii.gz", _write_warp(lambda r: resized(r, "displacement")), when=exists),
+        OutputFile(f"t{t:g}_Warped.nii.gz", _write_fixed(lambda r: r.warped_at(at(r)).data), when=exists),
+        OutputFile(f"t{t:g}_LogJacobian.nii.gz", _write_fixed(log_jacobian), when=exists),
+        OutputFile(f"t{t:g}_Velocity.nii.gz", _write_warp(lambda r: resized(r, "velocity")), when=exists),
+        OutputFile(f"t{t:g}_Momentum.nii.gz", _write_warp(lambda r: resized(r, "momentum")), when=exists),
+        OutputFile(f"t{t:g}_Sigma.nii.gz", _write_fixed(lambda r: at(r).sigma(r.grid.shape)), when=lambda r: has_weight(r, 0)),
+        *(weight(i) for i in range(gaussians)),
+    ]
+
+
+def _write_shape(path: Path, start: np.ndarray, end: np.ndarray, shape: Any) -> None:
+    """A moved shape, with the displacement (and weight) of each vertex."""
+    cells = None if shape.cells is None else shape.cells.numpy()
+    data = {"displacement": end - start} | ({} if shape.weights is None else {"weights": shape.weights[0].numpy()})
+    io.write_mesh(path, end, cells, data)
+
+
+def _write_flow(r: Any, path: Path) -> None:
+    """The paths of the control points, as lines."""
+    steps = r.control_paths
+    n, t = len(steps[0]), len(steps)
+    index = np.arange(n * t).reshape(t, n)
+    cells = np.stack([index[:-1].ravel(), index[1:].ravel()], 1)
+    io.write_mesh(path, np.concatenate(steps), cells, {"t": np.repeat(r.times, n)})
+
+
+def _write_frame_warp(transform: Callable[[Any], Any]) -> Callable[[Any, Path], None]:
+    """A writer of a map as a displacement on the grid around both shapes."""
+    return lambda r, path: io.write_warp(path, displacement(transform(r), r.frame, torch.zeros(1)), r.frame)
+
+
+SHAPE_FILES = (
+    OutputFile("Warped.vtk", lambda r, path: _write_shape(path, r.in_world(r.pair.moving), r.in_world(r.warped), r.pair.moving)),
+    OutputFile(
+        "InverseWarped.vtk",
+        lambda r, path: _write_shape(path, r.in_world(r.pair.fixed), r.in_world(r.inverse_warped()), r.pair.fixed),
+    ),
+    OutputFile(
+        "0GenericAffine.mat",
+        lambda r, path: io.write_affine(path, r.affine.inverse().in_world(r.frame)),
+        when=lambda r: r.affine is not None,
+    ),
+    OutputFile("1Warp.nii.gz", _write_frame_warp(lambda r: r.inverse_flow)),
+    OutputFile("1InverseWarp.nii.gz", _write_frame_warp(lambda r: r.flow)),
+    OutputFile("Flow.vtk", _write_flow, when=lambda r: r.result.ic is not None),
+    CONDITIONS,
+)
+"""The files of a registration of shapes. Warps pull back, fixed -> moving, as those of images do."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from rdmm import io
 from rdmm.config.renamed import current
+from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
 from rdmm.io.files import existing
@@ -22,22 +25,40 @@ from rdmm.types import InputError
 from rdmm.version import __version__
 
 
-def described(
-    files: Mapping[str, str],
+@dataclass(frozen=True)
+class Provenance:
+    """How a registration was run, as run.json records it.
+
+    Args:
+        command: what would be typed for it; empty where it was called from Python.
+        threads: of torch.
+        warnings: of reading the inputs and of the run.
+    """
+
+    command: str = ""
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    warnings: Sequence[str] = ()
+
+
+def run_summary(
+    inputs: Inputs | ShapeInputs,
     result: Result,
     config: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    provenance: Provenance,
     status: str,
-    measures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What run.json holds of a registration of images or shapes."""
+    """What run.json holds, without the checksums of the files written."""
     return {
         "status": status,
-        "inputs": {k: {"path": v, "sha256": io.sha256(v)} for k, v in files.items()},
+        "inputs": {k: {"path": v, "sha256": io.sha256(v)} for k, v in inputs.files.items()},
+        "reading": dict(inputs.reading),
         "versions": {"rdmm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "config": config,
-        **{k: v for k, v in settings.items() if k not in ("stages", "output")},
-        "metrics": measures,
+        **{f.name: getattr(provenance, f.name) for f in fields(provenance)},
+        "metrics": metrics,
         "energy": result.energy,
         "seconds": result.seconds,
         "peak_memory_mb": peak_memory() / 2**20,
@@ -54,12 +75,12 @@ def jsonable(x: Any) -> Any:
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
-def message(summary: Mapping[str, Any]) -> str:
+def warning_text(summary: Mapping[str, Any]) -> str:
     """The warnings of a run.json in one line."""
     return "; ".join(map(str, summary.get("warnings", [])))
 
 
-def measures(summary: Mapping[str, Any]) -> dict[str, float]:
+def table_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a run.json that a table shows; what is none (NaN) is left out."""
     numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float) and np.isfinite(v)}
     return {**numbers, "seconds": summary["seconds"]["total"], "peak_memory_mb": summary["peak_memory_mb"]}
@@ -87,7 +108,7 @@ def outputs_of(run: str) -> Outputs:
     return Outputs(f"{text}/" if Path(text or ".").is_dir() and not text.endswith("/") else text)
 
 
-def summary_of(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> dict[str, Any]:
     """What a run.json holds.
 
     Raises:
@@ -99,7 +120,16 @@ def summary_of(path: Path) -> dict[str, Any]:
         wrong += [] if isinstance(run.get("warnings", []), list) else ["warnings"]
         if wrong or not all({"path", "sha256"} <= set(v) for v in run["inputs"].values()):
             raise TypeError(f"{(wrong or ['inputs'])[0]} is not as a run writes it")
-        measures(run)
-        return {**run, "config": current(run["config"])}
+        table_metrics(run)
+        reading = run["reading"] if "reading" in run else _reading_of(run.get("command", ""))
+        return {**run, "config": current(run["config"]), "reading": reading}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a run.json of rdmm ({type(error).__name__}: {error})") from error
+
+
+def _reading_of(command: str) -> dict[str, Any]:
+    """How the images were read, of a run.json of version 0.1.0 that tells it by its command alone."""
+    words = shlex.split(command)
+    found: dict[str, Any] = {name: words[words.index(f"--{name}") + 1] for name in ("nan", "volume") if f"--{name}" in words}
+    volume = {"volume": int(found["volume"])} if "volume" in found else {}
+    return {**found, **volume, **({"strict": True} if "--strict" in words else {})}

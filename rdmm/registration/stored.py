@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rdmm import io
-from rdmm.config.build import build
-from rdmm.data.given import PER_IMAGE_INPUTS
+from rdmm.data.given import REREAD
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
 from rdmm.io.files import existing
+from rdmm.registration.entry import build_settings
 from rdmm.registration.images import Registration
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Identity, Transform, composed, framed
 from rdmm.stages.base import Result
 from rdmm.stages.deform import deforms
 from rdmm.types import InputError
-
-FURTHER = (*PER_IMAGE_INPUTS, "landmarks", "regions", "fixed_regions")
 
 
 def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
@@ -43,22 +40,24 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
     for name, wanted in sums.items():
         if io.sha256(existing(name)) != wanted:
             raise InputError(f"{name}: not the file of this run any more (its sha256 differs); register again")
-    further = {k: files[k] for k in FURTHER if k in files}
-    inputs = read_inputs(files["fixed"], files["moving"], **further, **_options(summary.get("command", "")), require_overlap=False)
-    stages = build(summary["config"]["stages"], "stages")
-    result = _result(outputs, inputs, summary, again=len(deforms(stages)) == 1 and "initial" not in files)
-    settings = {"stages": stages, "output": build(summary["config"]["output"], "output")}
-    return Registration(inputs, result, summary["config"], settings, summary["status"])
+    further = {k: files[k] for k in REREAD if k in files}
+    inputs = read_inputs(files["fixed"], files["moving"], **further, **summary["reading"], require_overlap=False)
+    settings = build_settings(summary["config"])
+    found = deforms(settings.stages)
+    result = _result(outputs, inputs, summary, found[0].problem.dynamics if len(found) == 1 and "initial" not in files else None)
+    return Registration(inputs, result, settings.config, output=settings.output, status=summary["status"])
 
 
-def _result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any], again: bool) -> Result:
+def _result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any], dynamics: Any) -> Result:
+    """What the run found; its initial conditions only where ``dynamics`` is what they are shot by."""
     grid = inputs.pair.fixed.grid
     before = _transform(outputs, "0GenericAffine.mat", grid)
     u, w = (_transform(outputs, name, grid) for name in ("1Warp.nii.gz", "1InverseWarp.nii.gz"))
     inverse = composed(before.inverse(), w) if isinstance(before, Affine) else w
     conditions = outputs.path("initial_conditions.safetensors")
-    ic = _conditions(conditions) if again and conditions.exists() else None
-    return Result(composed(u, before), inverse, dict(summary["energy"]), ic, list(summary["history"]), dict(summary["seconds"]), before)
+    ic = _conditions(conditions) if dynamics is not None and conditions.exists() else None
+    history, seconds = list(summary["history"]), dict(summary["seconds"])
+    return Result(composed(u, before), inverse, dict(summary["energy"]), ic, history, seconds, before, None if ic is None else dynamics)
 
 
 def _transform(outputs: Outputs, name: str, grid: Grid) -> Transform:
@@ -73,10 +72,3 @@ def _conditions(path: Path) -> InitialConditions:
         return InitialConditions(**load(path.read_bytes()))
     except Exception as error:
         raise InputError(f"{path}: not the initial conditions of a run ({error})") from error
-
-
-def _options(command: str) -> dict[str, Any]:
-    """How the command read its images."""
-    words = shlex.split(command)
-    found = {name: words[words.index(f"--{name}") + 1] for name in ("nan", "volume") if f"--{name}" in words}
-    return {**found, **({"volume": int(found["volume"])} if "volume" in found else {}), "strict": "--strict" in words}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rdmm.dynamics.base import InitialConditions
+from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.optim.lbfgs import History
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Identity, Transform
@@ -24,6 +24,7 @@ class Result:
         history: one row per iteration.
         seconds: per stage, by name.
         before: the map, fixed frame -> moving, that the last deformable stage went on from.
+        dynamics: by which the last deformable stage shoots ``ic``.
     """
 
     transform: Transform
@@ -33,6 +34,7 @@ class Result:
     history: History = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     before: Transform = field(default_factory=Identity)
+    dynamics: Dynamics | None = None
 
 
 class Stage(Protocol):
@@ -68,5 +70,5 @@ class Chain:
                 seconds[name] = seconds.get(name, 0.0) + value
             history = total.history + result.history
             last = result if result.ic is not None else total
-            total = Result(transform, inverse, result.energy or total.energy, last.ic, history, seconds, last.before)
+            total = Result(transform, inverse, result.energy or total.energy, last.ic, history, seconds, last.before, last.dynamics)
         return total

@@ -38,7 +38,8 @@ class Deform:
         with torch.no_grad():
             transform, inverse = dynamics.flow(ic, pair.source)
             energy = self.problem.evaluate(ic, transform, pair, len(history)).as_dict()
-        return Result(transform, inverse, energy, ic, history, {"deform": time.perf_counter() - begin}, pair.initial)
+        seconds = {"deform": time.perf_counter() - begin}
+        return Result(transform, inverse, energy, ic, history, seconds, pair.initial, dynamics)
 
 
 def learned(affine: Stage, deform: Deform, steps: int) -> Chain:

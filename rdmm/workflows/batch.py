@@ -18,7 +18,8 @@ from typing import Any
 from rdmm import io
 from rdmm.data.pair_list import Row, read_pairs
 from rdmm.io import Outputs
-from rdmm.registration.record import jsonable, measures, message
+from rdmm.registration.entry import Settings
+from rdmm.registration.record import jsonable, table_metrics, warning_text
 from rdmm.runtime.resources import available_memory
 from rdmm.types import ConfigError, OutputError, RdmmError
 from rdmm.workflows.job import Job
@@ -70,9 +71,9 @@ class Batch:
         fixed, moving = files.pop("fixed"), files.pop("moving")
         return replace(self.job, fixed=fixed, moving=moving, out=str(Path(self.out) / row.id) + "/", inputs={**self.job.inputs, **files})
 
-    def check(self, jobs: Mapping[str, Job]) -> dict[bool, dict[str, Any]]:
-        """The composed settings of images (False) and of shapes (True), as far as there are any."""
-        return {kind: job.config() for kind, job in {j.of_shapes: j for j in jobs.values()}.items()}
+    def check(self, jobs: Mapping[str, Job]) -> dict[bool, Settings]:
+        """The settings of images (False) and of shapes (True), as far as there are any."""
+        return {kind: job.settings() for kind, job in {j.of_shapes: j for j in jobs.values()}.items()}
 
     def path(self, name: str) -> Path:
         """A file of the whole batch, or of this shard."""
@@ -87,14 +88,14 @@ class Batch:
             RdmmError: the list, the settings or the folder cannot be used. What is wrong with a pair is its outcome.
         """
         jobs = self.jobs()
-        configs = self.check(jobs)
+        settings = self.check(jobs)
         Outputs.prepare(self.out + os.sep, [], overwrite=True)
         with Outputs(str(self.path("batch."))).locked():
-            done = {id: run for id, job in jobs.items() if resume and (run := job.finished(configs[job.of_shapes])) is not None}
+            done = {id: run for id, job in jobs.items() if resume and (run := job.finished(settings[job.of_shapes])) is not None}
             there = [id for id, job in jobs.items() if Path(job.out, "run.json").exists()]
             if there and not (resume or overwrite):
                 raise OutputError(f"{Path(self.out, there[0])}: is there already; --resume goes on, --overwrite begins anew")
-            rows = {id: {"status": "done", "message": message(run), "exit_code": 0, **measures(run)} for id, run in done.items()}
+            rows = {id: {"status": "done", "message": warning_text(run), "exit_code": 0, **table_metrics(run)} for id, run in done.items()}
             if done:
                 log.info("%d of %d pairs are done already", len(done), len(jobs))
             yield from rows.items()

@@ -13,7 +13,9 @@ def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
     """Write the synthetic pair, its labels and regions under ``out``; the paths by name."""
     from rdmm.data.synthetic.scenes import shapes_pair
     from rdmm.io.files import Outputs
-    from rdmm.registration.images import OPTIONAL, RESULTS
+    from rdmm.registration.base import file_names
+    from rdmm.registration.images import WEIGHT_FILES
+    from rdmm.registration.outputs import Output, image_files
 
     pair, fixed_labels, moving_labels = shapes_pair(seed, variation="together")
     assert pair.regions is not None
@@ -25,7 +27,9 @@ def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
         "regions": pair.regions,
     }
     names = {k: f"{k}.nii.gz" for k in images}
-    outputs = Outputs.prepare(os.path.join(out, ""), [*names.values(), *RESULTS, *OPTIONAL], overwrite=overwrite)
+    outputs = Outputs.prepare(
+        os.path.join(out, ""), [*names.values(), *file_names(image_files(Output(), WEIGHT_FILES))], overwrite=overwrite
+    )
     for name, image in images.items():
         io.write_image(outputs.path(names[name]), image.data, image.grid, integer="fixed" != name != "moving")
     return {k: str(Path(outputs.path(v))) for k, v in names.items()}

@@ -8,26 +8,21 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rdmm.config.build import build
-from rdmm.config.compose import compose, quoted
+from rdmm.config.compose import quoted
 from rdmm.config.renamed import current
+from rdmm.data.given import GIVEN
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.kernels.available import set_threads
-from rdmm.registration import images as registration
-from rdmm.registration.images import Registration
+from rdmm.registration.base import FinishedRegistration, file_names
+from rdmm.registration.entry import Settings, compose_settings, run
+from rdmm.registration.images import WEIGHT_FILES
+from rdmm.registration.outputs import SHAPE_FILES, image_files
 from rdmm.registration.record import jsonable
 from rdmm.runtime.resources import chosen_device
 from rdmm.types import ConfigError, DivergenceError
-
-if TYPE_CHECKING:
-    from rdmm.registration.shapes import ShapeRegistration
-
-
-OF_SHAPES = ("landmarks",)
-"""Of the further inputs, those that shapes have as well."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,7 @@ class Job:
     Args:
         out: prefix or folder of the results.
         overrides: KEY=VALUE settings.
-        inputs: further arguments of ``read_inputs``: fixed_labels, moving_labels, fixed_mask, moving_mask, landmarks,
-            fixed_keypoints, moving_keypoints, regions, initial, nan, volume, strict; those that are None or False are left out.
+        inputs: further inputs by name (``rdmm.data.given``); those that are None or False are left out.
         init: start of the affine search.
         weights: a trained model.
         max_folding: more per cent of folded cells than this are a failure.
@@ -76,21 +70,20 @@ class Job:
                 words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
         return shlex.join([*words, *self.overrides])
 
-    def config(self) -> dict[str, Any]:
-        """The composed settings, each built once: a wrong one is found before any data is read."""
+    def settings(self) -> Settings:
+        """The settings, composed and built once: a wrong one is found before any data is read."""
         more = [] if self.init is None else [f"affine.init={self.init}"]
         more += [] if self.weights is None else [f"weights={quoted(self.weights)}"]
-        config = compose([*self.overrides, *more], "shapes" if self.of_shapes else "register")
-        for key in ("stages",) if self.of_shapes else ("stages", "intensity", "output"):
-            build(config[key], key)
+        settings = compose_settings([*self.overrides, *more], "shapes" if self.of_shapes else "register")
         chosen_device(self.device)
-        return config
+        return settings
 
     def read(self) -> Inputs | ShapeInputs:
         """The checked inputs."""
         if not self.of_shapes:
             return read_inputs(self.fixed, self.moving, **self.given, require_overlap=self.init != "com")
-        wrong = [k for k in self.given if k not in OF_SHAPES]
+        for_shapes = {g.name for g in GIVEN if g.of_shapes}
+        wrong = [k for k in self.given if k not in for_shapes]
         wrong += [k for k in ("weights", "max_folding") if getattr(self, k) is not None]
         if wrong:
             raise ConfigError(f"--{wrong[0].replace('_', '-')} is for images; {self.fixed} and {self.moving} are registered as shapes")
@@ -100,33 +93,26 @@ class Job:
         """Estimated peak in bytes; ResourceError if that is more than is free. 0 for shapes."""
         return 0 if self.of_shapes else check_memory([self.fixed, self.moving])
 
-    def names(self, config: Mapping[str, Any]) -> list[str]:
+    def names(self, settings: Settings) -> list[str]:
         """Everything that this registration may write."""
-        if self.of_shapes:
-            from rdmm.registration import shapes
-
-            return [*shapes.RESULTS, *shapes.OPTIONAL]
-        return registration.file_names(build(config["output"], "output"))
+        return file_names(SHAPE_FILES if self.of_shapes else image_files(settings.output, WEIGHT_FILES))
 
     @contextlib.contextmanager
-    def writing(self, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+    def writing(self, settings: Settings, *, overwrite: bool) -> Iterator[None]:
         """Check that the results can be written, before anything is computed, and keep other runs away."""
         with Outputs.prepare(self.out, [], overwrite=True).locked():
-            Outputs.prepare(self.out, self.names(config), overwrite=overwrite)
+            Outputs.prepare(self.out, self.names(settings), overwrite=overwrite)
             yield
 
-    def run(self, inputs: Inputs | ShapeInputs, config: Mapping[str, Any]) -> tuple[Registration | ShapeRegistration, list[Path]]:
-        """Register and write; the files, run.json last. An interrupted search leaves its best result."""
-        set_threads(self.threads)
-        done: Registration | ShapeRegistration
-        settings: dict[str, Any] = {"device": self.device, "seed": self.seed, "command": self.command}
-        if isinstance(inputs, ShapeInputs):
-            from rdmm.registration import shapes
+    def run(self, inputs: Inputs | ShapeInputs, settings: Settings) -> tuple[FinishedRegistration, list[Path], dict[str, Any]]:
+        """Register and write. An interrupted search leaves its best result.
 
-            done = shapes.run(inputs, config, **settings)
-        else:
-            done = registration.run(inputs, config, **settings)
-        return done, done.save(self.out, overwrite=True)
+        Returns:
+            the registration, the files (run.json last), and what run.json holds.
+        """
+        set_threads(self.threads)
+        done: FinishedRegistration = run(inputs, settings, device=self.device, seed=self.seed, command=self.command)
+        return done, *done.write(self.out, overwrite=True)
 
     def require_unfolded(self, measures: Mapping[str, Any]) -> None:
         """DivergenceError where more folds than ``max_folding`` allows."""
@@ -134,16 +120,16 @@ class Job:
         if self.max_folding is not None and folded > self.max_folding:
             raise DivergenceError(f"{folded:.3g} % of the cells fold, more than --max-folding {self.max_folding:g}; the result is written")
 
-    def finished(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    def finished(self, settings: Settings) -> dict[str, Any] | None:
         """run.json of an earlier run of this very job: the same settings, inputs and results by their checksums, wherever the inputs
         lie now; else None."""
         outputs = Outputs(str(Path(self.out)) + "/")
         try:
             run = json.loads(outputs.path("run.json").read_text())
             recorded = run["inputs"]
-            files = {"fixed": self.fixed, "moving": self.moving, **self.given, "weights": config.get("weights")}
+            files = {"fixed": self.fixed, "moving": self.moving, **self.given, "weights": settings.config.get("weights")}
             then = replace(self, **{k: recorded[k]["path"] for k in ("fixed", "moving")}, inputs=_as_recorded(self.given, recorded))
-            same = run["status"] == "done" and current(run["config"]) == json.loads(json.dumps(jsonable(config)))
+            same = run["status"] == "done" and current(run["config"]) == json.loads(json.dumps(jsonable(settings.config)))
             same = same and (run["command"], run["seed"]) == (then.command, self.seed)
             same = same and all(sha256(files[k]) == v["sha256"] for k, v in recorded.items())
             same = same and all(sha256(outputs.path(k)) == v for k, v in run["outputs"].items())

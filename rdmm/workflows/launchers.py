@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm import kernels
-from rdmm.registration.record import measures, message, outputs_of, summary_of
+from rdmm.registration.record import table_metrics, warning_text
 from rdmm.runtime.interrupt import interruptible, stop
 from rdmm.types import ConfigError, RdmmError
 from rdmm.workflows.job import Job
@@ -48,10 +48,10 @@ SECONDS = 0.2
 def outcome(job: Job) -> Outcome:
     """Run one job and tell how it ended; faults are values here."""
     try:
-        config = job.config()
+        settings = job.settings()
         inputs = job.read()
-        with job.writing(config, overwrite=True), interruptible("writing the best result so far"):
-            done, _ = job.run(inputs, config)
+        with job.writing(settings, overwrite=True), interruptible("writing the best result so far"):
+            done, _, summary = job.run(inputs, settings)
         job.require_unfolded(done.metrics)
     except RdmmError as error:
         return failure(type(error).__name__, str(error), error.exit_code)
@@ -61,8 +61,7 @@ def outcome(job: Job) -> Outcome:
         logging.getLogger("rdmm").exception("unexpected")
         return failure(type(error).__name__, f"unexpected: {error}", 1)
     code = 130 if done.status == "interrupted" else 0
-    run = summary_of(outputs_of(job.out).path("run.json"))
-    return {"status": done.status, "message": message(run), "exit_code": code, **measures(run)}
+    return {"status": done.status, "message": warning_text(summary), "exit_code": code, **table_metrics(summary)}
 
 
 def failure(status: str, message: str, code: int) -> Outcome:

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from rdmm import io
-from rdmm.registration.record import measures, message, outputs_of, summary_of
+from rdmm.registration.record import outputs_of, read_summary, table_metrics, warning_text
 from rdmm.registration.stored import read_run
-from rdmm.report.html import render, render_study
+from rdmm.report.html import render_study
 from rdmm.types import InputError, OutputError
 
 
@@ -27,11 +27,11 @@ def study_rows(folder: Path) -> list[dict[str, Any]]:
             rows.append(failure | {"link": link})
             continue
         try:
-            run = summary_of(path)
+            run = read_summary(path)
         except InputError as error:
             rows.append({"id": id, "status": "unreadable", "message": str(error)})
             continue
-        shown = {"id": id, "status": run["status"], "message": message(run), **measures(run)}
+        shown = {"id": id, "status": run["status"], "message": warning_text(run), **table_metrics(run)}
         rows.append({**shown, "thumbnail": run.get("thumbnail"), "link": link})
     return rows + [row for _, row in failures.values()]
 
@@ -67,13 +67,13 @@ def report(run: str, *, overwrite: bool) -> Path:
     if not one and not (folder.is_dir() and any(folder.glob("*/run.json"))):
         raise InputError(f"{run}: no run there; the folder, prefix or run.json of rdmm register is wanted, or the folder of rdmm batch")
     path = outputs.path("report.html") if one else folder / "index.html"
-    summary = summary_of(outputs.path("run.json")) if one else {}
+    summary = read_summary(outputs.path("run.json")) if one else {}
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: is there already; pass --overwrite")
     if not one:
         return write_index(folder)
     done = read_run(outputs, summary)
-    page = render(summary, done.figures(), done.frames())
+    page = done.page(summary)
     io.write_atomically(path, page.encode())
     text = outputs.path("run.json")
     whole = {**summary, "outputs": {**summary["outputs"], "report.html": io.sha256(path)}}

@@ -1,0 +1,125 @@
+"""What finished registrations of images and of shapes share."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from rdmm import io
+from rdmm.data.inputs import Inputs, ShapeInputs
+from rdmm.dynamics.base import Dynamics
+from rdmm.io.files import Outputs
+from rdmm.registration.outputs import Output, OutputFile
+from rdmm.registration.record import Provenance, run_summary, write_run
+from rdmm.stages.base import Result
+
+PAGE_FILES = ("run.json", "report.html")
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRegistration(ABC):
+    """A finished registration.
+
+    Attributes:
+        inputs: what was registered.
+        result: what the stages found.
+        config: the composed settings, as plain data.
+        provenance: command, seed, device and warnings of the run.
+        output: which further files are written.
+        status: ``done`` or ``interrupted``.
+        frames_are_points: whether the animation shows points rather than lines.
+    """
+
+    frames_are_points: ClassVar[bool] = False
+    inputs: Inputs | ShapeInputs
+    result: Result
+    config: Mapping[str, Any]
+    provenance: Provenance = field(default_factory=Provenance)
+    output: Output = field(default_factory=Output)
+    status: str = "done"
+
+    @property
+    def energy(self) -> dict[str, float]:
+        """Terms of the objective at the end."""
+        return self.result.energy
+
+    @property
+    def dynamics(self) -> Dynamics | None:
+        """The dynamics of the last deformable stage, whose initial conditions are ``result.ic``."""
+        return self.result.dynamics
+
+    @cached_property
+    @abstractmethod
+    def metrics(self) -> dict[str, Any]:
+        """Accuracy and regularity."""
+
+    @abstractmethod
+    def files(self) -> Sequence[OutputFile]:
+        """The table of files of this registration (``rdmm.registration.outputs``), in the order in which they are written."""
+
+    @abstractmethod
+    def figures(self) -> list[tuple[str, str]]:
+        """(heading, base64 PNG) of every figure of the report."""
+
+    @abstractmethod
+    def frames(self) -> list[dict[str, Any]]:
+        """The animation from t = 0 to t = 1, for the page's script; [] where there is no geodesic."""
+
+    @abstractmethod
+    def thumbnail(self) -> str:
+        """A small base64 JPEG, for lists."""
+
+    @final
+    def page(self, summary: Mapping[str, Any]) -> str:
+        """report.html, of what run.json holds."""
+        from rdmm.report.html import render
+
+        return render(summary, self.figures(), self.frames(), points=self.frames_are_points)
+
+    @final
+    def summary(self) -> dict[str, Any]:
+        """What run.json holds, without the checksums of the files written."""
+        return run_summary(self.inputs, self.result, self.config, self.provenance, self.status, self.metrics)
+
+    @final
+    def save(self, out: str | os.PathLike[str], *, overwrite: bool = False, report: bool = True) -> list[Path]:
+        """Write the results under the prefix or folder ``out`` (README, "Use", lists the files).
+
+        Returns:
+            the paths, run.json last.
+
+        Raises:
+            OutputError: a file is there already, or cannot be written.
+        """
+        return self.write(out, overwrite=overwrite, report=report)[0]
+
+    @final
+    def write(self, out: str | os.PathLike[str], *, overwrite: bool, report: bool = True) -> tuple[list[Path], dict[str, Any]]:
+        """As ``save``; also what run.json holds."""
+        files = self.files()
+        outputs = Outputs.prepare(out, file_names(files), overwrite=overwrite)
+        for file in files:
+            if file.when is not None:  # it may be of an earlier run with other settings
+                outputs.path(file.name).unlink(missing_ok=True)
+        written = []
+        for file in files:
+            if file.when is None or file.when(self):
+                file.write(self, outputs.path(file.name))
+                written.append(outputs.path(file.name))
+        summary = self.summary()
+        if report:
+            summary["thumbnail"] = self.thumbnail()
+            io.write_atomically(outputs.path("report.html"), self.page(summary).encode())
+            written.append(outputs.path("report.html"))
+        return [*written, write_run(outputs, summary, written)], summary
+
+
+def file_names(files: Sequence[OutputFile]) -> list[str]:
+    """The names of all files that a registration may write; those that it always writes come first."""
+    always = [f.name for f in files if f.when is None]
+    return [*always, *PAGE_FILES, *(f.name for f in files if f.when is not None)]

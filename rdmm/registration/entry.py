@@ -1,0 +1,213 @@
+"""One entry for the command line, batches, studies and Python: settings are composed and built once, then what was read is registered."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+import torch
+
+from rdmm.config.build import build
+from rdmm.config.compose import compose, quoted
+from rdmm.data.inputs import Inputs, ShapeInputs, read_inputs, read_shapes
+from rdmm.data.intensity import Normalize
+from rdmm.io.images import NanPolicy
+from rdmm.io.nifti import Source
+from rdmm.kernels.available import set_threads
+from rdmm.registration.base import FinishedRegistration
+from rdmm.registration.images import Registration
+from rdmm.registration.outputs import Output
+from rdmm.registration.record import Provenance
+from rdmm.registration.shapes import ShapeRegistration
+from rdmm.runtime.interrupt import stop
+from rdmm.runtime.resources import chosen_device, reset_peak_memory
+from rdmm.runtime.warnings import collect_warnings
+from rdmm.spatial.image import Image
+from rdmm.spatial.measure import Measure
+from rdmm.spatial.pair import Pair
+from rdmm.stages.base import Result, Stage
+from rdmm.types import ResourceError, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """A composed configuration, and the objects that it describes.
+
+    Args:
+        config: plain data, recorded in run.json.
+        stages: what registers a pair.
+        intensity: what normalizes the intensities of images.
+        output: which further files are written.
+    """
+
+    config: Mapping[str, Any]
+    stages: Stage
+    intensity: Normalize = field(default_factory=Normalize)
+    output: Output = field(default_factory=Output)
+
+
+def compose_settings(overrides: Sequence[str] = (), name: str = "register") -> Settings:
+    """Settings of KEY=VALUE texts; a wrong one is found here, before any data is read.
+
+    Args:
+        name: ``register`` for images, ``shapes`` for shapes.
+
+    Raises:
+        ConfigError: an unknown key, or a value that cannot be used.
+    """
+    return build_settings(compose(overrides, name))
+
+
+def build_settings(config: Mapping[str, Any]) -> Settings:
+    """Settings of a composed configuration."""
+    return Settings(config, **{k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config})
+
+
+def overrides_of(keys: Mapping[str, Any]) -> list[str]:
+    """KEY=VALUE texts of keyword arguments; ``__`` in a name stands for a dot."""
+
+    def text(name: str, value: Any) -> str:
+        if name == "weights" and value is not None:
+            return quoted(os.fspath(value))
+        return json.dumps(value) if not isinstance(value, str) else value
+
+    return [f"{k.replace('__', '.')}={text(k, v)}" for k, v in keys.items()]
+
+
+@overload
+def run(inputs: Inputs, settings: Settings, *, device: str = "cpu", seed: int = 0, command: str = "") -> Registration: ...
+
+
+@overload
+def run(inputs: ShapeInputs, settings: Settings, *, device: str = "cpu", seed: int = 0, command: str = "") -> ShapeRegistration: ...
+
+
+def run(
+    inputs: Inputs | ShapeInputs, settings: Settings, *, device: str = "cpu", seed: int = 0, command: str = ""
+) -> Registration | ShapeRegistration:
+    """Register what was read.
+
+    Args:
+        command: what was typed, for run.json.
+
+    Raises:
+        RdmmError: see rdmm.types.
+    """
+    torch.manual_seed(seed)
+    target = chosen_device(device)
+    if settings.config.get("weights"):
+        inputs = replace(inputs, files={**inputs.files, "weights": str(settings.config["weights"])})
+    with collect_warnings() as warnings:
+        pair = inputs.prepare(settings.intensity, target)
+        result = run_stages(settings.stages, pair, device)
+    provenance = Provenance(command, seed, device, torch.get_num_threads(), [*inputs.warnings, *warnings])
+    finished: type[FinishedRegistration] = Registration if isinstance(inputs, Inputs) else ShapeRegistration
+    status = "interrupted" if stop.is_set() else "done"
+    return finished(inputs, result, settings.config, provenance, settings.output, status)  # type: ignore[return-value]
+
+
+def run_stages(stages: Stage, pair: Pair, device: str) -> Result:
+    """The result of stages on CPU, with the seconds they took in all."""
+    reset_peak_memory()
+    begin = time.perf_counter()
+    try:
+        result = stages(pair)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"out of memory on {device}: {error}; use smaller optimizer.scales or optimizer.shooting") from error
+    cpu = torch.device("cpu")
+    result = replace(result, **{k: _to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
+    result.seconds["total"] = time.perf_counter() - begin
+    return result
+
+
+def _to(x: Any, device: torch.device) -> Any:
+    """A frozen dataclass of tensors on another device."""
+    if isinstance(x, Tensor):
+        return x.detach().to(device)
+    if hasattr(x, "__dataclass_fields__"):
+        return replace(x, **{k: _to(getattr(x, k), device) for k in x.__dataclass_fields__ if k != "grid"})
+    return x
+
+
+def register(
+    *,
+    fixed: Source | Image,
+    moving: Source | Image,
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+    seed: int = 0,
+    init: str | None = None,
+    fixed_labels: Source | None = None,
+    moving_labels: Source | None = None,
+    fixed_mask: Source | None = None,
+    moving_mask: Source | None = None,
+    landmarks: str | os.PathLike[str] | None = None,
+    fixed_keypoints: str | os.PathLike[str] | None = None,
+    moving_keypoints: str | os.PathLike[str] | None = None,
+    regions: Source | None = None,
+    initial: str | None = None,
+    nan: NanPolicy = "error",
+    volume: int | None = None,
+    strict: bool = False,
+    **keys: Any,
+) -> Registration:
+    """Register ``moving`` to ``fixed``.
+
+    Args:
+        fixed, moving: paths, nibabel images or Images.
+        overrides, keys: settings of ``conf/register.yaml``, as "KEY=VALUE" or as keywords, e.g. dynamics="rdmm",
+            optimizer__scales=[0.5, 1.0] (``__`` for a dot).
+        init: start of the affine search: auto, header, com or axes.
+        others: as the options of ``rdmm register``.
+
+    Raises:
+        RdmmError: see rdmm.types.
+    """
+    set_threads(threads)
+    more = [] if init is None else [f"affine.init={init}"]
+    settings = compose_settings([*overrides, *overrides_of(keys), *more])  # checked before any data is read
+    inputs = read_inputs(
+        fixed,
+        moving,
+        fixed_labels=fixed_labels,
+        moving_labels=moving_labels,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        landmarks=landmarks,
+        fixed_keypoints=fixed_keypoints,
+        moving_keypoints=moving_keypoints,
+        regions=regions,
+        initial=initial,
+        nan=nan,
+        volume=volume,
+        strict=strict,
+        require_overlap=init != "com",
+    )
+    return run(inputs, settings, device=device, seed=seed)
+
+
+def register_shapes(
+    *,
+    fixed: str | Measure,
+    moving: str | Measure,
+    overrides: Sequence[str] = (),
+    landmarks: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    seed: int = 0,
+    **keys: Any,
+) -> ShapeRegistration:
+    """Register the shape ``moving`` to ``fixed``: .vtk or .ply files, or measures in world millimetres.
+
+    Args:
+        overrides, keys: settings of ``conf/shapes.yaml``, as for ``rdmm.register``.
+        landmarks: CSV as for images; they judge, and drive with landmark_weight.
+    """
+    set_threads(threads)
+    settings = compose_settings([*overrides, *overrides_of(keys)], "shapes")
+    return run(read_shapes(fixed, moving, landmarks), settings, device=device, seed=seed)
