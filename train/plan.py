@@ -104,10 +104,10 @@ def _with_adjoint(node: Any) -> Any:
 
 
 def _decide_weights(config: Mapping[str, Any]) -> None:
-    """Set whether pre-weights are predicted where the configuration leaves it open (null): for RDMM only."""
+    """Set whether pre-weights are predicted where the configuration leaves it open (null): where the dynamics uses them."""
     node = config["network"]["predictor"]
     if node.get("weights") is None:
-        node["weights"] = _dynamics_name(config) == "rdmm"
+        node["weights"] = build(config["dynamics"], "dynamics").has_preweights
 
 
 def _dynamics_name(config: Mapping[str, Any]) -> str:
