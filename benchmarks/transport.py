@@ -33,7 +33,7 @@ from rdmm.kernels.available import set_threads
 from rdmm.similarity import GridSinkhorn, SinkhornDivergence
 from rdmm.spatial.measure import voxels
 from rdmm.transport import softmin as convolution
-from rdmm.transport.softmin import EMPTY, log_convolve
+from rdmm.transport.softmin import LOG_ZERO, log_convolve
 from rdmm.types import Tensor
 
 
@@ -63,7 +63,7 @@ def marginal_error(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, alpha
     """The larger |pi 1 - a| and |pi^T 1 - b|, potentials (1, *s) in the unit of eps."""
     errors = []
     for p, q, u, v in ((a, b, f, g), (b, a, g, f)):
-        logs = torch.where(q > 0, q.clamp_min(1e-37).log(), EMPTY)
+        logs = torch.where(q > 0, q.clamp_min(1e-37).log(), LOG_ZERO)
         plan = p * torch.exp((u / eps + log_convolve(logs + v / eps, [alpha] * 3)).clamp_max(50))
         errors.append(float((plan - p).abs().sum() / p.sum()))
     return max(errors)

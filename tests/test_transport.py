@@ -72,7 +72,7 @@ def test_divergence_by_its_definition(small, reach):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_log_convolution_by_its_definition(alpha, dtype):
     g = 30 * torch.randn(2, 21, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    g[:, 4:17] = convolution.EMPTY
+    g[:, 4:17] = convolution.LOG_ZERO
     expected = g
     for axis in range(1, 4):
         d = torch.arange(g.shape[axis], dtype=torch.float64)

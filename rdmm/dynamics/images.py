@@ -14,7 +14,7 @@ from rdmm.dynamics.integrator import Integrator
 from rdmm.regularizer.metric import Metric
 from rdmm.regularizer.penalty import Penalty
 from rdmm.regularizer.smoother import MultiGaussian
-from rdmm.regularizer.weights import constant, local_sigma, smoothed
+from rdmm.regularizer.weights import constant, local_sigma, smooth
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Dense
@@ -109,7 +109,7 @@ class PreweightedDynamics(ImageDynamics):
 
     def local_sigma(self, h: Tensor, grid: Grid) -> Tensor:
         """sigma(x) of pre-weights, (b, 1, *s) in millimetres."""
-        w = smoothed(h, self.weight_scale(grid), grid)
+        w = smooth(h, self.weight_scale(grid), grid)
         return local_sigma(w, self.smoother.scales(grid)) * grid.length
 
     def complete(self, ic: InitialConditions, source: Image) -> InitialConditions:

@@ -1,4 +1,4 @@
-"""Which tensors the compiled kernels serve, and their threads."""
+"""Whether the compiled kernels can be used for a tensor, and how many threads they run on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ def has_numba() -> bool:
 
 
 def compiled(x: Tensor) -> bool:
-    """Whether the compiled CPU kernels serve a tensor."""
+    """Whether the compiled kernels can be used for a tensor: it is on the CPU, float32 or float64, and numba is installed."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and has_numba()
 
 
 def set_threads(threads: int | None) -> None:
-    """Threads of torch and of the fused kernels."""
+    """Set the number of threads of torch and of the compiled kernels; None leaves it as it is.
+
+    Raises:
+        ConfigError: fewer than 1.
+    """
     if threads is None:
         return
     if threads < 1:

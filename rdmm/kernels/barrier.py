@@ -14,7 +14,7 @@ from rdmm.types import Tensor
 
 @njit(cache=True, inline="always")
 def _edge(u, scale, axis, x, y, z, step):  # type: ignore[no-untyped-def]
-    """Edge of the deformed cell from a corner along an axis, over its undeformed length, pointing up the axis."""
+    """Edge of the deformed cell from a corner along an axis, divided by its undeformed length, in the direction of the axis."""
     xx, yy, zz = x + (step if axis == 0 else 0), y + (step if axis == 1 else 0), z + (step if axis == 2 else 0)
     a = (u[0, xx, yy, zz] - u[0, x, y, z]) * step * scale[0] + (1.0 if axis == 0 else 0.0)
     b = (u[1, xx, yy, zz] - u[1, x, y, z]) * step * scale[1] + (1.0 if axis == 1 else 0.0)
@@ -24,7 +24,7 @@ def _edge(u, scale, axis, x, y, z, step):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def _edges(u, scale, x, y, z, i, j, k, flat):  # type: ignore[no-untyped-def]
-    """The three edges at corner (i, j, k) of cell (x, y, z); a 2D cell's second one stays as it is."""
+    """The three edges at corner (i, j, k) of cell (x, y, z); in 2D the second one is not deformed."""
     cx, cy, cz = x + i, y + j, z + k
     e = _edge(u, scale, 0, cx, cy, cz, 1 - 2 * i)
     f = (0.0 * e[0], 1.0 + 0.0 * e[0], 0.0 * e[0]) if flat else _edge(u, scale, 1, cx, cy, cz, 1 - 2 * j)
@@ -59,7 +59,7 @@ def _barrier_value(u, scale, floor, sums):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _barrier_gradient(u, scale, floor, sums, out):  # type: ignore[no-untyped-def]
-    """Adds the gradient of the sum of ``sums``; serial, since only few layers have anything to add."""
+    """Add the gradient of the sum of ``sums`` to ``out``; on one thread, since only few layers contribute."""
     _, nx, ny, nz = u.shape
     flat = ny == 1
     for x in range(nx - 1):

@@ -1,11 +1,11 @@
-"""The rates of EPDiff and of the map on CPU, compiled by numba: one pass forward, one back.
+"""Time derivatives of momentum and map (EPDiff) on CPU, compiled by numba: one pass for the values, one for the gradients.
 
     dm = -[sum_j D*_j (v_j m) + (Dv)^T m]      RDMM (3.10) without its source term: model (11) in the flux form of model (16)
     du = -[v + (Du) v]                         model (10)
 
-D_j: the central differences of ``ops.partial``, along each axis a tridiagonal matrix of rows (below, at, above);
-D*_j = -D_j^T, the same inside the grid, and at its walls the flux form for a momentum that is 0 beyond them: so that
-<dm, v> = 0, and the energy is conserved, walls and all.
+D_j: the central differences of ``ops.partial``, along each axis a tridiagonal matrix of rows (below, at, above).
+D*_j = -D_j^T: the same as D_j inside the grid, and at its walls the flux form for a momentum that is 0 beyond them. So
+<dm, v> = 0, and the energy is conserved at the walls too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rdmm.types import Tensor
 
 
 def _rows(n: int, h: float, dtype: np.dtype) -> np.ndarray:
-    """(2, 3, n): the difference matrix's entries below, at and above the diagonal by row, and its transpose's."""
+    """(2, 3, n): entries below, on and above the diagonal, row by row, of the difference matrix and of its transpose."""
     d = np.zeros((3, n))
     if n > 1:
         d[0, 1:], d[2, :-1] = -0.5 / h, 0.5 / h
@@ -76,9 +76,9 @@ def _momentum_back(m, v, g, bm, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym,
     ax = ay = az = m[0, x, y, z] * 0.0
     for i in range(3):
         gx, gy, gz = _dx(g, i, cx, x, y, z, xm, xp), _dy(g, i, cy, x, y, z, ym, yp), _dz(g, i, cz, x, y, z, zm, zp)
-        turned = g[0, x, y, z] * _dx(v, i, cx, x, y, z, xm, xp) + g[1, x, y, z] * _dy(v, i, cy, x, y, z, ym, yp)
-        turned += g[2, x, y, z] * _dz(v, i, cz, x, y, z, zm, zp)
-        bm[i, x, y, z] = v[0, x, y, z] * gx + v[1, x, y, z] * gy + v[2, x, y, z] * gz - turned
+        stretched = g[0, x, y, z] * _dx(v, i, cx, x, y, z, xm, xp) + g[1, x, y, z] * _dy(v, i, cy, x, y, z, ym, yp)
+        stretched += g[2, x, y, z] * _dz(v, i, cz, x, y, z, zm, zp)
+        bm[i, x, y, z] = v[0, x, y, z] * gx + v[1, x, y, z] * gy + v[2, x, y, z] * gz - stretched
         mi = m[i, x, y, z]
         ax += mi * gx
         ay += mi * gy
@@ -116,7 +116,7 @@ MOMENTUM, MOMENTUM_BACK, MAP, MAP_BACK = range(4)
 
 @njit(cache=True, fastmath=True, parallel=True)
 def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped-def]
-    """One of the four at every voxel; ``a`` is m or u, ``g`` the gradient that comes in, ``first`` and ``second`` come out."""
+    """Run one of the four kinds at every voxel; ``a`` is m or u, ``g`` the incoming gradient; ``first`` and ``second`` are written."""
     _, nx, ny, nz = a.shape
     for x in prange(nx):
         xm, xp = max(x - 1, 0), min(x + 1, nx - 1)
@@ -138,7 +138,7 @@ def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped
 
 
 def _volumes(x: Tensor) -> np.ndarray:
-    """(b, 3, x, y, z): a 2D field with y = 0 and no component along it."""
+    """(b, 3, x, y, z); a 2D field becomes a volume of one layer along y, with component 0 along y."""
     a = x.detach().contiguous().numpy()
     return a if a.ndim == 5 else np.stack([a[:, 0], np.zeros_like(a[:, 0]), a[:, 1]], 1)[:, :, :, None]
 

@@ -111,7 +111,7 @@ def _called(kernel: Any, clouds: Sequence[Tensor], sigmas: Sequence[float], weig
 
 
 def gaussian_sums(x: Tensor, q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
-    """sum_j k(x_i - q_j) p_j, (d, n): x (d, n), q and p (d, m), float32 on CPU. Gradients pass to all three, once."""
+    """sum_j k(x_i - q_j) p_j, (d, n): x (d, n), q and p (d, m), float32 on CPU. First derivatives only, by all three."""
     return _Sums.apply(x, q, p, sigmas, weights)
 
 
@@ -207,5 +207,5 @@ class _Forces(torch.autograd.Function):
 
 
 def gaussian_forces(q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
-    """-dH/dq, (d, n), of control points q and momenta p (d, n), float32 on CPU. Gradients pass to both, once."""
+    """-dH/dq, (d, n), of control points q and momenta p (d, n), float32 on CPU. First derivatives only, by both."""
     return _Forces.apply(q, p, sigmas, weights)

@@ -1,4 +1,4 @@
-"""The fused CPU kernel of LNCC: value and gradient in two sweeps over the image, without volumes of window sums.
+"""The fused CPU kernel of LNCC: value and gradient in two sweeps over the image. Window sums are never stored as volumes.
 
 A sweep goes along the first axis. Six plane accumulators hold the sums of w, wa, wb, waa, wbb, wab over the window's
 first axis (add the plane that enters, subtract the one that leaves); from them come rows summed over the second axis, and
@@ -188,7 +188,7 @@ def _channel(a, b, w, radii, weights, kappa, grad):  # type: ignore[no-untyped-d
 
 
 def _as_volume(x: np.ndarray) -> np.ndarray:
-    """A 2D image as a volume whose middle axis has one voxel: slabs go along the first."""
+    """A 2D image as a volume with one voxel along the middle axis: the slabs are cut along the first axis."""
     return np.ascontiguousarray(x if x.ndim == 3 else x[:, None, :])
 
 

@@ -1,5 +1,5 @@
-"""Reductions over all pairs of two sets of points, never as a matrix: by KeOps where it is installed and worth it, and in blocks of
-torch elsewhere. The only module that knows KeOps."""
+"""Sums and log-sums over all pairs of two sets of points, without the full matrix: by KeOps if it is installed and there are enough
+pairs, in blocks of torch otherwise. The only module that imports KeOps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def has_keops() -> bool:
 
 @contextlib.contextmanager
 def quiet_keops() -> Iterator[None]:
-    """KeOps prints on import and on compilation: standard output is for results."""
+    """Silence KeOps, which prints when it is imported and when it compiles: standard output is for results."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
@@ -45,9 +45,16 @@ def half_squared_distance(x: Any, y: Any) -> Any:
 
 
 def reduce_pairs(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, *, log_sum: bool) -> Tensor:
-    """sum_j formula(x_i, y_j) b_j for b (m, e), (n, e); or, ``log_sum``, log sum_j exp(formula(x_i, y_j) + b_j) for b (m,), (n,).
+    """Reduce over j: sum_j formula(x_i, y_j) b_j, or with ``log_sum`` log sum_j exp(formula(x_i, y_j) + b_j).
 
-    x (n, d), y (m, d). Gradients pass to x, y and b; memory is that of a block.
+    Gradients flow to x, y and b. Memory is that of one block.
+
+    Args:
+        x, y: points (n, d) and (m, d).
+        b: (m, e); with ``log_sum`` (m,).
+
+    Returns:
+        (n, e); with ``log_sum`` (n,).
     """
     if len(x) * len(y) >= MIN_KEOPS_PAIRS and has_keops():
         return _with_keops(formula, x, y, b, log_sum)

@@ -1,8 +1,8 @@
-"""Multilinear sampling and the barrier against folds on CPU, compiled by numba.
+"""Multilinear sampling on CPU, compiled by numba.
 
-torch's ``grid_sample`` runs a batch of one on one thread. Here forward and both gradients run in parallel, and every sum is
-taken in the same order whatever the number of threads: the scatter of the gradient by values is cut into slabs of its
-*result*, each of which visits the points that reach it in their own order.
+torch's ``grid_sample`` runs a batch of one on one thread. Here the values and both gradients run in parallel, and the order of
+every sum is independent of the number of threads: the gradient by values is computed in slabs of its *result*, and each slab
+visits the points that contribute to it in a fixed order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SLABS = 16
 def _cell(p, n):  # type: ignore[no-untyped-def]
     """Lower corner, fraction, and whether p is inside, for a coordinate in voxels, clamped to the grid (NaN to 0).
 
-    What rounding put beside a voxel's centre is taken to be on it.
+    A point within 1e-5 voxels of a voxel's centre is taken to be the centre: the difference is rounding.
     """
     inside = p > 0 and p < n - 1
     p = min(max(p, 0.0), n - 1.0) if p == p else 0.0
@@ -35,7 +35,7 @@ def _cell(p, n):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True)
 def _forward(values, points, scale, out):  # type: ignore[no-untyped-def]
-    """(c, x, y, z) at points (3, k, l) * scale -> out (c, k, l); the number of points that are not finite."""
+    """Write values (c, x, y, z) at points (3, k, l) * scale to out (c, k, l); return the number of points that are not finite."""
     c, nx, ny, nz = values.shape
     bad = 0
     sy, sz = min(1, ny - 1), min(1, nz - 1)
@@ -62,7 +62,8 @@ def _forward(values, points, scale, out):  # type: ignore[no-untyped-def]
 def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def]
     """Gradient by points (3, k, l) of sum(grad * values at points); zero where a point is beyond the grid.
 
-    At a voxel's centre, where the slope jumps, it is the mean of both sides: the identity is a start that prefers no side.
+    At a voxel's centre, where the slope jumps, it is the mean of both sides, so that a search that starts at the identity prefers
+    no side.
     """
     c, nx, ny, nz = values.shape
     sy, sz = min(1, ny - 1), min(1, nz - 1)
@@ -104,7 +105,7 @@ def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def
 
 @njit(cache=True, parallel=True)
 def _reach(points, scale, n, low, high):  # type: ignore[no-untyped-def]
-    """First and last cell along x that the points of each row k fall in."""
+    """First and last cell along x that contains a point of row k, for each k."""
     for k in prange(points.shape[1]):
         a, b = n, -1
         for j in range(points.shape[2]):
@@ -115,7 +116,7 @@ def _reach(points, scale, n, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True)
 def _by_values(points, scale, grad, low, high, out, slabs):  # type: ignore[no-untyped-def]
-    """Gradient by values: scatters grad (c, k, l) into out (c, x, y, z)."""
+    """Gradient by values: scatter grad (c, k, l) into out (c, x, y, z)."""
     c, nx, ny, nz = out.shape
     sy, sz = min(1, ny - 1), min(1, nz - 1)
     for s in prange(slabs):

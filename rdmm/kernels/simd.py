@@ -1,4 +1,4 @@
-"""The exponential in float32 that numba makes into vector instructions."""
+"""An exponential in float32 that numba compiles to vector instructions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ f32, i32 = np.float32, np.int32
 
 @njit(cache=True, inline="always", fastmath=True)
 def exp2(x):  # type: ignore[no-untyped-def]
-    """2^x for -126 <= x < 128: the whole part goes to the exponent's bits, a polynomial makes the rest (2e-7)."""
+    """2^x for -126 <= x < 128: the integer part is written into the exponent bits, a polynomial gives the rest (relative error 2e-7)."""
     whole = np.floor(x)
     r = x - whole
     p = f32(1.8775767e-3)

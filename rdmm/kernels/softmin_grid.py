@@ -1,8 +1,8 @@
-"""Log-sum-exp against the Gaussian of a grid, along one axis after the other, compiled by numba for float32 on CPU.
+"""Log-sum-exp against a Gaussian on a grid, axis by axis, compiled by numba for float32 on CPU.
 
 A group of WIDTH lines is read into a buffer, line by column, so that every inner loop runs over neighbouring lines and
-becomes vector instructions. For each output, the largest exponent is sought first in the blocks of BLOCK inputs that counted
-for the output before, then in those whose bound comes near it; blocks all of whose terms are less than 2^-CUTOFF of the
+becomes vector instructions. For each output, the largest exponent is searched first in the blocks of BLOCK inputs that mattered
+for the previous output, then in those whose bound is close to it. Blocks whose terms are all less than 2^-CUTOFF times the
 largest are left out of the sum.
 """
 
@@ -19,12 +19,15 @@ from rdmm.kernels.simd import LN2, LOG2E, MIN_EXPONENT, MIN_VALUE, exp2, f32
 from rdmm.types import Tensor
 
 WIDTH, BLOCK = 128, 8
+"""Lines handled at once, and inputs along a line that are skipped or summed together."""
 
 
 CUTOFF = np.float32(24.0)
+"""Terms smaller than 2^-CUTOFF times the largest are below the precision of float32 and are skipped."""
 
 
-EMPTY, NOTHING = np.float32(-1e30), np.float32(-1e29)
+LOG_ZERO, NOTHING = np.float32(-1e30), np.float32(-1e29)
+"""Logarithm that stands for 0, and the bound below which a logarithm is taken for it."""
 
 
 TINY = np.float32(1e-37)
@@ -32,7 +35,7 @@ TINY = np.float32(1e-37)
 
 @njit(cache=True, inline="always", fastmath=True)
 def _above(block, top, less):  # type: ignore[no-untyped-def]
-    """Whether block - less comes within CUTOFF of ``top`` in any line."""
+    """Whether block - less is within CUTOFF of ``top`` in any line."""
     gap = MIN_VALUE
     for w in range(WIDTH):
         gap = max(gap, block[w] - top[w])
@@ -41,7 +44,7 @@ def _above(block, top, less):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always", fastmath=True)
 def _find_top(g, a, i, k, block, top):  # type: ignore[no-untyped-def]
-    """The largest exponents of block k, and of all blocks so far."""
+    """Update ``block``, the largest exponents of block k, and ``top``, those of all blocks so far."""
     for w in range(WIDTH):
         block[w] = MIN_VALUE
     for j in range(k * BLOCK, min(k * BLOCK + BLOCK, g.shape[0])):
@@ -65,7 +68,7 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
         active[k] = top.max() > NOTHING
     filled = active.copy()
     if not filled.any():
-        out[:] = EMPTY
+        out[:] = LOG_ZERO
         return
     for i in range(n):
         top[:] = MIN_VALUE
@@ -87,7 +90,7 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
                     for w in range(WIDTH):
                         total[w] += exp2(max(g[j, w] - d - top[w], MIN_EXPONENT))
         for w in range(WIDTH):
-            out[i, w] = max(top[w] + np.log2(max(total[w], TINY)), EMPTY)
+            out[i, w] = max(top[w] + np.log2(max(total[w], TINY)), LOG_ZERO)
 
 
 @njit(cache=True, parallel=True, fastmath=True)
@@ -112,7 +115,7 @@ def _along(g, out, n, inner, a):  # type: ignore[no-untyped-def]
 
 
 def log_convolve(g: Tensor, alpha: Sequence[float]) -> Tensor:
-    """log sum_y exp(g(y) - sum_k alpha_k (x_k - y_k)^2 / 2), x and y in voxels; g (k, *s) float32 on CPU, which is written over."""
+    """log sum_y exp(g(y) - sum_k alpha_k (x_k - y_k)^2 / 2), x and y in voxels; g (k, *s) float32 on CPU, is overwritten."""
     out = g.detach().contiguous().numpy().reshape(-1)
     for axis, a in enumerate(alpha):
         shape = g.shape[g.ndim - len(alpha) :]

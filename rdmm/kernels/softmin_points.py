@@ -1,7 +1,7 @@
 """Log-sum-exp between two clouds of points, compiled by numba for float32 on CPU.
 
-Points come in tiles of neighbours (``order``). For each tile of outputs, the tile of inputs whose bound is highest gives a
-first largest exponent; tiles whose bound is less than 2^-CUTOFF of it are left out. So the work is that of the pairs that count.
+Points are sorted into tiles of neighbours (``order``). For each tile of outputs, the tile of inputs with the highest bound gives a
+first estimate of the largest exponent; tiles whose bound is less than 2^-CUTOFF times it are skipped.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from rdmm.kernels.softmin_grid import CUTOFF
 from rdmm.types import Tensor
 
 TILE = 64
+"""Points in a tile."""
 
 
 def order(x: np.ndarray) -> np.ndarray:
-    """Indices that put points x (n, d) into tiles of neighbours: a k-d tree's leaves, from halving at the median of the longest edge."""
+    """Indices that sort points x (n, d) into tiles of neighbours: the leaves of a k-d tree that splits the longest edge at its median."""
     parts, done = [np.arange(len(x))], []
     while parts:
         part = parts.pop()
@@ -61,7 +62,7 @@ def _exponents(x, y, h, first, last, c, e):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always", fastmath=True)
 def _bounds(xl, xh, yl, yh, highest, t, c, bound):  # type: ignore[no-untyped-def]
-    """The most that each tile of inputs can give to a point of tile t; the tile with the highest bound."""
+    """Upper bounds of what each tile of inputs contributes to a point of tile t; returns the tile with the highest bound."""
     best = 0
     for k in range(len(bound)):
         gap = f32(0)
@@ -75,8 +76,8 @@ def _bounds(xl, xh, yl, yh, highest, t, c, bound):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, inline="always", fastmath=True)
-def _raised(e, count, top, total, moment):  # type: ignore[no-untyped-def]
-    """Largest exponents with those of a tile, to which the sums so far are scaled; the tile's become powers, added up."""
+def _add_tile(e, count, top, total, moment):  # type: ignore[no-untyped-def]
+    """Add a tile's terms: update the largest exponents, rescale the sums so far to them, and add the tile's powers."""
     for w in range(TILE):
         new = top[w]
         for j in range(count):
@@ -114,7 +115,7 @@ def _log_sum(x, y, h, c, xl, xh, yl, yh, highest, out, mean):  # type: ignore[no
                 continue
             count = min(TILE, m - k * TILE)
             _exponents(points, y, h, k * TILE, k * TILE + count, c, e)
-            _raised(e, count, top, total, moment)
+            _add_tile(e, count, top, total, moment)
             for j in range(count if mean.size else 0):
                 for a in range(d):
                     for w in range(TILE):

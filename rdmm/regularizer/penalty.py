@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from rdmm.regularizer.smoother import MultiGaussian
-from rdmm.regularizer.weights import smoothed
+from rdmm.regularizer.weights import smooth
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.types import ConfigError, Tensor
@@ -36,14 +36,14 @@ def deviation(w: Tensor, smoother: MultiGaussian, grid: Grid) -> Tensor:
 
 
 def total_variation(h: Tensor, grid: Grid) -> Tensor:
-    """Integral of sum_i |grad h_i|, model (26), rounded at 0 by 1e-3 per domain unit; (b,)."""
+    """Integral of sum_i |grad h_i|, model (26), smoothed near 0 by 1e-3 per domain unit; (b,)."""
     squares = [g.square() for g in ops.jacobian(h, grid)]
     return ops.integral((sum(squares[1:], squares[0]) + 1e-6).sqrt() - 1e-3, grid)
 
 
 @dataclass(frozen=True)
 class NoPenalty:
-    """Pre-weights are free, or there are none."""
+    """No penalty: pre-weights are free, or there are none."""
 
     def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor:
         return h.new_zeros(h.shape[0])
@@ -74,7 +74,7 @@ class WeightPenalty:
         return self.decay / (self.decay + math.exp(min(step / self.decay, 700.0)))
 
     def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor:
-        w = smoothed(h, weight_sigma, grid)
+        w = smooth(h, weight_sigma, grid)
         early = self.schedule(step)
         total = self.range * early * deviation(w, smoother, grid) + self.omt * (1 - early) * omt(w, smoother, grid, self.power)
         return total + self.tv * total_variation(h, grid) if self.tv else total

@@ -26,7 +26,7 @@ class MultiGaussian:
         unit: of the sigmas, ``domain`` units or ``mm``.
 
     Raises:
-        ConfigError: sigmas or weights that make no kernel.
+        ConfigError: sigmas that are not positive and increasing, weights that are negative or do not sum to 1, or an unknown option.
     """
 
     sigmas: Sequence[float]
@@ -70,10 +70,11 @@ class MultiGaussian:
         return filter_bank(w.unsqueeze(2) * m.unsqueeze(1), grid, self.scales(grid), self.boundary)
 
     def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = 1e-3) -> Tensor:
-        """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol; ``inverse``: back, on the band that K passes.
+        """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol; ``inverse``: the inverse, on
+        the frequencies that K passes.
 
-        Where K passes (symbol over delta) this is K^{-1/2}, so that <m, K m> = |z|^2 and steps in z are steps in the
-        metric, model (27). What K extinguishes is left out of m: it would not move anything, but it would make the
-        transport of m noisy.
+        Where the symbol of K is above delta this is K^{-1/2}, so that <m, K m> = |z|^2 and steps in z are steps in the
+        metric, model (27). Frequencies that K suppresses are left out of m: they would not
+        change the velocity but make the transport of m noisy.
         """
         return self._filter(z, grid, "reflect", "inverse root" if inverse else "root", delta)

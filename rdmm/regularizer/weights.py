@@ -18,7 +18,7 @@ def normalize(p: Tensor) -> Tensor:
 
 
 def parameters(h: Tensor) -> Tensor:
-    """A p with normalise(p) = h. A pre-weight that is exactly 0 stays 0 under gradient steps."""
+    """A p with normalize(p) = h. A pre-weight that is exactly 0 stays 0 under gradient steps."""
     return h.clamp_min(0).sqrt()
 
 
@@ -45,7 +45,7 @@ def by_region(labels: Tensor, weights: Mapping[int, Sequence[float]], default: S
     return squares.to(labels.device)[index].movedim(-1, 1)
 
 
-def smoothed(h: Tensor, sigma: float, grid: Grid) -> Tensor:
+def smooth(h: Tensor, sigma: float, grid: Grid) -> Tensor:
     """Weights w_i = G_sigma * h_i, model (6); constants stay constant up to the boundary."""
     return gaussian(h, sigma, grid)
 

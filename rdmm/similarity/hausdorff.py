@@ -13,7 +13,7 @@ from rdmm.spatial.measure import Measure
 from rdmm.types import ConfigError, Tensor
 
 
-class _Gap(MeasureDivergence):
+class _DistanceFieldDivergence(MeasureDivergence):
     """1/2 <a - b, phi_b - phi_a> for a distance field phi_a of each measure (Feydy and Trouve, MICCAI 2018)."""
 
     blur: float
@@ -32,14 +32,14 @@ class _Gap(MeasureDivergence):
 
 
 def soft_minimum(x: Tensor, y: Tensor, h: Tensor, blur: float) -> Tensor:
-    """-eps log sum_j exp(h_j - |x_i - y_j|^2 / (2 eps)), (n,); gradients pass to all."""
+    """-eps log sum_j exp(h_j - |x_i - y_j|^2 / (2 eps)), (n,); gradients flow to all."""
     eps = blur**2
     return -eps * reduce_pairs(lambda p, q: half_squared_distance(p, q) * (-1 / eps), x, y, h, log_sum=True)
 
 
 @final
 @dataclass(frozen=True)
-class SoftMinDivergence(_Gap):
+class SoftMinDivergence(_DistanceFieldDivergence):
     """eps-SoftMin: phi_a(z) = -eps log sum_j a_j exp(-|z - x_j|^2 / (2 eps)), the log-likelihood of a mixture of Gaussians.
 
     Args:
@@ -57,12 +57,12 @@ class SoftMinDivergence(_Gap):
 
 @final
 @dataclass(frozen=True)
-class HausdorffDivergence(_Gap):
+class HausdorffDivergence(_DistanceFieldDivergence):
     """eps-Hausdorff: phi_a the Sinkhorn potential p of (a, a), at every point; 0 <= H <= S (Feydy et al., AISTATS 2019).
 
     Args:
         blur: sqrt(eps). Measures count as masses of 1.
-        iterations: of p, which are differentiated; each halves the error.
+        iterations: to find p; gradients flow through all of them, and each halves the error.
     """
 
     blur: float = 0.05

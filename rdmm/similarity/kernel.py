@@ -22,12 +22,12 @@ Directions = Literal["none", "current", "varifold"]
 @final
 @dataclass(frozen=True)
 class KernelDistance(MeasureDivergence):
-    """1/2 |a - b|^2 in the dual of a kernel's space: 1/2 sum k (a a - 2 a b + b b).
+    """1/2 |a - b|^2 in the dual norm of a kernel k: 1/2 (sum_ij k a_i a_j - 2 sum_ij k a_i b_j + sum_ij k b_i b_j).
 
     Args:
         kernel: ``gaussian`` exp(-|x - y|^2 / (2 sigma^2)), ``laplacian`` exp(-|x - y| / sigma), ``energy`` -|x - y|.
-        sigmas: one kernel each, summed; of no use to ``energy``.
-        directions: ``none``; ``current``: times <u, v>; ``varifold``: times <u, v>^2, which does not ask for orientations.
+        sigmas: the kernels of these widths are summed, in the unit of the points; ``energy`` ignores them.
+        directions: ``none``; ``current``: times <u, v>; ``varifold``: times <u, v>^2, which ignores orientations.
     """
 
     kernel: Kernel = "gaussian"
@@ -70,7 +70,7 @@ class KernelDistance(MeasureDivergence):
 @final
 @dataclass(frozen=True)
 class EnergyDistance(MeasureDivergence):
-    """KernelDistance of the kernel -|x - y|: no length to choose."""
+    """KernelDistance with the kernel -|x - y|, which has no width to choose."""
 
     directions: Directions = "none"
 

@@ -4,11 +4,11 @@ At each voxel, with means, variances and covariance over the window (weighted by
 
     cc^2 = (|cov| + e)^2 / ((var_a + e_a) (var_b + e_b)),    e_x = kappa VAR(x),  e = sqrt(e_a e_b),
 
-VAR being the variance over the whole image. So it is invariant to affine changes of either intensity, 1 where both are
-flat, about 0 where only one is, and its gradient is finite. The value is 1 - mean cc^2.
+where VAR is the variance over the whole image. So cc^2 does not change with the scale and offset of either intensity, is 1 where
+both images are flat and about 0 where only one is, and has a finite gradient. The similarity is 1 - mean cc^2.
 
-Box sums are running sums, so a window of any size costs the same. On CPU one fused pass (rdmm/kernels/lncc.py, numba) makes the
-value and the analytic gradient; elsewhere, and as its test, the same formula in torch.
+Box sums are running sums, so a window of any size costs the same. On CPU one fused pass (rdmm/kernels/lncc.py, numba) computes the
+value and the analytic gradient; elsewhere the same formula runs in torch, which also tests the kernel.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 
 from rdmm.kernels.available import compiled
-from rdmm.similarity.statistics import TINY, mean, moments, overlap
+from rdmm.similarity.statistics import VARIANCE_FLOOR, mean, overlap, variances_and_covariance
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.types import ConfigError, Tensor
 
 KAPPA = 1e-4
+"""Part of an image's variance that is added to those of its windows, so that flat windows have a finite gradient."""
 
 
 Unit = Literal["voxel", "domain"]
@@ -51,7 +52,7 @@ def local_correlation(a: Tensor, b: Tensor, weight: Tensor | None, radius: Radiu
     w = torch.ones_like(a[:, :1]) if weight is None else weight
     shape = (*a.shape[:2], *(1,) * len(radius))
     a, b = (x - mean(x, w).detach() for x in (a, b))
-    va, vb, _ = (x.view(shape) + TINY for x in moments(a, b, w))
+    va, vb, _ = (x.view(shape) + VARIANCE_FLOOR for x in variances_and_covariance(a, b, w))
     count = box_sum(w, radius).clamp_min(1e-6)
     ma, mb = box_sum(w * a, radius) / count, box_sum(w * b, radius) / count
     var_a = (box_sum(w * a * a, radius) / count - ma**2).clamp_min(0)
@@ -66,11 +67,11 @@ class MultiKernelLNCC:
     """1 - sum_k weight_k mean cc_k^2 over windows of several sizes; (b,), mean over channels.
 
     Args:
-        windows: side lengths, odd numbers of voxels, or fractions of the longest edge (``unit="domain"``), where each
-            axis gets the odd number of voxels nearest to it.
-        weights: of the windows, positive; they are made to sum to 1.
+        windows: side lengths: odd numbers of voxels, or fractions of the longest edge (``unit="domain"``), which are rounded
+            to an odd number of voxels on each axis.
+        weights: of the windows, positive; normalized to sum 1.
         unit: ``voxel`` or ``domain``.
-        fused: None: the fused kernel where it serves; True or False: force.
+        fused: None: the compiled kernel where it can be used; True or False: always or never.
     """
 
     windows: Sequence[float] = (1 / 16, 1 / 8, 1 / 4)
@@ -115,9 +116,9 @@ class MultiKernelLNCC:
             return 1 - torch.stack(windows).sum(0)
 
 
-SLICE, VOLUME = 7, 3
-"""Windows of LNCC() in voxels. What correlates by chance falls with the number of voxels that are compared: a side of three is enough
-in volumes (27 voxels); in slices (9) it is not, and seven brought the best overlap of labels (benchmarks/README.md)."""
+SLICE_WINDOW, VOLUME_WINDOW = 7, 3
+"""Windows of LNCC() in voxels. The more voxels a window has, the less it correlates by chance: a side of three is enough in volumes
+(27 voxels) but not in slices (9), where seven gave the best overlap of labels (benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class LNCC:
     """1 - mean cc^2 over one box window of ``window`` voxels (odd); (b,). See MultiKernelLNCC.
 
     Args:
-        window: side of the window; None: 3 voxels in volumes, 7 in slices (less in slices too small for it).
+        window: side of the window; None: 3 voxels in volumes, 7 in slices (fewer in very small slices).
         fused: as of MultiKernelLNCC.
     """
 
@@ -143,5 +144,5 @@ class LNCC:
         window = self.window
         if window is None:
             grid = target.grid
-            window = VOLUME if grid.ndim == 3 else max(VOLUME, min(SLICE, 2 * max(grid.shape) - 1))
+            window = VOLUME_WINDOW if grid.ndim == 3 else max(VOLUME_WINDOW, min(SLICE_WINDOW, 2 * max(grid.shape) - 1))
         return self._kernel(window)(moved, target)

@@ -1,4 +1,4 @@
-"""What divergences of measures share.
+"""The base of the divergences of measures.
 
 A measure has atoms x_i of weight a_i and direction u_i (normal or tangent). Lengths are in the unit of the points."""
 
@@ -14,15 +14,19 @@ from rdmm.types import InputError, Tensor
 
 
 class MeasureDivergence(ABC):
-    """Item by item of the batch."""
+    """A similarity of two measures, computed for each item of the batch."""
 
     @abstractmethod
     def _item(self, moved: Measure, target: Measure) -> Tensor:
-        """The value () of measures of batch 1 without cells."""
+        """The value, a scalar, for measures of batch 1 without cells."""
 
     @final
     def __call__(self, moved: Measure, target: Measure) -> Tensor:
-        """Raises InputError where the measures do not have one dimension, or lack the directions that are asked for."""
+        """(b,) values; a measure of batch 1 is compared with every item of the other.
+
+        Raises:
+            InputError: the measures have different dimensions, or lack the directions that this similarity needs.
+        """
         for x in (moved, target):
             if not isinstance(x, Measure):
                 raise InputError(f"this similarity compares measures (points, curves, surfaces), not {type(x).__name__}; see rdmm.Measure")

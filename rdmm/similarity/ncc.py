@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rdmm.similarity.statistics import TINY, moments, overlap
+from rdmm.similarity.statistics import VARIANCE_FLOOR, overlap, variances_and_covariance
 from rdmm.spatial.image import Image
 from rdmm.types import Tensor
 
@@ -14,5 +14,5 @@ class NCC:
     """1 - corr(moved, target)^2, mean over channels; (b,). Invariant to affine changes of intensity."""
 
     def __call__(self, moved: Image, target: Image) -> Tensor:
-        va, vb, cov = moments(moved.data, target.data, overlap(moved, target))
-        return 1 - ((cov**2 + TINY) / (va * vb + TINY)).mean(1)
+        va, vb, cov = variances_and_covariance(moved.data, target.data, overlap(moved, target))
+        return 1 - ((cov**2 + VARIANCE_FLOOR) / (va * vb + VARIANCE_FLOOR)).mean(1)

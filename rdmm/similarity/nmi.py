@@ -15,8 +15,8 @@ from rdmm.types import ConfigError, Tensor
 class NMI:
     """2 - (H(a) + H(b)) / H(a, b), mean over channels; (b,).
 
-    The joint histogram is a Parzen estimate: each voxel is shared by the neighbouring bins by quadratic B-splines, so
-    that the gradient is continuous.
+    The joint histogram is a Parzen estimate: quadratic B-splines distribute each voxel over three neighbouring bins,
+    so that the gradient is continuous.
 
     Args:
         bins: of each intensity, between the image's own minimum and maximum.
@@ -38,25 +38,25 @@ class NMI:
         return torch.stack(values)
 
     def _channel(self, a: Tensor, b: Tensor, weight: Tensor | None) -> Tensor:
-        ia, wa = self._shares(a)
-        ib, wb = self._shares(b)
+        ia, wa = self._bin_fractions(a)
+        ib, wb = self._bin_fractions(b)
         joint = a.new_zeros(self.bins * self.bins)
         for p in range(3):
             for q in range(3):
-                share = wa[p] * wb[q] if weight is None else wa[p] * wb[q] * weight
-                joint = joint.index_add(0, (ia + p) * self.bins + ib + q, share)
+                fraction = wa[p] * wb[q] if weight is None else wa[p] * wb[q] * weight
+                joint = joint.index_add(0, (ia + p) * self.bins + ib + q, fraction)
         joint = (joint / joint.sum()).view(self.bins, self.bins)
         both = _entropy(joint.flatten())
         return 2 - (_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / both.clamp_min(1e-6)
 
-    def _shares(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """First of three bins of each voxel, and its shares in them."""
+    def _bin_fractions(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The first of the three bins of each voxel, and its fractions in them."""
         low, high = x.detach().min(), x.detach().max()
         position = (x - low) / (high - low).clamp_min(1e-12) * (self.bins - 3) + 1
         centre = position.detach().round()
         t = position - centre
-        shares = [0.5 * (0.5 - t) ** 2, 0.75 - t**2, 0.5 * (0.5 + t) ** 2]
-        return (centre - 1).long().clamp(0, self.bins - 3), shares
+        fractions = [0.5 * (0.5 - t) ** 2, 0.75 - t**2, 0.5 * (0.5 + t) ** 2]
+        return (centre - 1).long().clamp(0, self.bins - 3), fractions
 
 
 def _entropy(p: Tensor) -> Tensor:

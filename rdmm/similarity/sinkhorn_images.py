@@ -16,8 +16,8 @@ from rdmm.transport.on_grids import potentials
 from rdmm.transport.sinkhorn import Potentials, divergence
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
 
-ROUNDING = 1e-3
-"""Part of the highest intensity that a low-pass of the pyramid may leave below 0; it counts as 0."""
+NEGATIVE_FRACTION = 1e-3
+"""Negative intensities up to this fraction of the highest one count as 0: the low-pass of the pyramid makes such values."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class GridSinkhorn:
     """S(a, b) = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, mean over channels; (b,), in squared domain units.
 
     W is entropic transport at the cost |x - y|^2 / 2 (half of the one of the 2017 paper, model (34)): the divergence of a and
-    its translation by v is |v|^2 / 2. It sees structures that do not overlap. Gradients are the dual potentials (envelope
-    theorem): nothing is unrolled, and memory is that of a few volumes.
+    its translation by v is |v|^2 / 2. It compares structures that do not overlap too. Gradients are the dual potentials
+    (envelope theorem): no iteration is differentiated, and memory is that of a few volumes.
 
     Args:
-        blur: sqrt(eps), in domain units: details below it are not matched. It should not be much less than a voxel.
+        blur: sqrt(eps), in domain units: smaller details are not matched. It should not be much smaller than a voxel.
         reach: sqrt(rho), in domain units: mass is destroyed and created rather than moved much further. None: balanced.
-        p: 2; there is no other.
-        normalise: of unbalanced transport: divide both images by their mean mass, so that their ratio stays; False: intensities
-            are the masses of voxels. Balanced transport takes each image as a mass of 1 in any case.
-        tolerance: marginal error (L1, as a part of the mass) at which the iteration stops.
+        p: exponent of the cost; only 2 is possible.
+        normalise: for unbalanced transport only. True: divide both images by the mean of their masses, which keeps their ratio;
+            False: intensities are the masses of voxels. Balanced transport always scales each image to mass 1.
+        tolerance: marginal error (L1, as a fraction of the mass) at which the iteration stops.
         iterations: at most, on each level.
     """
 
@@ -56,19 +56,24 @@ class GridSinkhorn:
             raise ConfigError(f"similarity: tolerance > 0 and iterations >= 1 are wanted, not {self.tolerance}, {self.iterations}")
 
     def __call__(self, moved: Image, target: Image) -> Tensor:
-        """Raises InputError for negative, empty or constant images, DivergenceError where nothing of the moved one is left."""
+        """(b,) divergences.
+
+        Raises:
+            InputError: an image is negative, constant, or (the target) empty.
+            DivergenceError: the moved image is empty or not finite.
+        """
         a, b = self._densities(moved, target)
         with torch.autocast(a.device.type, enabled=False):
             values = _Divergence.apply(a.flatten(0, 1), b.flatten(0, 1), target.grid, self)
         return values.view(a.shape[:2]).mean(1)
 
     def potentials(self, moved: Image, target: Image) -> Potentials:
-        """The dual potentials of the pair, (b * c, *s); the error that was reached is among them."""
+        """The dual potentials of the pair, (b * c, *s); with the error that the iteration reached."""
         with torch.no_grad():
             a, b = self._densities(moved, target)
-            return self._solved(a.flatten(0, 1), b.flatten(0, 1), target.grid)
+            return self._solve(a.flatten(0, 1), b.flatten(0, 1), target.grid)
 
-    def _solved(self, a: Tensor, b: Tensor, grid: Grid) -> Potentials:
+    def _solve(self, a: Tensor, b: Tensor, grid: Grid) -> Potentials:
         return potentials(a, b, grid.spacing, self.blur, self.reach, self.tolerance, self.iterations)
 
     def _densities(self, moved: Image, target: Image) -> tuple[Tensor, Tensor]:
@@ -97,20 +102,20 @@ def _mass(x: Tensor, name: str) -> Tensor:
 
 
 def require_density(x: Tensor, name: str) -> None:
-    """Raise InputError where one of x (k, *s) is negative somewhere (by more than rounding), or 0 everywhere."""
+    """Raise InputError if one of x (k, *s) has negative values (beyond rounding) or is 0 everywhere."""
     low, high = x.flatten(1).amin(1), x.flatten(1).amax(1)
-    if bool((low < -ROUNDING * high).any()):
+    if bool((low < -NEGATIVE_FRACTION * high).any()):
         raise InputError(f"transport needs densities >= 0, but {name} goes down to {float(low.min()):g}; shift or clamp it first")
     if bool((high == 0).any()):
         raise InputError(f"transport: {name} is empty (all 0) in a channel, or under the masks: there is no mass to move")
 
 
 class _Divergence(torch.autograd.Function):
-    """Of densities (k, *s): its value from the potentials, and the potentials as its gradient."""
+    """The divergence of densities (k, *s): value and gradient from the dual potentials."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, grid: Grid, solver: GridSinkhorn) -> Tensor:
-        found = solver._solved(a.detach(), b.detach(), grid)
+        found = solver._solve(a.detach(), b.detach(), grid)
         value, *slopes = divergence(a.detach(), b.detach(), found, solver.blur, solver.reach)
         ctx.save_for_backward(*(s if wanted else None for s, wanted in zip(slopes, ctx.needs_input_grad[:2], strict=True)))
         return value

@@ -31,7 +31,7 @@ class SinkhornDivergence(MeasureDivergence):
 
     Args:
         blur, reach: sqrt(eps) and sqrt(rho), or None: balanced, where each measure counts as a mass of 1.
-        p: 2.
+        p: exponent of the cost; only 2 is possible.
         cost, alpha, k: k = 1 tells opposite directions apart, k = 2 does not.
         tolerance, iterations: marginal error (L1) at which the iteration stops, and iterations at most.
     """
@@ -58,7 +58,7 @@ class SinkhornDivergence(MeasureDivergence):
             raise ConfigError(f"similarity: tolerance > 0 and iterations >= 1 are wanted, not {self.tolerance}, {self.iterations}")
 
     def _features(self, m: Measure) -> Tensor:
-        """What the cost compares, (n, e)."""
+        """The features (n, e) that the cost compares."""
         x = m.points[0].T
         if self.cost == "points":
             return x.contiguous()
@@ -82,10 +82,18 @@ class SinkhornDivergence(MeasureDivergence):
         return _Transport.apply(*arguments, self._solver(moved.ndim))
 
     def displacement(self, points: Tensor, moved: Measure, target: Measure) -> Tensor:
-        """Where the plan carries points (b, d, n) near the moved measure, less where its own plan does: (b, d, n).
+        """Debiased barycentric displacement: plan(moved, target) minus plan(moved, moved), where plan is the plan-weighted mean of atoms.
 
-        The mean of the target's atoms under the plan's weights, less that of the moved measure's own atoms: the debiased
-        barycentric map, minus the gradient of the divergence by an atom over its weight. For ``cost="points"``.
+        At an atom of the moved measure it is minus the gradient of the divergence by that atom, divided by its weight.
+
+        Args:
+            points: (b, d, n), near the moved measure.
+
+        Returns:
+            (b, d, n).
+
+        Raises:
+            ConfigError: the cost is not ``points``.
         """
         if self.cost != "points":
             raise ConfigError("only cost=points carries points that are not atoms of a measure")
@@ -103,11 +111,11 @@ class SinkhornDivergence(MeasureDivergence):
         return torch.stack(out)
 
     def potentials(self, moved: Measure, target: Measure) -> Potentials:
-        """Dual potentials (1, n) and (1, m) at the atoms of two measures of batch 1; the error that was reached is among them."""
+        """Dual potentials (1, n) and (1, m) at the atoms of two measures of batch 1; with the error that the iteration reached."""
         with torch.no_grad():
             a, b = (single_item(m.atoms(), 0) for m in (moved, target))
             clouds = [Cloud(self._features(m), self._masses(m)) for m in (a, b)]
-            return _in_order(self._solver(moved.ndim), *clouds)[0]
+            return _solve_in_tiles(self._solver(moved.ndim), *clouds)[0]
 
 
 def _product_cost(d: int, alpha: float, k: int) -> Pairwise:
@@ -118,8 +126,8 @@ def _product_cost(d: int, alpha: float, k: int) -> Pairwise:
     return cost
 
 
-def _in_order(solver: Solver, a: Cloud, b: Cloud) -> tuple[Potentials, Tensor, Tensor]:
-    """Potentials, and the gradients by x of f (weighted by the plan) less p, for both; found in the order of tiles."""
+def _solve_in_tiles(solver: Solver, a: Cloud, b: Cloud) -> tuple[Potentials, Tensor, Tensor]:
+    """Potentials, and for both clouds the gradients by position of f - p, weighted by the marginals; solved in the order of tiles."""
     orders = [tiling(c.x) for c in (a, b)]
     ta, tb = (c[o] for c, o in zip((a, b), orders, strict=True))
     found = solver(ta, tb)
@@ -139,7 +147,7 @@ class _Transport(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, y: Tensor, b: Tensor, solver: Solver) -> Tensor:
-        found, by_x, by_y = _in_order(solver, Cloud(x.detach(), a.detach()), Cloud(y.detach(), b.detach()))
+        found, by_x, by_y = _solve_in_tiles(solver, Cloud(x.detach(), a.detach()), Cloud(y.detach(), b.detach()))
         value, by_a, by_b = divergence(a.detach()[None], b.detach()[None], found, solver.blur, solver.reach)
         ctx.save_for_backward(by_x, by_a[0], by_y, by_b[0])
         return value[0]

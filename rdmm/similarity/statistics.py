@@ -1,4 +1,4 @@
-"""What the masks of two images leave to compare."""
+"""Means and variances over the voxels that the masks of two images have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rdmm.types import DivergenceError, InputError, Tensor
 
 
 def overlap(moved: Image, target: Image) -> Tensor | None:
-    """Weight (b, 1, *s) of each voxel, the product of the masks; None where there are none.
+    """Weight (b, 1, *s) of each voxel: the product of the masks, or None if neither image has one.
 
     Raises:
         InputError: the images do not have the same shape.
@@ -43,13 +43,14 @@ def mean(x: Tensor, weight: Tensor | None) -> Tensor:
     return (total(x * weight, 2) / total(weight)[:, None]).view(shape)
 
 
-def moments(a: Tensor, b: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Variances of a, of b and their covariance over space, (b, c) each.
+def variances_and_covariance(a: Tensor, b: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Variances of a and of b, and their covariance, over space; (b, c) each.
 
-    Their derivatives by the means are 0, so the means are detached.
+    The means are detached: the derivatives by them are 0.
     """
     a, b = (x - mean(x, weight).detach() for x in (a, b))
     return tuple(mean(x, weight).flatten(1) for x in (a * a, b * b, a * b))  # type: ignore[return-value]
 
 
-TINY = torch.finfo(torch.float32).tiny ** 0.5
+VARIANCE_FLOOR = torch.finfo(torch.float32).tiny ** 0.5
+"""Added to variances before a division or a root; its square is the smallest normal float32."""

@@ -1,8 +1,8 @@
 """Gaussian smoothers in the spectral domain: K_sigma has the Fourier symbol exp(-2 pi^2 sigma^2 |k|^2), model (3).
 
 The symbol depends on |k|^2 alone, so K is diagonal in products of *real* one-dimensional waves. Along each axis the
-waves are the columns of a small matrix B (n, M), and K m = B diag(symbol) B^T m costs 2d matrix products. Waves that the
-narrowest Gaussian extinguishes are left out, so for a fixed sigma M does not grow with n: the cost is linear in voxels.
+waves are the columns of a small matrix B (n, M), and K m = B diag(symbol) B^T m costs 2d matrix products. Waves that even
+the narrowest Gaussian suppresses are left out, so for a fixed sigma M does not grow with n: the cost is linear in voxels.
 The boundary is a choice of waves:
 
     zero      sines and cosines of the grid padded as far as the widest Gaussian reaches (linear convolution)
@@ -26,7 +26,7 @@ Boundary = Literal["zero", "periodic", "reflect"]
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """What is left out of a symbol and beyond a kernel's reach: far under the rounding of an energy."""
+    """Symbols below this, and kernels beyond the radius where they fall below it, are cut off; energies are rounded more coarsely."""
     return 1e-12 if dtype == torch.float64 else 1e-5
 
 
@@ -101,7 +101,7 @@ def _gains(
     return [basis for basis, _ in waves], s
 
 
-def _applied(x: Tensor, bases: list[Tensor], gains: Tensor) -> Tensor:
+def _apply_gains(x: Tensor, bases: list[Tensor], gains: Tensor) -> Tensor:
     """B diag(gains) B^T x along the last axes."""
     axes = range(x.ndim - len(bases), x.ndim)
     for axis, basis in zip(reversed(axes), reversed(bases), strict=True):
@@ -113,13 +113,13 @@ def _applied(x: Tensor, bases: list[Tensor], gains: Tensor) -> Tensor:
 
 
 class _SelfAdjoint(torch.autograd.Function):
-    """One filter for each x[:, i] of x (b, n, c, *s); each is its own gradient."""
+    """One filter for each x[:, i] of x (b, n, c, *s). Each filter is self-adjoint, so it is its own gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, filters: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
         ctx.filters = filters
         with torch.autocast(x.device.type, enabled=False):
-            return torch.stack([_applied(x[:, i], *f) for i, f in enumerate(filters)], 1)
+            return torch.stack([_apply_gains(x[:, i], *f) for i, f in enumerate(filters)], 1)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -135,7 +135,7 @@ def spectral_filter(
 
 
 def filter_bank(x: Tensor, grid: Grid, sigmas: Sequence[float], boundary: Boundary) -> Tensor:
-    """K_{sigma_i} x_i for x (b, n, c, *s), one Gaussian for each of the n; each keeps to the waves that it passes."""
+    """K_{sigma_i} x_i for x (b, n, c, *s), one Gaussian for each of the n; each uses only the waves that it passes."""
     filters = [_gains(grid.shape, grid.spacing, (s,), (1.0,), boundary, "filter", 0.0, x.dtype, x.device) for s in sigmas]
     return _SelfAdjoint.apply(x, filters)
 
@@ -151,7 +151,7 @@ def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect"
 
 
 def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
-    """x (b, c, *s) blurred along each axis for the voxels of ``coarse``, a grid of the same frame.
+    """Blur x (b, c, *s) along each axis before resampling to ``coarse``, a grid of the same frame.
 
     The blur takes a voxel of width h to one of width k: variance (k^2 - h^2) / 4, zero along axes that are not reduced.
     """

@@ -1,4 +1,4 @@
-"""Where an image lives: voxels, world millimetres and domain units."""
+"""Grids: voxel indices, world millimetres and domain units."""
 
 from __future__ import annotations
 
@@ -134,14 +134,16 @@ class Grid:
         return Grid(tuple(n // k for n, k in zip(self.shape, steps, strict=True)), np.asarray(self.affine) @ change)
 
     def resized(self, shape: Sequence[int]) -> Grid:
-        """The grid of another number of voxels in the same frame: the first and last voxels keep their places."""
+        """The grid with another number of voxels in the same frame: the first and last voxels stay where they are."""
         ratio = [(n - 1) / (k - 1) for n, k in zip(self.shape, shape, strict=True)]
         return Grid(tuple(shape), np.asarray(self.affine) @ np.diag([*ratio, 1.0]))
 
     def scaled(self, factor: float, smallest: int = 4) -> Grid:
-        """The grid of the same frame whose voxels are 1 / ``factor`` times the smallest edge of this one's, or as long as
-        they are where they are longer: levels of an anisotropic grid grow isotropic. Never fewer than ``smallest`` voxels
-        (or the axis's own number, where that is smaller)."""
+        """A coarser grid of the same frame: its voxel edges are the smallest edge of this grid divided by ``factor``.
+
+        Edges that are longer already stay, so that coarse levels of an anisotropic grid are isotropic. An axis keeps at
+        least ``smallest`` voxels (or all of its own, if it has fewer).
+        """
         target = min(self.voxel) / factor
         return self.resized(
             [min(n, max(min(n, smallest), round((n - 1) * h / max(h, target)) + 1)) for n, h in zip(self.shape, self.voxel, strict=True)]
@@ -168,7 +170,7 @@ class Grid:
         return Grid(tuple(self.shape[a] for a in order), np.asarray(self.affine) @ change)
 
     def restored(self, x: Tensor, like: Grid) -> Tensor:
-        """x (..., *s) on this grid in the storage order of ``like``, a grid of the same voxels."""
+        """Reorder x (..., *s) on this grid to the storage order of ``like``, a grid of the same voxels."""
         change = np.rint(np.linalg.inv(np.asarray(self.affine)) @ np.asarray(like.affine))[:-1, :-1]
         order = [int(np.argmax(np.abs(change[:, j]))) for j in range(self.ndim)]
         start = x.ndim - self.ndim
@@ -177,15 +179,15 @@ class Grid:
         return x.flip(backward).contiguous() if backward else x.contiguous()
 
     def to_world(self, x: Tensor) -> Tensor:
-        """Points in domain units to world millimetres; (b, d, *t) both."""
+        """Convert points from domain units to world millimetres; (b, d, *t) both."""
         return apply_matrix(self.frame, x)
 
     def from_world(self, x: Tensor) -> Tensor:
-        """World millimetres to domain units; (b, d, *t) both."""
+        """Convert points from world millimetres to domain units; (b, d, *t) both."""
         return apply_matrix(np.linalg.inv(self.frame), x)
 
     def corners(self) -> np.ndarray:
-        """World millimetres of the box around the grid: (2, d), lowest and highest."""
+        """The box around the voxel centres in world millimetres: (2, d), lowest and highest coordinates."""
         index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, self.ndim)
         world = self.voxel_to_world(index)
         return np.stack([world.min(0), world.max(0)])
@@ -208,14 +210,14 @@ def _cached_coordinates(*key: Any) -> Tensor:
 
 
 def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:
-    """Points (b, d, *t) under a homogeneous matrix (d+1, d+1) or a batch of them (b, d+1, d+1); a batch of 1 serves all."""
+    """Map points (b, d, *t) by a homogeneous matrix (d+1, d+1) or a batch of them (b, d+1, d+1); a batch of 1 is used for all."""
     m = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
     d, b = x.shape[1], max(x.shape[0], m.shape[0] if m.ndim == 3 else 1)
     m, x = m.expand(b, *m.shape[-2:]), x.expand(b, *x.shape[1:])
     points = x.reshape(b, d, -1)
     if not (m.requires_grad and torch.is_grad_enabled()):
         return _affine(m, points).reshape(x.shape)
-    # in blocks, so that the gradient of the matrix, a sum over points, does not depend on the number of threads
+    # the gradient of the matrix is a sum over points: blocks make it independent of the number of threads
     whole = points.shape[2] - points.shape[2] % SUM_BLOCK
     blocks = points[..., :whole].unflatten(2, (-1, SUM_BLOCK)).transpose(1, 2)
     k = blocks.shape[1]

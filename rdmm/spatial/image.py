@@ -1,4 +1,4 @@
-"""What is registered: images, which are intensities on grids."""
+"""Images: intensities on grids."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from rdmm.types import InputError, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Intensities on a grid, with an optional mask of where they count.
+    """Intensities on a grid, with an optional mask.
 
     Args:
         data: (b, c, *s).
-        grid: of the last axes.
-        mask: (b, 1, *s) in [0, 1], or None: everywhere.
+        grid: the grid of the last axes.
+        mask: (b, 1, *s), weights in [0, 1] of the voxels in a similarity; None: 1 everywhere.
+
+    Raises:
+        InputError: data or mask do not have the grid's shape.
     """
 
     data: Tensor
@@ -33,7 +36,7 @@ class Image:
                 raise InputError(f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}")
 
     def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear") -> Image:
-        """Pull-back I ∘ T: the image at T(x) for each voxel x of ``onto`` (default: its own grid).
+        """Pull-back I ∘ T: the values of the image at T(x) for each voxel x of ``onto`` (default: the image's own grid).
 
         ``transform`` is in domain units of ``onto``'s frame. Beyond the image: its edge value, or 0 for labels
         (``mode="nearest"``); beyond the mask: 0.
@@ -60,17 +63,17 @@ class Image:
         return self if aligned else fixed
 
     def locate(self, points: Tensor, frame: Grid) -> Tensor:
-        """Points (b, d, *t) in domain units of ``frame`` in this image's own domain units."""
+        """Convert points (b, d, *t) from domain units of ``frame`` to domain units of this image's grid."""
         if self.grid.same_frame(frame):
             return points
         return apply_matrix(torch.linalg.inv(torch.as_tensor(self.grid.frame)) @ torch.as_tensor(frame.frame), points)
 
     def scaled(self, factor: float) -> Image:
-        """One level of a pyramid: see Grid.scaled."""
+        """The image on a coarser grid of the same frame: see Grid.scaled."""
         return self.resampled(self.grid.scaled(factor))
 
     def resampled(self, grid: Grid) -> Image:
-        """On a grid of the same frame, after a low-pass along the axes where it is coarser."""
+        """The image on another grid of the same frame, after a low-pass along the axes on which that is coarser."""
         if grid == self.grid:
             return self
         data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (self.data, self.mask))
@@ -78,7 +81,7 @@ class Image:
         return Image(data, grid, mask)
 
     def canonical(self) -> Image:
-        """The same image stored in the order of Grid.canonical."""
+        """The same image with its axes in the order of Grid.canonical."""
         grid = self.grid.canonical()
         if grid == self.grid:
             return self
@@ -89,7 +92,7 @@ class Image:
         return composed(then, first)
 
     def to_float32(self) -> Image:
-        """In float32 on CPU, as a file would be read."""
+        """The image in float32 on the CPU, as if read from a file."""
         return Image(self.data.cpu().float(), self.grid, None if self.mask is None else self.mask.cpu().float())
 
     def to(self, device: torch.device) -> Image:

@@ -1,4 +1,4 @@
-"""What is registered: measures, which are points, curves, fibres and surfaces."""
+"""Measures: points, curves, fibres and surfaces."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rdmm.types import InputError, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """Weighted points; or, with ``cells``, a curve or surface, which is the measure of its segments or triangles.
+    """Weighted points; or, with ``cells``, a curve or surface, whose atoms are its segments or triangles.
 
     Args:
-        points: (b, d, n), d = 2 or 3: the vertices, where there are cells.
+        points: (b, d, n), d = 2 or 3; with cells, the vertices.
         weights: (b, n) >= 0 of points without cells; None: 1 / n each. The weights of cells are their lengths or areas.
         normals: (b, d, n) unit directions of points without cells, or None. Those of cells are tangents of segments, normals of
             triangles.
@@ -56,7 +56,7 @@ class Measure:
         return self.points.shape[1]
 
     def atoms(self) -> Measure:
-        """The measure without cells: middles, lengths or areas, and directions of the cells."""
+        """The same measure without cells: one point per cell, at its centre, weighted by length or area, with its direction."""
         if self.cells is None:
             if self.weights is not None:
                 return self
@@ -72,7 +72,7 @@ class Measure:
         return Measure(middle, size * length, direction / length.unsqueeze(1))
 
     def thinned(self, count: int) -> Measure:
-        """Every k-th atom, at most ``count``, k times as heavy; no cells."""
+        """At most ``count`` atoms, without cells: every k-th one, with k times its weight."""
         atoms = self.atoms()
         assert atoms.weights is not None
         k = -(-atoms.points.shape[2] // count)
@@ -80,7 +80,7 @@ class Measure:
         return Measure(atoms.points[:, :, ::k], atoms.weights[:, ::k] * k, normals)
 
     def moved_by(self, transform: Transform) -> Measure:
-        """Push-forward T_# mu: every vertex x goes to T(x); cells keep their vertices, bare points their weights and normals."""
+        """Push-forward T_# mu: every vertex x moves to T(x). Cells keep their vertices; points without cells keep weights and normals."""
         return replace(self, points=transform(self.points))
 
     @property
@@ -108,27 +108,32 @@ class Measure:
         return Measure(*(None if x is None else x.to(device) for x in (self.points, self.weights, self.normals, self.cells)))  # type: ignore[arg-type]
 
     def to_float32(self) -> Measure:
-        """In float32 on CPU, as a file would be read."""
+        """The measure in float32 on the CPU, as if read from a file."""
         points, weights, normals = (None if x is None else x.cpu().float() for x in (self.points, self.weights, self.normals))
         assert points is not None
         return Measure(points, weights, normals, None if self.cells is None else self.cells.cpu())
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest coordinates, (d,) each."""
+        """Lowest and highest coordinates over the batch, (d,) each."""
         flat = self.points.detach().movedim(1, 0).flatten(1)
         return flat.amin(1), flat.amax(1)
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
-    """Cross product of (b, d, m); in 2D as a vector out of the plane (b, 1, m), signed."""
+    """Cross product of (b, d, m); in 2D its signed component out of the plane, (b, 1, m)."""
     if a.shape[1] == 2:
         return (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).unsqueeze(1)
     return torch.linalg.cross(a, b, dim=1)
 
 
 def frame_of(measures: Sequence[Measure], voxels: int = 64, margin: float = 0.15) -> Grid:
-    """A grid around measures, ``margin`` of their longest edge wider on every side: its domain units are those they are registered in,
-    and its voxels those that a flow is written on."""
+    """A grid around measures, wider on every side by ``margin`` times their longest edge.
+
+    Its domain units are those of the registration; flows are written on its voxels.
+
+    Raises:
+        InputError: all points are the same.
+    """
     low = torch.stack([m.bounds()[0] for m in measures]).amin(0).double()
     high = torch.stack([m.bounds()[1] for m in measures]).amax(0).double()
     edge = float((high - low).max())
@@ -144,8 +149,13 @@ def frame_of(measures: Sequence[Measure], voxels: int = 64, margin: float = 0.15
 
 
 def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
-    """The boundary of a label (1, 1, *s), as the voxel faces between it and the rest, with outward normals and areas in world
-    millimetres: a measure without cells, points (1, d, n)."""
+    """The boundary of a label in a map (1, 1, *s), as the voxel faces around it: a measure without cells, points (1, d, n).
+
+    Points are in world millimetres; weights are the areas of the faces, normals point outwards.
+
+    Raises:
+        InputError: the map does not contain the label.
+    """
     inside = labels[0, 0].round().long() == label
     if not bool(inside.any()):
         raise InputError(f"there is no label {label} in the map")
@@ -168,7 +178,11 @@ def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
 
 
 def voxels(data: Tensor, grid: Grid) -> Measure:
-    """The voxels of a density (1, 1, *s) that are above 0, as points in world millimetres with its values as weights."""
+    """The voxels of a density (1, 1, *s) that are above 0: points in world millimetres, weighted by their values.
+
+    Raises:
+        InputError: the density is 0 everywhere.
+    """
     density = data[0, 0]
     index = (density > 0).nonzero()
     if not len(index):

@@ -30,9 +30,9 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
 
     Args:
         values: (b, c, *s) on ``grid``.
-        points: (b, d, *t) in domain units of ``grid``'s frame; a batch of 1 serves all.
+        points: (b, d, *t) in domain units of ``grid``'s frame; a batch of 1 is used for all.
         mode: multilinear or nearest-neighbour interpolation.
-        outside: beyond the grid, the value of its nearest edge, or zero.
+        outside: value beyond the grid: that of the nearest edge, or zero.
 
     Returns:
         (b, c, *t).
@@ -150,7 +150,7 @@ def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None =
     2D: the four triangles at the corners of a pixel square. 3D: the eight tetrahedra at the corners of a voxel cube and the
     two in its middle: the ten determinants of Liu et al., "On finite difference Jacobian computation in deformable image
     registration", IJCV 2024. A map whose ten determinants are all positive does not fold between voxels either, which
-    central differences miss. Each is normalised so that the identity has 1.
+    central differences miss. Each is normalized to 1 for the identity.
     """
     d = grid.ndim
     h = torch.tensor(spacing or grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
@@ -198,7 +198,7 @@ def compose(u: Tensor, w: Tensor, grid: Grid, identity: Tensor) -> Tensor:
 
 
 def total(x: Tensor, start: int = 1, dtype: torch.dtype | None = None) -> Tensor:
-    """The sum over the axes from ``start`` on, in blocks that do not depend on the number of threads: nor does the result, to the bit."""
+    """Sum over the axes from ``start`` on, in fixed blocks: the result is the same to the bit for every number of threads."""
     x = x.flatten(start)
     n = x.shape[-1]
     if n <= SUM_BLOCK:
@@ -220,12 +220,12 @@ class _Expand(torch.autograd.Function):
 
 
 def expand_like(x: Tensor, like: Tensor) -> Tensor:
-    """x (b, c, 1...) as large as ``like`` (b, c, *s); the gradient is summed with total's promise."""
+    """Expand x (b, c, 1...) to the shape of ``like`` (b, c, *s); the gradient is summed by ``total``, independent of threads."""
     return _Expand.apply(x, like.shape)
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
-    """(k,) Euclidean products of the items of a and b (k, *s), with total's promise and no volume in between."""
+    """(k,) Euclidean products of the items of a and b (k, *s), independent of threads as ``total``, without a temporary of their size."""
     a, b = a.flatten(1), b.flatten(1)
     whole = a.shape[1] - a.shape[1] % SUM_BLOCK
     x, y = (z[:, :whole].unflatten(1, (-1, SUM_BLOCK)) for z in (a, b))
@@ -233,7 +233,7 @@ def dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean product of two tensors of one shape, with total's promise."""
+    """Euclidean product of two tensors of the same shape, independent of threads as ``total``."""
     return dots(a[None], b[None])[0]
 
 

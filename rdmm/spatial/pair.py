@@ -1,4 +1,4 @@
-"""Pairs of shapes (images or measures), and what is known of the map between them."""
+"""Pairs of shapes (images or measures), with an initial map and other prior knowledge."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Shape(Protocol):
         ...
 
     def source(self, fixed: Self, initial: Transform) -> Self:
-        """The shape that is shot, in the frame that its initial conditions live in: the pre-aligned space."""
+        """The shape on which the geodesic is shot; its initial conditions live in its frame, after the initial map."""
         ...
 
     def composed(self, first: Transform, then: Transform) -> Transform:
-        """The transform of moving by ``first`` and then by ``then``."""
+        """The map that moves a shape by ``first`` and then by ``then``."""
         ...
 
 
@@ -46,7 +46,7 @@ S = TypeVar("S", bound=Shape)
 
 @dataclass(frozen=True, eq=False)
 class Correspondence:
-    """Points that belong together, (b, d, k) each in domain units of the fixed frame."""
+    """Corresponding points, (b, d, k) each, in domain units of the fixed frame."""
 
     fixed: Tensor
     moving: Tensor
@@ -54,13 +54,16 @@ class Correspondence:
 
 @dataclass(frozen=True, eq=False)
 class Pair(Generic[S]):
-    """A fixed and a moving shape, and what is known of the map between them.
+    """A fixed and a moving shape, and what is known about the map between them.
 
     Args:
         fixed, moving: two images, each on its own grid, or two measures in one frame.
-        initial: what is solved for is composed with it. Images: fixed -> moving, in the fixed frame; measures: moving -> fixed.
+        initial: map that the result is composed with. Images: fixed -> moving, in the fixed frame; measures: moving -> fixed.
         regions: label map (b, 1, *s) of the moving shape as an Image, for pre-defined regularizers.
-        landmarks: for Problem's landmark term.
+        landmarks: for the landmark term of Problem.
+
+    Raises:
+        ConfigError: the two shapes differ in precision or device.
     """
 
     fixed: S
@@ -92,7 +95,7 @@ class Pair(Generic[S]):
         return self.moving.composed(self.initial, transform)
 
     def moved_by(self, transform: Transform) -> S:
-        """The moving shape, by the initial map and then by ``transform``, where the fixed one is."""
+        """The moving shape moved to the fixed one by the initial map followed by ``transform``."""
         return self.moving.moved_onto(self.fixed, self.total_map(transform))
 
 
@@ -102,7 +105,7 @@ def bounds(grids: Sequence[Grid]) -> str:
 
 
 def overlap_fraction(pair: Pair[Image]) -> float:
-    """Part of the fixed image's voxels that the initial map takes into the moving image's field of view."""
+    """Fraction of the fixed image's voxels that the initial map takes into the moving image's field of view."""
     x = pair.fixed.grid.identity(pair.fixed.data.double())
     y = pair.moving.locate(pair.initial(x), pair.fixed.grid)
     far = torch.tensor(pair.moving.grid.extent, dtype=y.dtype, device=y.device).view(1, -1, *(1,) * (y.ndim - 2))
@@ -111,7 +114,7 @@ def overlap_fraction(pair: Pair[Image]) -> float:
 
 
 def with_field_of_view(pair: Pair[Image]) -> Pair[Image]:
-    """The pair with a mask of the moving image's field of view, so that what lies beyond it does not count."""
+    """The pair with a mask of the moving image's field of view, so that voxels beyond it have no weight."""
     moving = pair.moving
     if moving.mask is None:
         moving = Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]))

@@ -17,20 +17,24 @@ import torch
 
 from rdmm.transport.on_grids import coarser, halved_axes, log_density, prolong
 from rdmm.transport.sinkhorn import self_potential
-from rdmm.transport.softmin import EMPTY, log_convolve
+from rdmm.transport.softmin import LOG_ZERO, log_convolve
 from rdmm.types import ConfigError, Tensor
 
 log = logging.getLogger(__name__)
 
 
 def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], blur: float, tolerance: float, iterations: int) -> Tensor:
-    """The b (*s) of mass 1 that minimises sum_k w_k S(a_k, b), S the Sinkhorn divergence at the cost |x - y|^2 / 2.
+    """The density b (*s) of mass 1 that minimizes sum_k w_k S(a_k, b), S the Sinkhorn divergence at the cost |x - y|^2 / 2.
 
     Args:
         a: densities (k, *s) >= 0; each counts as a mass of 1.
-        weights: (k,) >= 0, made to sum to 1.
+        weights: (k,) >= 0; normalized to sum 1.
         spacing, blur: in one unit of length.
-        tolerance: change of b (L1) in one iteration at which a level stops. iterations: at most, on each level.
+        tolerance: a level stops when one iteration changes b by less (L1).
+        iterations: at most, on each level.
+
+    Raises:
+        ConfigError: unusable weights or blur.
     """
     w = torch.as_tensor(list(weights), dtype=a.dtype, device=a.device)
     if w.shape != a.shape[:1] or bool((w < 0).any()) or not float(w.sum()) > 0:
@@ -50,32 +54,32 @@ def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], bl
         alpha = [x * x / eps for x in h]
         if log_b is None or log_u is None:
             log_b = torch.full_like(logs[:1], -math.log(logs[0].numel()))
-            log_d = log_b + _own(log_b, alpha)
+            log_d = log_b + _self_potential(log_b, alpha)
             log_u = log_d.expand_as(logs)
         else:
             coarse = levels[-number][1]
             ratio = 2.0 ** sum(x != y for x, y in zip(h, coarse, strict=True))
             log_b = prolong(log_b, coarse, h, logs.shape) - math.log(ratio)
-            log_d = log_b + _own(log_b, alpha)
+            log_d = log_b + _self_potential(log_b, alpha)
             log_u = log_d + prolong(log_u, coarse, h, logs.shape) / eps
-        log_b, log_u, log_d = _iterated(logs, w, log_b, log_u, log_d, alpha, tolerance, iterations)
-        log_u = (log_u - log_d) * eps  # smooth: what a finer level starts from
+        log_b, log_u, log_d = _iterate(logs, w, log_b, log_u, log_d, alpha, tolerance, iterations)
+        log_u = (log_u - log_d) * eps  # smooth, so a good start for the next finer level
     assert log_b is not None
     b = log_b[0].exp()
     return b / b.sum()
 
 
-def _own(log_b: Tensor, alpha: Sequence[float]) -> Tensor:
+def _self_potential(log_b: Tensor, alpha: Sequence[float]) -> Tensor:
     """The potential p of (b, b)."""
     return self_potential(log_b.exp(), lambda p: -log_convolve(log_b + p, alpha), 1.0, 1e-3, 50)
 
 
-def _iterated(
+def _iterate(
     logs: Tensor, w: Tensor, log_b: Tensor, log_u: Tensor, log_d: Tensor, alpha: Sequence[float], tolerance: float, iterations: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     count, change = 0, math.inf
     while change > tolerance and count < iterations:
-        log_v = (logs - log_convolve(log_u.clone(), alpha)).clamp_min(EMPTY)
+        log_v = (logs - log_convolve(log_u.clone(), alpha)).clamp_min(LOG_ZERO)
         log_kv = log_convolve(log_v, alpha)
         before = log_b
         log_b = log_d + (w * log_kv).sum(0, keepdim=True)
@@ -87,11 +91,13 @@ def _iterated(
     return log_b, log_u, log_d
 
 
-def carried(values: Tensor, a: Tensor, f: Tensor, spacing: Sequence[float], blur: float) -> Tensor:
-    """What the plan of a potential f of a brings to each point of the other density: the mean of ``values`` over where its mass comes from.
+def transfer_along_plan(values: Tensor, a: Tensor, f: Tensor, spacing: Sequence[float], blur: float) -> Tensor:
+    """Transfer values along the plan: for each target point the plan-weighted mean over the source.
 
     Args:
-        values: (c, *s) >= 0, e.g. labels one-hot. a, f: (*s).
+        values: (c, *s) >= 0, e.g. one-hot labels.
+        a, f: the source density (*s) and its potential (*s).
+        spacing, blur: in one unit of length.
 
     Returns:
         (c, *s) sum_x pi(x, y) values(x) / sum_x pi(x, y).
@@ -100,5 +106,5 @@ def carried(values: Tensor, a: Tensor, f: Tensor, spacing: Sequence[float], blur
     alpha = [h * h / eps for h in spacing]
     source = log_density(a[None]) + f[None] / eps
     whole = log_convolve(source.clone(), alpha)
-    parts = torch.cat([log_convolve((source + log_density(v[None])).clamp_min(EMPTY), alpha) for v in values])
+    parts = torch.cat([log_convolve((source + log_density(v[None])).clamp_min(LOG_ZERO), alpha) for v in values])
     return torch.exp((parts - whole).clamp_max(50))

@@ -1,7 +1,7 @@
 """Transport between densities on one grid, at the cost |x - y|^2 / 2: the potentials, coarse to fine.
 
-A level of the pyramid has the blur of its own voxel. Its own p and q are found at once; f - p and g - q, smooth where f and g
-are not, come from the coarser level.
+The blur of a level is the size of its voxels. Each level solves for its own p and q; f and g start from f - p and g - q of the
+coarser level, which are smooth where f and g are not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rdmm.transport.sinkhorn import Potentials, Step, alternate, damping, self_potential, warn_once
-from rdmm.transport.softmin import EMPTY, log_convolve
+from rdmm.transport.softmin import LOG_ZERO, log_convolve
 from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
@@ -34,22 +34,29 @@ class Level:
 def potentials(
     a: Tensor, b: Tensor, spacing: Sequence[float], blur: float, reach: float | None, tolerance: float, iterations: int
 ) -> Potentials:
-    """Of densities a, b (k, *s) >= 0 in masses per voxel, k independent problems."""
+    """Potentials of k independent problems.
+
+    Args:
+        a, b: densities (k, *s) >= 0, in masses per voxel.
+        spacing, blur, reach: in one unit of length; reach None: balanced.
+        tolerance: marginal error at which a level stops.
+        iterations: at most, on each level.
+    """
     levels = _pyramid(a, b, tuple(spacing))
     start: tuple[Tensor, Tensor] | None = None
     for number, level in enumerate(reversed(levels)):
         finest = number == len(levels) - 1
         eps = (blur if finest else max(blur, *level.spacing)) ** 2
-        share = damping(eps, reach)
-        to_f, to_g = (_step(x, [h * h / eps for h in level.spacing], share) for x in (level.b, level.a))
-        p = self_potential(level.a, to_g, share, tolerance, iterations)
-        q = self_potential(level.b, to_f, share, tolerance, iterations)
+        factor = damping(eps, reach)
+        to_f, to_g = (_step(x, [h * h / eps for h in level.spacing], factor) for x in (level.b, level.a))
+        p = self_potential(level.a, to_g, factor, tolerance, iterations)
+        q = self_potential(level.b, to_f, factor, tolerance, iterations)
         if start is None:
             f, g = p.clone(), q.clone()
         else:
             coarse = levels[-number].spacing
             f, g = (prolong(x, coarse, level.spacing, own.shape).div_(eps).add_(own) for own, x in zip((p, q), start, strict=True))
-        f, g, error, count = alternate(level.a, f, g, to_f, to_g, share, tolerance, iterations)
+        f, g, error, count = alternate(level.a, f, g, to_f, to_g, factor, tolerance, iterations)
         log.debug("transport %s: %d iterations, marginal error %.3g", "x".join(map(str, p.shape[1:])), count, error)
         if not finest:
             start = f.sub_(p).mul_(eps), g.sub_(q).mul_(eps)
@@ -58,14 +65,14 @@ def potentials(
     return Potentials(f.mul_(eps), g.mul_(eps), p.mul_(eps), q.mul_(eps), error, count)
 
 
-def _step(a: Tensor, alpha: Sequence[float], share: float) -> Step:
-    """u -> -lambda L(log a + u), in a volume of its own."""
-    return lambda u: log_convolve(log_density(a).add_(u), alpha).mul_(-share)
+def _step(a: Tensor, alpha: Sequence[float], factor: float) -> Step:
+    """u -> -lambda L(log a + u); returns a new tensor."""
+    return lambda u: log_convolve(log_density(a).add_(u), alpha).mul_(-factor)
 
 
 def log_density(a: Tensor) -> Tensor:
-    """log a, EMPTY where a is 0."""
-    return a.clamp_min(1e-37).log_().masked_fill_(a <= 0, EMPTY)
+    """log a, and LOG_ZERO where a is 0."""
+    return a.clamp_min(1e-37).log_().masked_fill_(a <= 0, LOG_ZERO)
 
 
 def _pyramid(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
@@ -78,12 +85,12 @@ def _pyramid(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
 
 
 def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
-    """Axes that a coarser level has half as many voxels along: those of the finest spacing, unless they are short."""
+    """Axes that the next coarser level halves: those with the finest spacing, unless they are short."""
     return [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SHORT_AXIS_VOXELS]
 
 
 def coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Densities with pairs of voxels along ``axes`` made one."""
+    """Densities with pairs of voxels along ``axes`` added up."""
     for i in axes:
         axis = i + 1
         if x.shape[axis] % 2:
@@ -93,7 +100,7 @@ def coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def prolong(f: Tensor, coarse: Sequence[float], fine: Sequence[float], shape: Sequence[int]) -> Tensor:
-    """A potential on the next finer level: linear between voxels, whose centres are shifted by half a fine voxel, and beyond them."""
+    """A potential on the next finer level, whose voxel centres are shifted by half a voxel: linear between coarse voxels and beyond."""
     for i, (h, k) in enumerate(zip(coarse, fine, strict=True)):
         if h == k:
             continue

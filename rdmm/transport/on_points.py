@@ -1,7 +1,7 @@
 """Transport between weighted points: the potentials, coarse to fine.
 
-The soft minimum of squared distances in float32 on CPU is compiled, by tiles that leave out what does not count; any other runs
-over all pairs (``pairs``).
+The soft minimum of squared distances in float32 on CPU is compiled and skips pairs that do not matter; any other cost runs over all
+pairs (rdmm.kernels.pairwise).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """Weighted points, the features that a cost compares.
+    """Weighted points.
 
     Args:
-        x: (n, d). a: (n,) weights >= 0.
+        x: (n, d), the features that a cost compares: positions, perhaps with directions.
+        a: (n,) weights >= 0.
     """
 
     x: Tensor
@@ -39,7 +40,7 @@ class Cloud:
         return Cloud(self.x[index], self.a[index])
 
     def clustered(self, size: float) -> Cloud:
-        """The means of the points in each cube of a grid of this edge, with their weights summed."""
+        """One point for each occupied cube of edge ``size``: the weighted mean of its points, with the sum of their weights."""
         cubes = torch.div(self.x - self.x.amin(0), size, rounding_mode="floor").long()
         _, index = torch.unique(cubes, dim=0, return_inverse=True)
         count = int(index.max()) + 1
@@ -86,21 +87,21 @@ class Solver:
             return torch.autograd.grad(-eps * self.soft(x, y, g, eps).sum(), x)[0]
 
     def __call__(self, a: Cloud, b: Cloud) -> Potentials:
-        """Potentials (1, n) and (1, m), coarse to fine: every level has half the blur of the one before, and clusters of that size.
+        """Potentials (1, n) and (1, m), coarse to fine: each level halves the blur and the size of the clusters.
 
-        From level to level go f - p and g - q, which the soft minima themselves give at the finer level's points.
+        A level starts from f - p and g - q of the coarser one, evaluated at its own points by the soft minima.
         """
         levels = self._levels(a, b)
         start: tuple[Tensor, Tensor] | None = None
         for number, (ca, cb, eps) in enumerate(levels):
-            share = damping(eps, self.reach)
+            factor = damping(eps, self.reach)
 
-            def step(to: Cloud, of: Cloud, eps: float = eps, share: float = share):  # type: ignore[no-untyped-def]
-                return lambda u: self.soft(to.x, of, u[0], eps)[None].mul_(-share)
+            def step(to: Cloud, of: Cloud, eps: float = eps, factor: float = factor):  # type: ignore[no-untyped-def]
+                return lambda u: self.soft(to.x, of, u[0], eps)[None].mul_(-factor)
 
-            p, q = (self_potential(c.a[None], step(c, c), share, self.tolerance, self.iterations) for c in (ca, cb))
+            p, q = (self_potential(c.a[None], step(c, c), factor, self.tolerance, self.iterations) for c in (ca, cb))
             f, g = (p.clone(), q.clone()) if start is None else (own + x / eps for own, x in zip((p, q), start, strict=True))
-            f, g, error, count = alternate(ca.a[None], f, g, step(ca, cb), step(cb, ca), share, self.tolerance, self.iterations)
+            f, g, error, count = alternate(ca.a[None], f, g, step(ca, cb), step(cb, ca), factor, self.tolerance, self.iterations)
             log.debug("transport of %d to %d points: %d iterations, marginal error %.3g", len(ca.x), len(cb.x), count, error)
             if number < len(levels) - 1:
                 fa, fb, _ = levels[number + 1]
@@ -116,16 +117,16 @@ class Solver:
         levels, blur = [(a, b, self.blur**2)], self.blur
         while blur < diameter / 4:
             blur *= 2
-            levels.append((_ordered(a.clustered(blur)), _ordered(b.clustered(blur)), blur**2))
+            levels.append((_sorted_into_tiles(a.clustered(blur)), _sorted_into_tiles(b.clustered(blur)), blur**2))
         return levels[::-1]
 
 
-def _ordered(a: Cloud) -> Cloud:
+def _sorted_into_tiles(a: Cloud) -> Cloud:
     return a[tiling(a.x)]
 
 
 def tiling(x: Tensor) -> Tensor:
-    """Indices that make neighbours of what is near, for the compiled tiles."""
+    """Indices that sort points (n, d) so that near ones are neighbours, as the compiled tiles need; without numba, the given order."""
     if not compiled(x):
         return torch.arange(len(x), device=x.device)
     from rdmm.kernels.softmin_points import order

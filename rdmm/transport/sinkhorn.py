@@ -1,4 +1,4 @@
-"""What transport on grids and between points share: Sinkhorn's iteration and what follows from the potentials.
+"""Sinkhorn's iteration and the divergence from its potentials, shared by transport on grids and between points.
 
     W(a, b) = min_pi <C, pi> + eps KL(pi | a x b) + rho KL(pi 1 | a) + rho KL(pi^T 1 | b)
 
@@ -50,7 +50,7 @@ class Potentials:
 
 @lru_cache
 def warn_once(blur: float, tolerance: float, iterations: int) -> None:
-    """Say that potentials stopped short, the first time for these settings."""
+    """Warn that the iteration stopped before its tolerance; once for the same settings."""
     log.warning(
         "transport at a blur of %g stopped after %d iterations before its tolerance of %g: raise similarity.iterations or .blur, or expect "
         "a rougher match (potentials(...).error is what was reached)",
@@ -61,12 +61,12 @@ def warn_once(blur: float, tolerance: float, iterations: int) -> None:
 
 
 def damping(eps: float, reach: float | None) -> float:
-    """lambda."""
+    """The factor lambda = rho / (rho + eps); 1 for balanced transport."""
     return 1.0 if reach is None else reach**2 / (reach**2 + eps)
 
 
 def self_potential(a: Tensor, step: Step, damping: float, tolerance: float, iterations: int) -> Tensor:
-    """p of p = step(p): from the one of a constant density, by averaging, which halves the error at least."""
+    """Solve p = step(p) by averaging p and step(p), which at least halves the error; starts from the solution for a constant density."""
     p = step(torch.zeros_like(a)) / (1 + damping)
     for _ in range(iterations):
         new = step(p)
@@ -82,7 +82,7 @@ def alternate(
 ) -> tuple[Tensor, Tensor, float, int]:
     """Sinkhorn's iteration f = to_f(g), g = to_g(f), extrapolated from two iterates (Anderson, J. ACM 12, 1965); model (35).
 
-    f and g are written over: a large volume is not copied where it need not be.
+    f and g are overwritten, to save memory.
 
     Returns:
         f, exact for g; g; the marginal error; the number of iterations.
@@ -94,7 +94,7 @@ def alternate(
         if error <= tolerance or k == iterations - 1:
             return new, g, error, k + 1
         residual = torch.sub(new, f, out=f)
-        f = new.clone() if last is None else _extrapolated(a, new, residual, *last)
+        f = new.clone() if last is None else _extrapolate(a, new, residual, *last)
         last = new, residual
         g.copy_(to_g(f))
     raise AssertionError("at least one iteration")
@@ -108,8 +108,8 @@ def marginal_error(a: Tensor, f: Tensor, new: Tensor, damping: float) -> float:
     return float((total(wrong) / total(kept)).max())
 
 
-def _extrapolated(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_residual: Tensor) -> Tensor:
-    """The point on the line through two iterates whose residual is least in the mean over a; the two last ones are written over."""
+def _extrapolate(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_residual: Tensor) -> Tensor:
+    """The point on the line through two iterates with the smallest mean residual under a; the last two tensors are overwritten."""
     change = torch.sub(residual, last_residual, out=last_residual)
     weighted = a * change
     along, length = (dots(weighted, x) for x in (residual, change))
@@ -123,13 +123,13 @@ def divergence(a: Tensor, b: Tensor, found: Potentials, blur: float, reach: floa
     Balanced, S = <a, f - p> + <b, g - q> and dS/da = f - p. Unbalanced, with E(f, p) = e^(-p / rho) - e^(-f / rho),
     S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p): model (37).
     """
-    eps, slopes, share = blur**2, [], 1.0
+    eps, slopes, factor = blur**2, [], 1.0
     for f, p in ((found.f, found.p), (found.g, found.q)):
         if reach is None:
             slopes.append(f - p)
         else:
             rho = reach**2
             slopes.append((rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)))
-            share = (rho + eps / 2) / (rho + eps)
+            factor = (rho + eps / 2) / (rho + eps)
     value = sum(total(x * s, dtype=torch.float64) for x, s in zip((a, b), slopes, strict=True))
-    return (share * value).to(a.dtype), slopes[0], slopes[1]  # type: ignore[union-attr]
+    return (factor * value).to(a.dtype), slopes[0], slopes[1]  # type: ignore[union-attr]

@@ -15,15 +15,15 @@ import torch
 from rdmm.kernels.available import has_numba
 from rdmm.types import Tensor
 
-EMPTY = -1e30
-"""log 0, finite: sums and differences of it never make a NaN."""
+LOG_ZERO = -1e30
+"""Logarithm that stands for 0: finite, so that sums and differences are never NaN."""
 
-CHUNK = 2**18
-"""Numbers in a temporary of the torch path, and a quarter of a volume at most."""
+CHUNK_ENTRIES = 2**18
+"""Largest temporary tensor of the torch version, in entries (and never more than a quarter of the volume)."""
 
 
 def log_convolve(g: Tensor, alpha: Sequence[float]) -> Tensor:
-    """L(g): g (k, *s) log-densities, written over where they can be; alpha = spacing^2 / eps of each axis. No gradient passes."""
+    """L(g) of log-densities g (k, *s), which may be overwritten; alpha = spacing^2 / eps of each axis. No gradient flows."""
     if g.device.type == "cpu" and g.dtype == torch.float32 and has_numba():
         from rdmm.kernels.softmin_grid import log_convolve as compiled
 
@@ -39,14 +39,14 @@ def _along(g: Tensor, axis: int, alpha: float) -> Tensor:
     n = lines.shape[-1]
     size = max(1, min(n, 16, 1 + int(math.sqrt(160 / alpha))))
     blocks = -(-n // size)
-    flat = torch.nn.functional.pad(lines.reshape(-1, n), (0, blocks * size - n), value=EMPTY).view(-1, blocks, size)
-    step = max(1, min(CHUNK, g.numel() // 4) // (blocks * blocks * size))
+    flat = torch.nn.functional.pad(lines.reshape(-1, n), (0, blocks * size - n), value=LOG_ZERO).view(-1, blocks, size)
+    step = max(1, min(CHUNK_ENTRIES, g.numel() // 4) // (blocks * blocks * size))
     out = torch.cat([_blocks(flat[k : k + step], alpha) for k in range(0, len(flat), step)])
     return out[:, :n].reshape(lines.shape).movedim(-1, axis)
 
 
 def _blocks(x: Tensor, alpha: float) -> Tensor:
-    """The same for lines x (l, blocks, size), (l, blocks * size).
+    """The same for lines x (l, blocks, size); returns (l, blocks * size).
 
     With i = I + s, j = J + t, I and J the middles of blocks and D = I - J,
         -(i - j)^2 / 2 = -D^2 / 2 - D s + D t - (s - t)^2 / 2:

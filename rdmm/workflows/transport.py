@@ -12,7 +12,7 @@ from rdmm.similarity.sinkhorn_images import GridSinkhorn, require_density
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Identity, framed
 from rdmm.transport.barycenter import barycenter as barycenter_of
-from rdmm.transport.barycenter import carried
+from rdmm.transport.barycenter import transfer_along_plan
 from rdmm.types import InputError, Tensor
 
 
@@ -29,8 +29,8 @@ def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool
             raise InputError(f"{name} is {image.grid.ndim}D but {files[0]} is {grid.ndim}D")
     mode: Literal["nearest", "linear"] = "nearest" if labels else "linear"
     data = torch.cat([image.moved_by(framed(Identity(), grid), grid, mode=mode).data[:, 0] for image in images])
-    shares = weights or [1 / len(files)] * len(files)
-    mean = _mean_labels(data, shares, grid, blur) if labels else _mean_density(data, shares, grid, blur)
+    fractions = weights or [1 / len(files)] * len(files)
+    mean = _mean_labels(data, fractions, grid, blur) if labels else _mean_density(data, fractions, grid, blur)
     io.write_image(path, mean[None, None], grid, integer=labels)
     return {"written": str(path), "mass" if not labels else "voxels": float(mean.gt(0).sum() if labels else mean.sum())}
 
@@ -73,7 +73,7 @@ def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, rea
     a = densities[0].data[0, 0]
     values = torch.tensor(sorted(int(v) for v in names[a > 0].unique().tolist()))
     onehot = torch.stack([(names == v).float() for v in values])
-    shares = carried(onehot, a / a.sum() if reach is None else a, found.f[0], grid.spacing, blur)
-    result = torch.where(target.data[0, 0] > 0, values[shares.argmax(0)], 0).float()
+    fractions = transfer_along_plan(onehot, a / a.sum() if reach is None else a, found.f[0], grid.spacing, blur)
+    result = torch.where(target.data[0, 0] > 0, values[fractions.argmax(0)], 0).float()
     io.write_image(path, result[None, None], grid, integer=True)
     return {"labels": len(values), "marginal_error": found.error, "written": str(path)}
