@@ -17,6 +17,10 @@ from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
 from rdmm.stages.base import Chain, Result, Stage
 from rdmm.types import ConfigError
 
+FULL_OVERLAP = 0.999
+"""Fraction of the fixed image's voxels that must lie inside the moving image; below it, voxels outside are masked. Just under 1, so that
+rounding at the border makes no mask. Not measured."""
+
 
 @dataclass(frozen=True)
 class Deform:
@@ -30,7 +34,7 @@ class Deform:
         begin = time.perf_counter()
         dynamics = self.problem.dynamics
         require_carrier(dynamics, pair.fixed)
-        if isinstance(pair.fixed, Image) and overlap_fraction(pair) < 0.999:
+        if isinstance(pair.fixed, Image) and overlap_fraction(pair) < FULL_OVERLAP:
             pair = with_field_of_view(pair)
         with torch.no_grad():
             ic = self.initializer(pair)
