@@ -1,4 +1,4 @@
-"""What networks are trained for. The deformation's loss is the objective of a registration, Problem.energy, at what they predict."""
+"""Training losses. The loss of the deformation is the objective of a registration, Problem.energy, at the predicted initial conditions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Terms = dict[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Of one forward pass.
+    """The result of one forward pass.
 
     Attributes:
         loss: a scalar.
         terms: its parts.
-        transform: the whole map, fixed -> moving, of every pair of the batch.
+        transform: the total map, fixed -> moving, of every pair of the batch.
         ic: initial conditions of each step.
     """
 
@@ -44,7 +44,10 @@ class Outcome:
 
 
 class Objective(Protocol):
-    """(batch, epoch, seed of what is drawn, both: the batch's second half is its first one swapped) -> Outcome."""
+    """(batch, epoch, seed, both) -> Outcome.
+
+    ``seed`` is for random choices, e.g. of labels; ``both``: the second half of the batch is the first half with fixed and moving swapped.
+    """
 
     @property
     def trained(self) -> nn.Module: ...
@@ -53,7 +56,7 @@ class Objective(Protocol):
 
 
 def soft_dice(batch: Inputs, transform: Transform, count: int, seed: int) -> Tensor:
-    """1 - mean Dice of up to ``count`` labels that both images have, drawn by ``seed``; one-hot maps moved linearly."""
+    """1 - mean Dice of up to ``count`` labels that both images have, chosen at random by ``seed``; one-hot maps are warped linearly."""
     fixed, moving = batch.fixed_labels, batch.moving_labels
     if fixed is None or moving is None:
         raise ConfigError("trainer.dice_weight is above 0 but the data set has no labels: set it to 0, or name the label maps")
@@ -91,10 +94,10 @@ def inverse_consistency(transform: Transform, pair: Pair[Image]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class AffineObjective:
-    """Similarity after every step + stretch_weight * |A - I|^2.
+    """Sum over steps of similarity + stretch_weight * |A - I|^2.
 
     Args:
-        similarity: global ones serve best.
+        similarity: a global one works best.
     """
 
     network: AffineNet
@@ -125,16 +128,16 @@ class AffineObjective:
 @dataclass(frozen=True, eq=False)
 class DeformationObjective:
     """sum over steps of Problem.energy + dice_weight * (1 - Dice) + inverse_consistency * |phi_ab ∘ phi_ba - id|^2 (RDMM paper,
-    section 3.3). Each step predicts from where the last one has led; the affine network, where there is one, is frozen.
+    section 3.3). Each step predicts from the result of the one before. The affine network, if there is one, is frozen.
 
-    Where a predicted geodesic diverges, its energy alone is the loss, and the steps end there: that makes it slower.
+    If a predicted geodesic diverges, the steps end there and its energy alone is the loss, which makes the flow slower.
 
     Args:
-        steps: of refinement.
-        inverse_consistency: in squared voxels of half resolution.
-        folding: of the barrier B (Problem) of the whole map at the images' resolution: two maps that do not fold on their shooting
-            grids may, one after the other.
-        dice_labels: labels that each batch's Dice is taken of.
+        steps: number of predictions, one after the other.
+        inverse_consistency: weight of the error in squared voxels, at half resolution.
+        folding: weight of the barrier B (Problem) of the total map at the images' resolution. The composition of two maps that do not
+            fold on their shooting grids can fold.
+        dice_labels: number of labels in each batch's Dice.
     """
 
     network: Predictor

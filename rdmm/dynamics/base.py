@@ -1,4 +1,4 @@
-"""What a dynamics is: from initial conditions to a map, and what the search, the objective and the outputs ask of it."""
+"""What every dynamics provides: the map of initial conditions, its search coordinates, its penalty and its snapshots."""
 
 from __future__ import annotations
 

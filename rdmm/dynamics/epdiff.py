@@ -30,8 +30,8 @@ from rdmm.types import Tensor
 def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
     """-ad*_v m = -[(div v) m + (Dv)^T m + (Dm) v], model (11); the first and last term in flux form, model (16): sum_j d_j (v_j m).
 
-    The flux takes the negative transpose of the differences that (Dv)^T takes, so that <ad*_v m, v> = 0 to rounding; inside
-    the grid the two are the same, at the walls the flux is that of a momentum which is 0 beyond them.
+    The flux uses the negative transpose of the differences in (Dv)^T, so that <ad*_v m, v> = 0 to rounding. Inside the grid the two
+    are the same; at the walls it is the flux of a momentum that is 0 beyond them.
     """
     if compiled(m):
         from rdmm.kernels import epdiff

@@ -220,7 +220,10 @@ def controls(ic: InitialConditions, source: Measure | None = None) -> Tensor:
 
 
 def farthest_points(x: Tensor, count: int) -> Tensor:
-    """``count`` of the points x (d, n), or all, each as far as can be from those before it; from the one farthest from the middle."""
+    """``count`` of the points x (d, n), or all if there are fewer.
+
+    The first is the farthest from the mean; each next one is the farthest from those before it.
+    """
     if count >= x.shape[1]:
         return x
     apart = (x - x.mean(1, keepdim=True)).square().sum(0)

@@ -46,13 +46,13 @@ class Zero:
 
 @dataclass(frozen=True)
 class Regions:
-    """No momentum; pre-weights from a label map of the moving image (``--regions``), brought to the pre-aligned space.
+    """No momentum; pre-weights from a label map of the moving image (``--regions``), resampled in the pre-aligned space.
 
     Args:
         weights: label -> squared pre-weights h^2, one per Gaussian, summing to 1.
         background: squared pre-weights of all other labels.
         smoothing: sigma of the transitions between regions, in domain units. A metric that jumps from voxel to voxel makes a
-            rough momentum, which no solver carries well.
+            rough momentum, which no solver integrates well.
     """
 
     weights: Mapping[int | str, Sequence[float]]
@@ -83,7 +83,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class Controls:
-    """No momentum, at control points: ``count`` of the pre-aligned moving shape's vertices, spread over it (all, if it has no more)."""
+    """No momentum. The control points are ``count`` vertices of the pre-aligned moving shape, far from each other, or all of them."""
 
     count: int = 300
 
@@ -103,9 +103,10 @@ class Transported:
     """The momenta that send control points where optimal transport does: p with (K + ridge) p = v, v the plan's displacement; model (45).
 
     Args:
-        similarity: whose plan is followed, with ``cost="points"``; a wide blur makes a smooth v, a reach leaves out what has no partner.
-        count: of control points, spread over the pre-aligned moving shape.
-        ridge: what is given up of v for smaller momenta, as a part of the kernel's height.
+        similarity: gives the transport plan, with ``cost="points"``. A wide blur makes a smooth v; a reach leaves out points without a
+            partner.
+        count: number of control points, chosen as by Controls.
+        ridge: added to the diagonal of the kernel matrix, whose kernel has height 1: smaller momenta, which follow v less closely.
         smoother: the kernel, that of the dynamics.
     """
 

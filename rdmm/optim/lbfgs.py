@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 History = list[dict[str, float]]
 
-
 Objective = Callable[[Tensor], tuple[float, Tensor]]
+"""x -> (f, gradient)."""
 
 
 @dataclass
@@ -33,9 +33,11 @@ class Trial:
 
 
 class LineSearch:
-    """Strong Wolfe conditions (model (29): Nocedal and Wright, algorithms 3.5 and 3.6). A trial that diverges has the value infinity,
-    so the bracket closes in front of it. Steps that promise less than ``least`` of the value are not worth a trial: what they
-    bring drowns in rounding and in the kinks of interpolation."""
+    """Strong Wolfe conditions (Nocedal and Wright, algorithms 3.5 and 3.6).
+
+    A trial that diverges has the value infinity, so the bracket closes before it. The search stops when the predicted decrease is below
+    ``least`` times the value: smaller ones are lost in rounding and interpolation error.
+    """
 
     def __init__(self, objective: Objective, c1: float = 1e-4, c2: float = 0.9, evaluations: int = 10, least: float = 0.0) -> None:
         self.objective, self.c1, self.c2, self.evaluations, self.least = objective, c1, c2, evaluations, least
@@ -88,13 +90,13 @@ class LineSearch:
 
     @staticmethod
     def _between(low: Trial, high: Trial) -> float:
-        """Minimiser of the parabola through f, f' at ``low`` and f at ``high``, kept inside the middle 80 %."""
+        """Minimizer of the parabola through f, f' at ``low`` and f at ``high``, kept inside the middle 80 %."""
         width = high.t - low.t
         if not math.isfinite(high.f):
             return low.t + 0.1 * width
         curvature = high.f - low.f - low.slope * width
-        share = -0.5 * low.slope * width / curvature if curvature > 0 else 0.5
-        return low.t + min(max(share, 0.1), 0.9) * width
+        fraction = -0.5 * low.slope * width / curvature if curvature > 0 else 0.5
+        return low.t + min(max(fraction, 0.1), 0.9) * width
 
 
 def minimize(
@@ -114,9 +116,10 @@ def minimize(
     Args:
         objective: x -> (f, gradient); one evaluation per trial. It may raise DivergenceError.
         first_step: length of the first trial along a steepest-descent direction.
+        memory: number of steps (s, y) from which the curvature is estimated.
         tolerance, patience: stop when f has fallen by less than ``tolerance`` of itself in each of ``patience`` iterations.
         report: called after each accepted iteration.
-        change: of an objective with a schedule: x -> what (f, gradient) change by from one iteration to the next.
+        change: for an objective with a schedule: x -> the change of (f, gradient) from one iteration to the next.
 
     Returns:
         The best x and its f.
@@ -156,7 +159,7 @@ def _lbfgs(
         if trial is None or trial.gradient is None:
             if not pairs:
                 break
-            pairs.clear()  # curvature misled the search: fall back to a gradient step
+            pairs.clear()  # the curvature estimate misled the search: fall back to a gradient step
             continue
         s, y = trial.t * direction, trial.gradient - g
         curvature = float(ops.dot(s, y))
@@ -174,15 +177,15 @@ def _lbfgs(
 
 
 def _direction(g: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """-H g by the two-loop recursion."""
-    q, shares = -g, []
+    """-H g by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
+    q, alphas = -g, []
     for s, y, curvature in reversed(pairs):
-        share = float(ops.dot(s, q)) / curvature
-        q = q - share * y
-        shares.append(share)
+        alpha = float(ops.dot(s, q)) / curvature
+        q = q - alpha * y
+        alphas.append(alpha)
     if pairs:
         s, y, curvature = pairs[-1]
         q = q * (curvature / float(ops.dot(y, y)))
-    for (s, y, curvature), share in zip(pairs, reversed(shares), strict=True):
-        q = q + (share - float(ops.dot(y, q)) / curvature) * s
+    for (s, y, curvature), alpha in zip(pairs, reversed(alphas), strict=True):
+        q = q + (alpha - float(ops.dot(y, q)) / curvature) * s
     return q
