@@ -189,7 +189,7 @@ class Snapshot:
 
 
 def energy_drift(states: Sequence[State]) -> float:
-    """Largest relative change of <m, v> since the first state: 0 on a geodesic. The first pair of a batch."""
+    """Largest relative change of <m, v> since the first state: 0 on a geodesic, model (15). The first pair of a batch."""
     energies = [float(state.energy[0]) for state in states]
     return max(abs(e / energies[0] - 1) for e in energies) if energies[0] > 0 else 0.0
 
