@@ -1,6 +1,7 @@
 """What a user installs: the wheel's contents, and a registration from it in a clean environment."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -31,27 +32,65 @@ def test_wheel_installs_one_name_with_its_settings(wheel):
     assert {"rdmm/py.typed", "rdmm/_share/networks/model.py"} <= set(names)
 
 
-@pytest.mark.slow
-def test_registration_from_the_wheel(wheel, tmp_path):
-    """In an environment of its own; what rdmm needs is lent by this one, so that nothing is fetched."""
-    venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env/bin/python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True)
-    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
-    lent = tmp_path / "lent"
+def environment_without_rdmm(folder: Path) -> Path:
+    """The interpreter of a new environment, which borrows everything but rdmm from this one, so that nothing is fetched."""
+    venv.create(folder / "env", with_pip=True)
+    lent = folder / "lent"
     lent.mkdir()
-    for folder in {p for p in map(Path, sys.path) if p.name == "site-packages"}:
-        for item in folder.iterdir():
+    for site in {p for p in map(Path, sys.path) if p.name == "site-packages"}:
+        for item in site.iterdir():
             if "rdmm" not in item.name.lower() and not (lent / item.name).exists():
                 (lent / item.name).symlink_to(item)
+    site = next((folder / "env/lib").glob("python*/site-packages"))
     (site / "lent.pth").write_text(str(lent))
+    for item in site.glob("setuptools*"):  # older than the one that is lent
+        shutil.rmtree(item)
+    return folder / "env/bin/python"
+
+
+@pytest.mark.slow
+def test_registration_from_the_wheel(wheel, tmp_path):
+    """In an environment of its own; what rdmm needs is lent by this one."""
+    python = environment_without_rdmm(tmp_path)
+    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True, env=environment)
     fixed, moving = saved(tmp_path / "f.nii.gz", picture()), saved(tmp_path / "m.nii.gz", picture(1))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [tmp_path / "env/bin/rdmm", "register", fixed, moving, "-o", "out/", "optimizer.iterations=[3,3,3]", "affine=none"]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     where = [python, "-c", "import rdmm; print(rdmm.__file__)"]
     assert str(site) in subprocess.run(where, cwd=elsewhere, capture_output=True, text=True, check=True, env=environment).stdout
     assert (elsewhere / "out/1Warp.nii.gz").exists()
+
+
+@pytest.mark.slow
+def test_a_checkout_beside_a_script_does_not_hide_the_package(tmp_path):
+    """A folder called rdmm next to the user's script is no package; the editable install must win over it, in workers too."""
+    checkout = tmp_path / "rdmm"
+    for part in ("rdmm", "networks", "conf", "train", "eval"):
+        shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "train.py", "eval.py"):
+        shutil.copy2(ROOT / name, checkout)
+    (checkout / "runs").mkdir()  # of train.py: must not stand for a module of rdmm
+    python = environment_without_rdmm(tmp_path)
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-e", checkout]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(install, check=True, env=environment)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "import rdmm\n"
+        "def work(n):\n"
+        "    import rdmm.registration.entry\n"
+        "    return rdmm.Grid.unit((n, n)).shape\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(rdmm.__file__, pool.map(work, [8]))\n"
+    )
+    for cwd in (tmp_path, checkout):
+        done = subprocess.run([python, script], cwd=cwd, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [str(checkout / "rdmm/__init__.py"), "[(8,", "8)]"]
