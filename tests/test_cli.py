@@ -140,7 +140,7 @@ def test_invert_jacobian_evaluate_info(cli, study):
         (["register", "{f}", "{m}", "-o", "{d}/none/x_"], 3, "no such folder"),
         (["register", "{f}", "{m}", "-o", "{d}/out/"], 3, "--overwrite"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "dynamic=svf"], 2, "dynamics"),
-        (["register", "{f}", "{m}", "-o", "{d}/x_", "similarity_weight=abc"], 2, "not a number"),
+        (["register", "{f}", "{m}", "-o", "{d}/x_", "similarity_weight=abc"], 2, "similarity_weight must be a number; got 'abc'"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "--device", "cudaa"], 2, "--device"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "--device", "meta"], 2, "cpu or cuda"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "--threads", "0"], 2, "at least 1"),

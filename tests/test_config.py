@@ -1,12 +1,15 @@
+import json
+import pickle
 import time
 
+import hydra
 import pytest
 import yaml
 from test_networks import trained
 
 from rdmm import ConfigError, similarity
 from rdmm.config.build import ALLOWED, build
-from rdmm.config.compose import compose, quoted, share
+from rdmm.config.compose import check_overrides, compose, quoted, share
 from rdmm.dynamics import rdmm as dynamics
 from train.plan import plan_trainings
 
@@ -108,10 +111,10 @@ def test_every_similarity_and_dynamics_has_an_option():
         ("optimizer.scals=[1]", "'optimizer.scales'"),
         ("lrr=2", "unknown key 'lrr'"),
         ("+lrr=2", "unknown key 'lrr'"),
-        ("+optimizer.foo=2", "unknown key 'foo'"),
-        ("similarity_weight=abc", "not a number"),
+        ("+optimizer.foo=2", "optimizer: unknown key 'foo'"),
+        ("similarity_weight=abc", "similarity_weight must be a number; got 'abc'"),
         ("similarity_weight=-1", "must be > 0"),
-        ("optimizer.iterations=[abc]", "not a list of"),
+        ("optimizer.iterations=[abc]", "optimizer.iterations must be a list of whole numbers"),
         ("optimizer.iterations=[0,1,1]", "at least 1"),
         ("optimizer.scales=[]", "0 scales"),
         ("smoother.boundary=zer", "zero, periodic, reflect"),
@@ -133,6 +136,59 @@ def test_wrong_settings_are_one_line(override, message):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("similarity.window=abc", "similarity.window must be a whole number or null; got 'abc'"),
+        ("stages=two_step similarity.window=abc", "similarity.window must be a whole number or null; got 'abc'"),
+        ("optimizer.iterations=10", "optimizer.iterations must be a list of whole numbers, e.g. [40,30,16]; got 10"),
+        ("smoother.sigmas=[a]", "smoother.sigmas must be a list of numbers, e.g. [0.015,0.03,0.06,0.12]; got ['a']"),
+        ("affine.models=[turn]", "affine.models must be a list of any of translation, rigid, similarity, affine"),
+        ("integrator.steps=2.5", "integrator.steps must be a whole number; got 2.5"),
+        ("penalty.range=3", "penalty.range has no effect with penalty=none; it needs penalty=omt"),
+        ("+penalty.range=3", "penalty: unknown key 'range'; it needs penalty=omt"),
+        ("affine=none affine.init=com", "affine.init (--init) has no effect with affine=none; it needs affine=opt"),
+        ("optimizer=none optimizer.scales=[1]", "optimizer.scales has no effect with optimizer=none; it needs optimizer=lbfgs"),
+        ("similarity=LNCC", "similarity=LNCC: no such option (did you mean 'lncc'?)"),
+        ("affine/similarity=ssd", "unknown key 'affine/similarity'; to choose an option there, type +similarity@affine.similarity=ssd"),
+        ("affine.similarity=ssd", "to choose an option there, type +similarity@affine.similarity=ssd"),
+        ("data=folder", "'data' is a group that this configuration does not use"),
+    ],
+)
+@pytest.mark.fault(67, 68)
+def test_an_error_names_the_typed_key_and_what_to_type(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        build(compose(overrides.split())["stages"], "stages")
+    assert message in str(caught.value)
+    assert "stages[" not in str(caught.value)
+
+
+def test_the_suggested_option_of_a_nested_group_works():
+    assert build(compose(["+similarity@affine.similarity=ssd"])["affine"]).similarity == similarity.SSD()
+
+
+def test_settings_compose_once(monkeypatch):
+    """The keys that an error suggests are composed for an error only."""
+    calls = []
+    composed = hydra.compose
+    monkeypatch.setattr(hydra, "compose", lambda *a, **k: calls.append(a) or composed(*a, **k))
+    for name, overrides in (("register", ["dynamics=rdmm", "similarity=[lncc,sinkhorn]", "+transport=1"]), ("train", ["seed=3"])):
+        assert compose(overrides, name)
+        assert len(calls) == 1
+        calls.clear()
+    check_overrides(["experiment=pairs", "+study.limit=3"], "eval")
+    assert calls == []
+
+
+def test_settings_are_plain_data():
+    """The keys that a node remembers do not change what is written, compared or sent to another process."""
+    config = compose(["dynamics=rdmm"])
+    assert config["stages"].origins == {"stages[0]": "affine", "stages[1]": "deform"}
+    assert json.loads(json.dumps(config)) == config
+    again = pickle.loads(pickle.dumps(config))  # noqa: S301
+    assert again == config and again["stages"].origins == config["stages"].origins
 
 
 @pytest.mark.fault(80)

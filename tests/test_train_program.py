@@ -93,7 +93,7 @@ def test_the_program_writes_models_and_the_table(tmp_path):
         (["+lrr=2"], 2, "unknown key 'lrr'"),
         (["trainer.max_step=2"], 2, "did you mean 'trainer.max_steps'"),
         (["experiment=oasis2d_nte"], 2, "did you mean 'oasis2d_net'"),
-        (["trainer.learning_rate=abc"], 2, "not a number"),
+        (["trainer.learning_rate=abc"], 2, "trainer.learning_rate must be a number; got 'abc'"),
         (["trainer.learning_rate=-1"], 2, "must be > 0"),
         (["data.source.root=/nowhere"], 3, "no data at /nowhere"),
         ([], 2, "data.source.root is not set"),

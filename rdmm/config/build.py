@@ -9,9 +9,12 @@ import inspect
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from rdmm.config.explain import default_value, option_override, options_of, options_with
 from rdmm.config.location import share
+from rdmm.config.node import typed_key
 from rdmm.config.renamed import RENAMED
 from rdmm.types import ConfigError, RdmmError, nearest
 
@@ -19,35 +22,30 @@ ALLOWED = ("rdmm.", "networks.", "train.", "eval.", "torch.optim.", "monai.netwo
 
 
 def build(node: Any, where: str = "") -> Any:
-    """The object of a node: ``_target_`` is called with the other entries, nodes inside are built first.
+    """The object that a node describes: ``_target_`` is called with the other entries; nodes inside are built first.
 
-    Values are checked against the constructor's annotations, so a wrong type is found before any data is read.
+    Values are checked against the constructor's annotations, so a wrong type is found before any data are read.
+
+    Args:
+        node: a node of a configuration (compose), or plain data.
+        where: its key, for errors. An entry that is a reference goes by the key it refers to.
 
     Raises:
-        ConfigError: a target outside the allow-list, an unknown or missing argument, a value of a wrong type.
+        ConfigError: a target outside the allow-list, an unknown or missing argument, or a value of a wrong type.
     """
     if isinstance(node, list):
         return [build(x, f"{where}[{i}]") for i, x in enumerate(node)]
     if not isinstance(node, dict):
         return node
     if "_target_" not in node:
-        return {k: build(v, f"{where}.{k}".lstrip(".")) for k, v in node.items()}
+        return {k: _build_entry(node, where, k) for k in node}
     target = resolve(str(node["_target_"]), where)
-    wanted = next((k for k, v in node.items() if v == "???"), None)
-    if wanted is not None:
-        raise ConfigError(f"{f'{where}.{wanted}'.lstrip('.')} is not set: give {f'{where}.{wanted}'.lstrip('.')}=...")
-    arguments = {k: build(v, f"{where}.{k}".lstrip(".")) for k, v in node.items() if k != "_target_"}
-    parameters = inspect.signature(target).parameters
-    # the class of a dataclass: its __init__ has the names of its own module only, not those of the fields that it inherits
-    hints = get_type_hints(target if inspect.isfunction(target) or dataclasses.is_dataclass(target) else target.__init__)
-    for key, value in arguments.items():
-        if key not in parameters:
-            raise ConfigError(f"{where or node['_target_']}: unknown key {key!r}{nearest(key, parameters)}")
-        if key in hints and not _fits(value, hints[key]):
-            raise ConfigError(f"{where}.{key}: {value!r} is not {_words(hints[key])}")
-    absent = [k for k, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and k not in arguments]
-    if absent:
-        raise ConfigError(f"{where}: {absent[0]!r} is missing")
+    keys = {k: typed_key(node, where, k) for k in node if k != "_target_"}
+    for name, key in keys.items():
+        if node[name] == "???":
+            raise ConfigError(f"{key} is not set: give {key}=...")
+    arguments = {name: _build_entry(node, where, name) for name in keys}
+    _check_arguments(target, arguments, keys, where or str(node["_target_"]))
     try:
         return target(**arguments)
     except RdmmError:
@@ -56,11 +54,61 @@ def build(node: Any, where: str = "") -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _build_entry(node: dict[str, Any], where: str, name: str) -> Any:
+    value = node[name]
+    if isinstance(value, list):
+        return [build(x, typed_key(node, where, f"{name}[{i}]")) for i, x in enumerate(value)]
+    return build(value, typed_key(node, where, name))
+
+
+def _check_arguments(target: Any, arguments: Mapping[str, Any], keys: Mapping[str, str], where: str) -> None:
+    """Check names and types of a constructor's arguments.
+
+    Args:
+        keys: the key to type for each argument.
+    """
+    parameters = inspect.signature(target).parameters
+    # the class of a dataclass: its __init__ has the names of its own module only, not those of the fields that it inherits
+    hints = get_type_hints(target if inspect.isfunction(target) or dataclasses.is_dataclass(target) else target.__init__)
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise ConfigError(f"{where}: unknown key {name!r}{_needed_option(where, name) or nearest(name, parameters)}")
+        if name in hints and not _fits(value, hints[name]):
+            wanted = _words(hints[name]) + _example(keys[name], parameters[name].default)
+            raise ConfigError(f"{keys[name]} must be {wanted}; got {value!r}{_option_hint(keys[name], value)}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in arguments:
+            raise ConfigError(f"{where}: {name!r} is missing: give {where}.{name}=...")
+
+
+def _needed_option(group: str, name: str) -> str:
+    options = options_with(group, name)
+    return f"; it needs {' or '.join(f'{group}={o}' for o in options)}" if options else ""
+
+
+def _example(key: str, default: Any) -> str:
+    """``, e.g. [40,30,16]`` where a list is wanted: the value in conf/, or else the constructor's default."""
+    value = default_value(key) or default
+    return f", e.g. [{','.join(map(str, value))}]" if isinstance(value, list | tuple) and value else ""
+
+
+def _option_hint(key: str, value: Any) -> str:
+    """How to choose an option where its name was given as a value."""
+    if value not in options_of(key.rpartition(".")[2]):
+        return ""
+    return f"; to choose an option there, type {option_override(key, value)}" if "." in key else ""
+
+
 def resolve(name: str, where: str) -> Any:
+    """The class or function that ``_target_`` names; earlier names lead to today's (renamed.py).
+
+    Raises:
+        ConfigError: the name is outside the allow-list, or nothing has it.
+    """
     name = RENAMED.get(name, name)
     if not name.startswith(ALLOWED):
         raise ConfigError(f"{where}: _target_ {name!r} is not allowed; it must begin with {', '.join(ALLOWED)}")
-    root = str(share())
+    root = str(share())  # an installed wheel keeps networks/ there
     if root not in sys.path:
         sys.path.insert(0, root)
     module, _, attribute = name.rpartition(".")
@@ -71,7 +119,7 @@ def resolve(name: str, where: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value may stand for an annotation; anything but numbers, texts, lists and mappings is let through."""
+    """Whether a plain value fits an annotation. Only numbers, texts, lists and mappings are checked; other objects always fit."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, a) for a in arguments)
@@ -90,13 +138,26 @@ def _fits(value: Any, hint: Any) -> bool:
     return not isinstance(value, str | int | float | list | dict) or isinstance(hint, typing.TypeVar) or hint is Any
 
 
-def _words(hint: Any) -> str:
+WORDS = {
+    float: ("a number", "numbers"),
+    int: ("a whole number", "whole numbers"),
+    bool: ("true or false", "values true or false"),
+    str: ("a text", "texts"),
+}
+"""Words for a type, and for a list of it."""
+
+
+def _words(hint: Any, plural: bool = False) -> str:
+    """A type in plain words."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is type(None):
+        return "null"
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return ("any of " if plural else "one of ") + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_words, arguments))
+        return " or ".join(_words(a, plural) for a in arguments)
     if origin is collections.abc.Sequence:
-        return f"a list of {_words(arguments[0])}s"
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)).replace("a number", "number"))
+        return f"{'lists' if plural else 'a list'} of {_words(arguments[0], plural=True)}"
+    if origin is collections.abc.Mapping:
+        return "settings by name"
+    return WORDS.get(hint, ("settings with a _target_", "settings with a _target_"))[plural]

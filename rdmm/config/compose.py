@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rdmm.config.explain import Known, explain, explain_key, flatten, groups, override_key
 from rdmm.config.location import model_path, share
+from rdmm.config.node import with_origins
 from rdmm.config.renamed import current
 from rdmm.config.trust import require_trusted
 from rdmm.io.models import read_model
@@ -18,48 +20,59 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
 
     Args:
         overrides: Hydra's KEY=VALUE.
+        name: of the configuration in conf/: ``register``, ``shapes``, ``train`` or ``eval``.
 
     Raises:
         ConfigError: an unknown key or option (with the nearest known one), or a value that cannot be parsed.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     check_overrides(overrides, name)
-    expanded = [text for override in overrides for text in _sum(override)]
-    GlobalHydra.instance().clear()
+    expanded = [text for override in overrides for text in _expand_sum(override)]
     try:
-        with initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
-            try:
-                config = hydra_compose(name, overrides=expanded)
-            except (ValueError, TypeError) as error:  # Hydra's own, of ~group=1 and group=[[]]
-                raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-            if name == "register":
-                config = OmegaConf.create(_with_model(OmegaConf.to_container(config), overrides))
-            plain = OmegaConf.to_container(config, resolve=True)
+        try:
+            raw = OmegaConf.to_container(_compose_by_hydra(expanded, name))
+        except (ValueError, TypeError) as error:  # Hydra's own, of ~group=1 and group=[[]]
+            raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+        if name == "register":
+            raw = _with_model(raw, overrides)
+        plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explained(str(error), overrides, name)) from error
+        raise ConfigError(explain(str(error), overrides, _known(overrides, name))) from error
     assert isinstance(plain, dict)
-    if name in ("register", "shapes"):  # what eval.py compares; an experiment's settings are the rest of it
+    if name in ("register", "shapes"):  # the study of an experiment is for eval.py
         plain.pop("study", None)
-    return {str(k): v for k, v in plain.items()}
+    settings: dict[str, Any] = with_origins(plain, raw, raw)
+    return settings
+
+
+def _compose_by_hydra(overrides: Sequence[str], name: str, **options: Any) -> Any:
+    """Hydra's composition of conf/ and overrides, references unresolved."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
+        return hydra.compose(name, overrides=list(overrides), **options)
 
 
 MODEL_SETTINGS = ("dynamics", "smoother", "intensity")
-"""Settings that a network was trained for, and that its model file brings along."""
+"""Settings that a network was trained for. Its model file holds them, and they cannot be overridden."""
 
 
 def quoted(text: str) -> str:
-    """A text as the value of an override, whatever it holds."""
+    """A text as the value of an override; any character may be in it."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def model_settings(file: str | None) -> Mapping[str, Any]:
-    """The settings of a model file (None: the bundled one), which name nothing that conf/ does not (require_trusted)."""
+    """The settings of a model file (None: the bundled one).
+
+    Raises:
+        ConfigError: they name a class that no file of conf/ names (require_trusted).
+    """
     path = model_path(file)
     settings = current(read_model(path).settings)
     require_trusted(settings, path)
@@ -67,12 +80,14 @@ def model_settings(file: str | None) -> Mapping[str, Any]:
 
 
 def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration with the settings of the model file that it names: they give way to overrides, but for BROUGHT.
+    """The configuration with the settings of the model file that it names.
+
+    Overrides win over the model's settings, except for MODEL_SETTINGS.
 
     Raises:
-        ConfigError: an override is of what the model brings along, or the model's settings hold references.
+        ConfigError: an override is one of MODEL_SETTINGS, or the model's settings hold references.
     """
-    typed = {o.split("=", 1)[0].lstrip("+~").split(".")[0].split("@")[0] for o in overrides}
+    typed = {override_key(o).split(".")[0] for o in overrides}
     learned = "networks.model.predictor"
     if config["weights"] is None and config["initializer"]["_target_"] != learned:
         return dict(config)
@@ -94,66 +109,55 @@ def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
     return dict(config)
 
 
-def _sum(override: str) -> list[str]:
+def _expand_sum(override: str) -> list[str]:
     """``similarity=[a,b]`` as a sum of the options a and b, each with the weight 1; any other override as it is."""
     match = re.fullmatch(r"similarity=\[(.*)\]", override)
     if match is None:
         return [override]
     terms = [t.strip(" \"'") for t in match.group(1).split(",")]
     if len(set(terms)) < len(terms) or not all(terms):
-        raise ConfigError(f"{override}: a list of different similarities is wanted, e.g. similarity=[lncc,sinkhorn]")
+        raise ConfigError(f"{override}: similarity must be an option or a list of different ones, e.g. similarity=[lncc,sinkhorn]")
     parts = [(f"+similarity@similarity.terms.{t}={t}", f"+similarity.weights.{t}=1.0") for t in terms]
     return ["similarity=sum", *(text for part in parts for text in part)]
 
 
 def check_overrides(overrides: Sequence[str], name: str = "register") -> None:
-    """Raises ConfigError for an override that is no KEY=VALUE, or whose first key is unknown."""
-    known = _known_keys(name) if overrides else []
+    """Check the form of overrides and the first part of their keys, without composing.
+
+    Raises:
+        ConfigError: an override is not KEY=VALUE, its first key is unknown, or its value holds a reference.
+    """
+    top_level = _top_level_keys(name) if overrides else frozenset()
     for text in overrides:
-        _check_override(text, known)
+        if "=" not in text and not text.startswith("~"):
+            raise ConfigError(f"{text!r}: settings are KEY=VALUE, e.g. dynamics=lddmm{nearest(text, _known((), name).keys)}")
+        key = override_key(text)
+        if key.split(".")[0] not in top_level:
+            raise ConfigError(explain_key(key, _known((), name), overrides))
+        if "${" in text.split("=", 1)[-1]:
+            raise ConfigError(f"{text!r}: references in values are not resolved; write the value itself")
 
 
-def _known_keys(name: str) -> list[str]:
-    """Dotted keys of the composed defaults, and the groups."""
+def _top_level_keys(name: str) -> frozenset[str]:
+    """The groups, the keys of conf/NAME.yaml and of the file that it extends, and those that options add at the top level."""
     conf = share() / "conf"
-    groups = [p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir()]
-    return groups + list(_flatten(compose((), name)))
+    text = (conf / f"{name}.yaml").read_text()
+    extended = [conf / f"{base}.yaml" for base in re.findall(r"^  - (\w+)$", text, re.MULTILINE) if base != "_self_"]
+    texts = [text, *(p.read_text() for p in extended)]
+    texts += [t for t in (p.read_text() for p in conf.glob("*/*.yaml")) if t.startswith("# @package _global_")]
+    return frozenset([*groups(), *(key for t in texts for key in re.findall(r"^(\w+):", t, re.MULTILINE))])
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key != "_target_":
-                yield f"{prefix}{key}"
-                yield from _flatten(value, f"{prefix}{key}.")
+def _known(overrides: Sequence[str], name: str) -> Known:
+    """What can be typed beside the options that ``overrides`` choose. Composes anew, so call it for an error only."""
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
-
-def _check_override(text: str, known: list[str]) -> None:
-    if "=" not in text and not text.startswith("~"):
-        raise ConfigError(f"{text!r}: settings are KEY=VALUE, e.g. dynamics=lddmm{nearest(text, known)}")
-    key = text.split("=", 1)[0].lstrip("+~")
-    if "@" in key:
-        key = key.split("@", 1)[0]
-    root = key.split(".")[0]
-    if root not in known:
-        raise ConfigError(f"unknown key {key!r}{nearest(key, known)}")
-    if "${" in text.split("=", 1)[-1]:
-        raise ConfigError(f"{text!r}: references in values are not resolved; write the value itself")
-
-
-def _explained(message: str, overrides: Sequence[str], name: str) -> str:
-    """Hydra's message in one line, with the nearest option or key."""
-    first = message.strip().splitlines()[0]
-    missing = re.search(r"Could not find '([^']+)'", message)
-    if missing:
-        group, _, option = missing.group(1).rpartition("/")
-        options = sorted(p.stem for p in (share() / "conf" / group).glob("*.yaml"))
-        return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}"
-    unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
-    if unknown:
-        key = unknown.group(2) or unknown.group(1)
-        dotted = next((o.split("=")[0] for o in overrides if o.split("=")[0].endswith(key)), key)
-        known = _known_keys(name)
-        siblings = [k for k in known if k.rpartition(".")[0] == dotted.rpartition(".")[0]]
-        return f"unknown key {dotted!r}{nearest(dotted, siblings) or nearest(dotted, known)}"
-    return first
+    default = _compose_by_hydra((), name, return_hydra_config=True)
+    try:
+        chosen = _compose_by_hydra([o for o in overrides if override_key(o) in groups()], name, return_hydra_config=True)
+    except (HydraException, ValueError, TypeError):
+        chosen = default
+    plain: Any = OmegaConf.to_container(chosen)
+    plain.pop("hydra")
+    return Known([*groups(), *flatten(plain)], dict(default.hydra.runtime.choices), dict(chosen.hydra.runtime.choices))

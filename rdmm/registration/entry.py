@@ -13,6 +13,7 @@ import torch
 
 from rdmm.config.build import build
 from rdmm.config.compose import compose, quoted
+from rdmm.config.node import without_origins
 from rdmm.data.inputs import Inputs, ShapeInputs, read_inputs, read_shapes
 from rdmm.data.intensity import Normalize
 from rdmm.io.images import NanPolicy
@@ -64,7 +65,7 @@ def compose_settings(overrides: Sequence[str] = (), name: str = "register") -> S
 
 def build_settings(config: Mapping[str, Any]) -> Settings:
     """Settings of a composed configuration."""
-    return Settings(config, **{k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config})
+    return Settings(without_origins(config), **{k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config})
 
 
 def overrides_of(keys: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,115 @@
+"""Why a key or an option was refused, and what to type instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rdmm.config.location import share
+from rdmm.types import nearest
+
+COMMAND_LINE_OPTIONS = {"affine.init": "--init"}
+"""Keys that an option of ``rdmm register`` sets."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What can be typed.
+
+    Args:
+        keys: groups, and dotted keys of the configuration.
+        defaults: the option of each group by default.
+        choices: the option of each group as typed.
+    """
+
+    keys: Sequence[str]
+    defaults: Mapping[str, str | None]
+    choices: Mapping[str, str | None]
+
+
+def explain(message: str, overrides: Sequence[str], known: Known) -> str:
+    """Hydra's error message as one line that names the typed key, and the nearest option or key."""
+    missing = re.search(r"Could not find '([^']+)'", message)
+    if missing:
+        group, _, option = missing.group(1).rpartition("/")
+        options = options_of(group)
+        return f"{group}={option}: no such option{nearest(option.lower(), options)}; there are {', '.join(options)}"
+    unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
+    if unknown:
+        key = unknown.group(2) or unknown.group(1)
+        typed = [override_key(o) for o in overrides]
+        return explain_key(next((k for k in typed if k.endswith(key)), key), known, overrides)
+    return message.strip().splitlines()[0]
+
+
+def explain_key(key: str, known: Known, overrides: Sequence[str] = ()) -> str:
+    """Why ``key`` cannot be set."""
+    group, _, name = key.partition(".")
+    options = options_with(group, name)
+    if options:
+        default = known.defaults.get(group)
+        needed = [default] if default in options else options
+        option = COMMAND_LINE_OPTIONS.get(key)
+        shown = f"{key} ({option})" if option else key
+        return f"{shown} has no effect with {group}={known.choices.get(group)}; it needs {' or '.join(f'{group}={o}' for o in needed)}"
+    value = next((o.partition("=")[2] for o in overrides if override_key(o) == key), "OPTION")
+    if "/" in key and key.rpartition("/")[2] in groups():
+        return f"unknown key {key!r}; to choose an option there, type {option_override(key.replace('/', '.'), value)}"
+    if key in groups():
+        return f"{key!r} is a group that this configuration does not use"
+    siblings = [k for k in known.keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    return f"unknown key {key!r}{nearest(key, siblings) or nearest(key, known.keys)}"
+
+
+def override_key(override: str) -> str:
+    """The key of KEY=VALUE, without Hydra's prefixes and package."""
+    return override.split("=", 1)[0].lstrip("+~").split("@", 1)[0]
+
+
+def option_override(key: str, option: str) -> str:
+    """The override that puts an option of a group at ``key``, whose last part is the group's name."""
+    return f"+{key.rpartition('.')[2]}@{key}={option}"
+
+
+def groups() -> list[str]:
+    """The groups of conf/, e.g. ``similarity``, ``data/source``."""
+    conf = share() / "conf"
+    return sorted(p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir())
+
+
+def options_of(group: str) -> list[str]:
+    return sorted(p.stem for p in (share() / "conf" / group).glob("*.yaml"))
+
+
+@lru_cache
+def options_with(group: str, name: str) -> list[str]:
+    """The options of a group that have the key ``name``."""
+    if not name or group not in groups() or group == "experiment":
+        return []
+    import yaml
+
+    files = sorted((share() / "conf" / group).glob("*.yaml"))
+    return [p.stem for p in files if name in flatten(yaml.safe_load(p.read_text()))]
+
+
+def default_value(key: str) -> Any:
+    """The value of ``group.name`` in the option of the group that conf/register.yaml chooses, or None."""
+    import yaml
+
+    group, _, name = key.partition(".")
+    conf = share() / "conf"
+    option = re.search(rf"^  - {re.escape(group)}: (\w+)$", (conf / "register.yaml").read_text(), re.MULTILINE)
+    node = yaml.safe_load((conf / group / f"{option.group(1)}.yaml").read_text()) if option else None
+    return node.get(name) if isinstance(node, dict) else None
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of nested settings; ``_target_`` is left out."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "_target_":
+                yield f"{prefix}{key}"
+                yield from flatten(value, f"{prefix}{key}.")
