@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from rdmm import ConfigError, InputError
+from rdmm import ConfigError, Grid, Image, InputError
 from rdmm.data.studies.brains import Brains, BrainSlices
-from rdmm.data.studies.knees import Knees, strided
+from rdmm.data.studies.knees import INTENSITY, Knees, strided
 from rdmm.data.studies.livers import Livers, hull
 from rdmm.data.studies.lungs import LungMasks, RightLung
-from rdmm.data.synthetic.label_images import intensities_of
+from rdmm.data.synthetic.label_images import distinct_intensities, intensities_of
 from rdmm.data.synthetic.scenes import OUTSIDE, SyntheticShapes, shapes_pair
 
 
@@ -91,8 +91,23 @@ def test_pictures_of_labels():
     thin = strided(Image(fixed, pair.fixed.grid), (2, 3, 1))
     assert thin.grid.shape == (16, 10, 24)
     assert np.allclose(thin.grid.voxel, (2, 3, 1))
-    picture = intensities_of(Image(fixed, pair.fixed.grid)).data
+    picture = intensities_of(Image(fixed, pair.fixed.grid), INTENSITY).data
     assert 0.9 < float(picture.max()) < 1.05  # the Gaussian of .6 voxels overshoots by a percent
+
+
+def test_every_label_has_an_intensity_of_its_own():
+    """Whatever a label map shows: codes of FreeSurfer as well as those of knees, and the same in every image."""
+    codes = torch.tensor([0, 2, 3, 4, 41, 42, 43, 251, 252, 1021, 2021, 15000])
+    values = distinct_intensities(codes)
+    assert values[0] == 0 and float(values[1:].min()) >= 0.2 and float(values.max()) <= 1
+    assert torch.equal(distinct_intensities(codes[[3, 7]]), values[[3, 7]])
+    apart = distinct_intensities(torch.arange(1, 40)).diff().abs()
+    assert float(apart.min()) > 0.25
+    grid = Grid.unit((12, 10))
+    image = intensities_of(Image(torch.full((1, 1, 12, 10), 15000.0), grid))
+    assert float((image.data - values[-1]).abs().max()) < 1e-5
+    with pytest.raises(InputError, match="have no intensity"):
+        intensities_of(Image(torch.full((1, 1, 12, 10), 12.0), grid), INTENSITY)
 
 
 def test_the_hull_holds_its_points_and_a_margin():

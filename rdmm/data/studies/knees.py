@@ -12,6 +12,9 @@ from rdmm.data.paths import folder
 from rdmm.data.synthetic.label_images import intensities_of
 from rdmm.spatial.image import Image
 
+INTENSITY = (0.0, 0.5, 1.0, 0.4, 0.9, 0.3, 0.8, 0.5, 0.4, 0.3)
+"""Of background, femur, its cartilage, tibia, its cartilage, patella, its cartilage, and lesions of the three bones."""
+
 PAIRS = ("9055361_00m:9055361_96m", "9275309_00m:9275309_96m", "9055361_00m:9275309_00m")
 
 
@@ -39,4 +42,5 @@ class Knees:
     def _read(self, pair: str) -> Inputs:
         files = folder(self.root, "knee_mri")
         a, b = (strided(io.read_labels(files / f"oai_{name}_labels.nii.gz"), self.steps) for name in pair.split(":"))
-        return read_inputs(intensities_of(a), intensities_of(b), fixed_labels=a, moving_labels=b, labels=range(1, 7), require_overlap=False)
+        fixed, moving = (intensities_of(x, INTENSITY) for x in (a, b))
+        return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, labels=range(1, 7), require_overlap=False)
