@@ -1,4 +1,4 @@
-"""Reading and writing whole files: nothing half written, nothing overwritten unasked."""
+"""Reading and writing whole files: no file is half written, and none is overwritten unless asked."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Outputs:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold this prefix against other processes.
+        """Lock this prefix against other processes.
 
         Raises:
             OutputError: another run is writing there.

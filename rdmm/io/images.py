@@ -48,10 +48,10 @@ def _spatial(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.n
 
 
 def _without_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array with NaN and Inf dealt with, and where they were not."""
+    """The array with NaN and Inf replaced by the policy, and for ``mask`` the voxels that were finite."""
     if array.dtype.kind != "f":
         return array, None
-    good = np.abs(array) <= np.finfo(np.float32).max  # False of NaN and Inf too
+    good = np.abs(array) <= np.finfo(np.float32).max  # False for NaN and Inf too
     bad = int(good.size - good.sum())
     if bad == 0:
         return array, None
@@ -67,7 +67,7 @@ def _without_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.n
 
 
 def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None = None, strict: bool = False) -> Image:
-    """A scalar image, (1, 1, *s) float32.
+    """Read a scalar image, (1, 1, *s) float32.
 
     Args:
         source: a path, or a nibabel image.
@@ -92,7 +92,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def read_labels(path: Source, like: Image | None = None) -> Image:
-    """A label map, (1, 1, *s) of whole numbers; with ``like``, it must lie on that image's grid.
+    """Read a label map, (1, 1, *s) of whole numbers; with ``like``, it must have that image's grid.
 
     Raises:
         InputError: labels that are not whole numbers, or another grid.
@@ -106,7 +106,7 @@ def read_labels(path: Source, like: Image | None = None) -> Image:
 
 
 def read_mask(path: Source, image: Image) -> Image:
-    """``image`` with a mask: everything above 0 counts. A mask on another grid is resampled through the world.
+    """Read a mask and return ``image`` with it: voxels above 0 are inside. A mask on another grid is resampled through the world.
 
     Raises:
         InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
@@ -130,8 +130,8 @@ def read_mask(path: Source, image: Image) -> Image:
 
 
 def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False, like: Grid | None = None) -> None:
-    """``data`` (1, 1, *s) or (1, *s) as float32, or as the smallest whole-number type that holds it; stored as ``like``,
-    a grid of the same voxels in another order."""
+    """Write ``data`` (1, 1, *s) or (1, *s) as float32, or with ``integer`` as int16 or int32; stored as ``like``, a grid of the same
+    voxels in another order."""
     if like is not None:
         data, grid = grid.restored(data, like), like
     array = data.detach().cpu().reshape(grid.shape).numpy()

@@ -28,7 +28,7 @@ PLY_TYPES |= {"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short":
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """What a file holds: vertices (n, 3), segments (m, 2) or triangles (m, 3) or None, and weights (n,) or None."""
+    """The contents of a mesh file: vertices (n, 3), segments (m, 2) or triangles (m, 3) or None, and weights (n,) or None."""
 
     points: np.ndarray
     cells: np.ndarray | None = None
@@ -36,15 +36,15 @@ class Mesh:
 
 
 def is_mesh(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a mesh."""
+    """Whether a file name is that of a mesh (.vtk, .ply)."""
     return Path(path).suffix.lower() in (".vtk", ".ply")
 
 
 def read_mesh(path: str | os.PathLike[str]) -> Mesh:
-    """Vertices and cells of a .vtk or .ply file.
+    """Read vertices and cells of a .vtk or .ply file.
 
-    Polylines become segments, polygons of more than three corners fans of triangles. Vertices that are numbered alone (or
-    not at all) are bare points, with the point data ``weights`` as their weights where there are any.
+    Polylines become segments; polygons with more than three corners become fans of triangles. A file without lines and
+    polygons holds points, weighted by the point data ``weights`` if it has them.
 
     Raises:
         InputError: not a mesh file, cut short, or without finite points.
@@ -255,7 +255,7 @@ def _ply_header(text: str) -> tuple[str, list[tuple[str, int, list[list[str]]]]]
 def write_mesh(
     path: str | os.PathLike[str], points: np.ndarray, cells: np.ndarray | None, data: dict[str, np.ndarray] | None = None
 ) -> None:
-    """Vertices (n, 2 or 3) and their cells as legacy VTK polydata, binary, with columns (n,) or (n, 3) of point data."""
+    """Write vertices (n, 2 or 3) and cells as legacy VTK polydata, binary, with columns (n,) or (n, 3) of point data."""
     n = len(points)
     full = np.zeros((n, 3), ">f4")
     full[:, : points.shape[1]] = points

@@ -1,7 +1,7 @@
-"""NIfTI images: every byte checked before it is believed.
+"""NIfTI images, checked before they are used.
 
-The gzip stream is read to its end (CRC and length), sizes are checked before memory is taken, and what other readers
-pass over (NaN, truncation, missing geometry) is an error or a notice in the log.
+The gzip stream is read to its end (CRC and length), and sizes are checked before memory is allocated. What other readers
+ignore (NaN, truncation, missing geometry) is an error, or a warning in the log.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _detected(data: bytes) -> str:
 
 
 def _inflate(path: Path, data: bytes, limit: int | None = None) -> bytes:
-    """The gzip stream's contents, to its end or to ``limit`` bytes; CRC and length are checked at the end."""
+    """Decompress a gzip stream to its end (with CRC and length checked) or to ``limit`` bytes."""
     out, rest = [], data
     try:
         while rest:
@@ -117,7 +117,7 @@ Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage
 
 
 def stored_bytes(source: Source) -> tuple[Path, bytes]:
-    """A name for messages and the file's bytes, of a path or a nibabel image."""
+    """A name for messages, and the bytes of the file, for a path or a nibabel image."""
     if isinstance(source, nib.spatialimages.SpatialImage):
         name = Path(source.get_filename() or "<nibabel image>")
         image = source if isinstance(source, nib.Nifti1Image) else nib.Nifti1Image.from_image(source)
@@ -127,7 +127,7 @@ def stored_bytes(source: Source) -> tuple[Path, bytes]:
 
 
 def peek_shape(source: Source) -> tuple[int, ...]:
-    """The shape that a file's header promises, without reading its voxels."""
+    """The shape that a file's header states, without reading its voxels."""
     if isinstance(source, nib.spatialimages.SpatialImage):
         return tuple(source.shape)
     path = existing(source)
@@ -240,5 +240,5 @@ def axis_codes(grid: Grid) -> str:
 
 
 def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
-    """Atomically, compressed where the name ends in .gz."""
+    """Write a file atomically, compressed if its name ends in .gz."""
     write_atomically(path, compressed(data) if os.fspath(path).endswith(".gz") else data)

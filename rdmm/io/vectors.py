@@ -1,4 +1,4 @@
-"""Displacement vectors between files: LPS and RAS, world millimetres, the grids that a form depends on."""
+"""Displacement vectors and matrices of transform files: LPS and RAS, world millimetres, and the grids that a format needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rdmm.types import ConfigError, InputError, OutputError, Tensor
 
 
 def lps(d: int) -> np.ndarray:
-    """(d+1, d+1) matrix that turns RAS into LPS, and back."""
+    """(d+1, d+1) matrix that converts RAS to LPS, and back."""
     return np.diag([-1.0, -1.0, 1.0, 1.0]) if d == 3 else np.diag([-1.0, -1.0, 1.0])
 
 
@@ -58,7 +58,7 @@ def world_vectors(transform: Transform, grid: Grid) -> np.ndarray:
 
 
 def from_vectors(vectors: np.ndarray, grid: Grid) -> Placed:
-    """The map of world millimetres x -> x + v, of v (*s, d) at the voxels of ``grid``."""
+    """The map of world millimetres x -> x + v(x), with v (*s, d) given at the voxels of ``grid``."""
     d = grid.ndim
     u = np.tensordot(np.linalg.inv(grid.frame)[:d, :d], np.moveaxis(vectors, -1, 0), axes=1)
     return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid), grid)
@@ -69,13 +69,13 @@ IMAGES = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Space:
-    """The grids, as stored, of the fixed and of the moving image; None where it is not known."""
+    """The grids, as stored, of the fixed and the moving image; None if unknown."""
 
     fixed: Grid | None = None
     moving: Grid | None = None
 
     def both(self, what: str) -> tuple[Grid, Grid]:
-        """Both grids, or ConfigError: ``what`` counts in voxels."""
+        """Both grids; ConfigError if one is missing, since ``what`` is stored in voxels."""
         if self.fixed is None or self.moving is None:
             missing = "--fixed" if self.fixed is None else "--moving"
             raise ConfigError(f"{what} depends on the grids of both images: pass {missing} IMAGE")
@@ -83,7 +83,7 @@ class Space:
 
 
 def grid_of(transform: Transform, space: Space) -> Grid:
-    """The fixed grid that is given, else that of the first warp which a point goes through.
+    """The fixed grid if it is known, else the grid of the first warp that a point goes through.
 
     Raises:
         ConfigError: there is neither.
@@ -95,7 +95,7 @@ def grid_of(transform: Transform, space: Space) -> Grid:
 
 
 def voxel_indices(grid: Grid) -> np.ndarray:
-    """Voxel numbers (*s, d)."""
+    """Indices of all voxels, (*s, d)."""
     return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid.shape), indexing="ij"), -1)
 
 
