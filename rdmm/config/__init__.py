@@ -1,4 +1,8 @@
-"""Configuration: YAML and KEY=VALUE become objects. No other package knows Hydra."""
+"""Configuration: YAML and KEY=VALUE become objects. No other package imports Hydra.
+
+``compose`` makes one configuration, ``build`` makes objects of it, ``explain`` words the errors, ``trust`` checks configurations from files.
+``renamed`` maps class names that stored files hold to today's; ``program`` starts train.py and eval.py.
+"""
 
 from rdmm.config.build import build
 from rdmm.config.compose import check_overrides, compose, quoted

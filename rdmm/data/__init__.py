@@ -1,4 +1,8 @@
-"""What is registered: inputs, intensities, lists of pairs, data sets to train on and to evaluate on."""
+"""What is registered: inputs, intensities, lists of pairs, and data sets.
+
+``given`` is the table of all inputs and ``inputs`` reads them; ``training`` and ``studies`` hold data sets to train and to evaluate on.
+``synthetic`` makes pairs from nothing. The names below are those that YAML files use.
+"""
 
 from rdmm.lazy import lazy_names
 

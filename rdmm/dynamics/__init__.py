@@ -1,4 +1,8 @@
-"""From initial conditions to maps. One file a dynamics: SVF, LDDMM, RDMM, and LDDMM of points."""
+"""From initial conditions to maps: one file for each dynamics (SVF, LDDMM, RDMM, and LDDMM of points).
+
+``base`` says what a dynamics is and ``images`` what those of images share; ``epdiff`` holds the equations, RDMM (3.10) among them.
+``integrator`` and ``semi_lagrangian`` step through time; ``coordinates`` are the vectors that an optimizer searches in.
+"""
 
 from rdmm.dynamics.base import Dynamics, InitialConditions, Snapshot
 from rdmm.dynamics.images import ImageDynamics, PreweightedDynamics

@@ -1,4 +1,8 @@
-"""Files: validated readers, atomic writers. The only package that knows formats."""
+"""Files: readers that check every value, writers that never leave half a file. No other package knows file formats.
+
+``images`` and ``nifti`` read and write images; one file for each tool's transforms (itk, itk_h5, fsl, afni, learn2reg).
+``transforms`` alone chooses between them; ``meshes``, ``tables`` and ``models`` are shapes, CSV files and trained networks.
+"""
 
 from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically

@@ -1,3 +1,5 @@
-"""Compiled kernels (numba) and reductions over pairs of points (KeOps). Each has a twin in torch that tests compare it with.
+"""Compiled kernels (numba), and reductions over pairs of points (KeOps). No other package imports these two.
 
-No other package imports numba or pykeops."""
+Each kernel has a twin in torch, which serves other devices; tests compare the two.
+``available`` tells which tensors the kernels serve, and sets their threads.
+"""

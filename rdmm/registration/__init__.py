@@ -1,4 +1,8 @@
-"""From files or arrays to a finished registration, and from there to files."""
+"""From files or arrays to a finished registration, and from there to files.
+
+``entry`` is the one way in, for the command line, batches, studies and Python; ``images`` and ``shapes`` are the finished registrations.
+``outputs`` is the table of files that they write; ``record`` is run.json, and ``stored`` rebuilds a registration from its files.
+"""
 
 from rdmm.registration.entry import register, register_shapes
 from rdmm.registration.images import Registration

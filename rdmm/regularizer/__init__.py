@@ -1,4 +1,8 @@
-"""What makes maps smooth: the smoother v = K m, pre-weights and weights of RDMM, its metric, and penalties on pre-weights."""
+"""What makes maps smooth.
+
+``smoother`` is v = K m of several Gaussians; ``weights`` are RDMM's pre-weights h and weights w = G * h.
+``metric`` is v = K(w) m with the source term; ``penalty`` holds OMT, Range and total variation.
+"""
 
 from rdmm.regularizer.penalty import NoPenalty, WeightPenalty
 from rdmm.regularizer.smoother import MultiGaussian
