@@ -30,7 +30,7 @@ def render(
     Args:
         summary: what run.json holds.
         pictures: (heading, base64 PNG).
-        frames: of the animation (pictures.frames).
+        frames: of the animation (image_frames, shape_frames).
         points: whether their lines are points.
     """
     import yaml
