@@ -1,4 +1,4 @@
-"""Names that stored files still hold: model files, run.json and training states that were written before a class moved.
+"""Earlier names of classes, which stored files still hold: model files, run.json, and training states.
 
 ``current`` is applied wherever a configuration is read from a file or compared with one.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 RENAMED = {
+    "eval.main.Study": "eval.study.Study",
     "rdmm.data.augment.Augment": "rdmm.data.Augment",
     "rdmm.data.brains.Brains": "rdmm.data.Brains",
     "rdmm.data.brains.Slices": "rdmm.data.BrainSlices",
@@ -41,8 +42,9 @@ RENAMED = {
     "rdmm.shooting.Integrator": "rdmm.dynamics.Integrator",
     "rdmm.smoother.MultiGaussian": "rdmm.regularizer.MultiGaussian",
     "rdmm.trajectory.Output": "rdmm.registration.Output",
+    "train.main.Table": "train.table.Table",
 }
-"""Earlier ``_target_`` -> today's."""
+"""Today's ``_target_`` for each earlier one."""
 
 
 def current(settings: Any) -> Any:
