@@ -148,14 +148,14 @@ def test_resume_does_only_what_is_not_done(twenty_four, tmp_path):
 def test_settings_and_inputs_decide_what_is_done(pairs, whole):
     job = Job("", "", "", FAST, threads=1)
     jobs = Batch(str(pairs), str(whole), job).jobs()
-    assert all(j.finished(j.config()) for j in jobs.values())
+    assert all(j.finished(j.settings()) for j in jobs.values())
     elsewhere = Batch(os.path.relpath(pairs), str(whole), replace(job, threads=2)).jobs()["p0"]
-    assert not Path(elsewhere.fixed).is_absolute() and elsewhere.finished(elsewhere.config())
+    assert not Path(elsewhere.fixed).is_absolute() and elsewhere.finished(elsewhere.settings())
     folding = replace(jobs["p0"], max_folding=-1.0)
-    assert folding.finished(folding.config()) is None
+    assert folding.finished(folding.settings()) is None
     for other in (replace(job, overrides=[*FAST, "similarity=ncc"]), replace(job, seed=1), replace(job, inputs={"nan": "zero"})):
         changed = Batch(str(pairs), str(whole), other).jobs()["p0"]
-        assert changed.finished(changed.config()) is None
+        assert changed.finished(changed.settings()) is None
     with pytest.raises(OutputError, match="--resume goes on, --overwrite begins anew"):
         list(Batch(str(pairs), str(whole), job).run(Local(2)))
 
