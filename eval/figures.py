@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from eval.tables import SHOWN, Row, groups, values
+from eval.tables import TITLES, Row, group_rows, values
 from rdmm.io import write_atomically
 from rdmm.report.figures import png
 
@@ -22,14 +22,14 @@ def _save(figure: Any, path: Path) -> None:
 def boxes(rows: Sequence[Row], out: Path) -> None:
     """One ``boxes_<data>.png`` for each data set with three cases or more: its measures by method."""
     for data in dict.fromkeys(r["data"] for r in rows):
-        of_data = {m: g for (d, m), g in groups(rows).items() if d == data}
+        of_data = {m: g for (d, m), g in group_rows(rows).items() if d == data}
         shown = [k for k in BOXES if all(len(values(g, k)) > 2 for g in of_data.values())]
         if not shown:
             continue
         figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.6), squeeze=False)
         for panel, key in zip(axes[0], shown, strict=True):
             panel.boxplot([values(g, key) for g in of_data.values()], tick_labels=list(of_data), widths=0.6)
-            panel.set_title(SHOWN[key])
+            panel.set_title(TITLES[key])
             panel.grid(axis="y", alpha=0.3)
         figure.suptitle(f"{data}: {max(len(g) for g in of_data.values())} pairs; box: quartiles, line: median")
         figure.tight_layout()

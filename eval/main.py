@@ -59,7 +59,7 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
     rows = []
     for row in table_rows(study, base, config["device"], config["seed"], folder):
         rows.append(row)
-        tables.write(rows, folder, study.baseline)  # after each row, so that an interruption loses nothing
+        tables.write_tables(rows, folder, study.baseline)  # after each row, so that an interruption loses nothing
     figures.boxes(rows, folder)
     write_index(rows, folder)
     return folder / "table.md"

@@ -125,7 +125,7 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
                 continue
             for method, how in methods.items():
                 row, registration = _evaluate_case(case, inputs, how, device, seed)
-                log.info("%s %s: %s", case, method, tables.brief(row))
+                log.info("%s %s: %s", case, method, tables.format_row(row))
                 if registration is not None:
                     row[tables.THUMBNAIL] = registration.thumbnail()
                     if number < study.pictures:

@@ -1,4 +1,4 @@
-"""Tables of a study: every row as CSV and JSON; the means of every method as markdown and LaTeX, with tests against a baseline."""
+"""Tables of a study: all rows as CSV and JSON; means of each method as markdown and LaTeX, with tests against a baseline."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rdmm.registration.record import jsonable
 
 Row = dict[str, Any]
 
-WORST = ("folds_percent", "folded_cells_percent", "ndv_percent", "energy_drift", "hd95_empty")
-"""Measures of which the largest is shown, not the mean: one bad case is one too many."""
+SHOWN_BY_LARGEST = ("folds_percent", "folded_cells_percent", "ndv_percent", "energy_drift", "hd95_empty")
+"""Metrics of which tables show the largest value and not the mean: a single bad case matters."""
 
-SHOWN = {
+TITLES = {
     "similarity": "similarity term",
     "dice": "Dice",
     "region_dice": "Dice of the region",
@@ -42,18 +42,20 @@ SHOWN = {
     "peak_memory_mb": "peak MB",
 }
 
-ROBUST = {"dice": 30, "region_dice": 30, "tre_mm": 70, "hd95_mm": 70}
-"""30 % robustness (Learn2Reg): the percentile of the cases that leaves the worst 30 % beyond it."""
+ROBUSTNESS_PERCENTILES = {"dice": 30, "region_dice": 30, "tre_mm": 70, "hd95_mm": 70}
+"""30 % robustness (Learn2Reg): the percentile that separates the worst 30 % of the cases."""
 
-LOWER = ("similarity", "tre_mm", "tre_liver_mm", "tre_outside_mm", "hd95_mm", "hd95_after_mm", "distance_after_mm")
-TESTED = ("dice", "region_dice", *LOWER)
-"""Measures that are tested against a baseline; of LOWER the smaller is the better."""
+LOWER_IS_BETTER = ("similarity", "tre_mm", "tre_liver_mm", "tre_outside_mm", "hd95_mm", "hd95_after_mm", "distance_after_mm")
+"""Metrics of which smaller values are better."""
+
+TESTED_METRICS = ("dice", "region_dice", *LOWER_IS_BETTER)
+"""Metrics that are tested against a baseline."""
 
 THUMBNAIL = "thumbnail"
-"""A row's picture, for index.html; not in tables."""
+"""Key of a row's picture. Only index.html shows it."""
 
-LEAST = 5
-"""Pairs that a test needs: with fewer, no result of a two-sided signed-rank test is below .05."""
+MIN_TEST_PAIRS = 5
+"""Fewest pairs for a test: with fewer, a two-sided signed-rank test never gets below .05."""
 
 NOTES = (
     "Means ± standard deviation over the cases that have the measure (n where these are fewer); 'worst': the largest. "
@@ -63,24 +65,24 @@ NOTES = (
 )
 
 
-def brief(row: Row) -> str:
+def format_row(row: Row) -> str:
     """A row in one line."""
     if row["status"] != "done":
         return str(row["status"])
-    return ", ".join(f"{title} {row[k]:.4g}" for k, title in SHOWN.items() if k in row and math.isfinite(row[k]))
+    return ", ".join(f"{title} {row[k]:.4g}" for k, title in TITLES.items() if k in row and math.isfinite(row[k]))
 
 
-def write(rows: Sequence[Row], out: Path, baseline: str | None = None) -> None:
+def write_tables(rows: Sequence[Row], out: Path, baseline: str | None = None) -> None:
     """``table.csv``, ``table.json``, ``table.md`` and ``table.tex`` in the folder ``out``."""
     rows = [{k: v for k, v in row.items() if k != THUMBNAIL} for row in rows]
     write_table(out / "table.csv", rows)
-    whole = {"rows": rows, "methods": aggregates(rows), "tests": tests(rows, baseline)}
+    whole = {"rows": rows, "methods": summarize_methods(rows), "tests": compare_with_baseline(rows, baseline)}
     write_atomically(out / "table.json", json.dumps(jsonable(whole), indent=1, allow_nan=False).encode())
     write_atomically(out / "table.md", markdown(rows, baseline).encode())
     write_atomically(out / "table.tex", latex(rows).encode())
 
 
-def groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+def group_rows(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """Rows by data set and method, in their order."""
     out: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -89,45 +91,47 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def values(rows: Sequence[Row], key: str) -> list[float]:
-    """A measure of the rows that have it; NaN (not measured) is left out."""
+    """A metric of the rows that have it, without NaN (not measured)."""
     return [float(r[key]) for r in rows if r["status"] == "done" and math.isfinite(r.get(key, math.nan))]
 
 
-def robustness(rows: Sequence[Row], key: str) -> float:
-    """The percentile of ROBUST; NaN without a value."""
+def robustness_30(rows: Sequence[Row], key: str) -> float:
+    """The percentile of ROBUSTNESS_PERCENTILES; NaN if no row has the metric."""
     numbers = values(rows, key)
-    return float(np.percentile(numbers, ROBUST[key])) if numbers else math.nan
+    return float(np.percentile(numbers, ROBUSTNESS_PERCENTILES[key])) if numbers else math.nan
 
 
-def aggregates(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of each data set and method: how many cases there are and failed, and of each measure mean, spread, worst, n_valid."""
+def summarize_methods(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One entry for each data set and method: number of cases and of failures, and mean, spread, range and n_valid of each metric."""
     out = []
-    for (data, method), group in groups(rows).items():
+    for (data, method), group in group_rows(rows).items():
         measures: dict[str, Any] = {}
-        for key in SHOWN:
+        for key in TITLES:
             numbers = values(group, key)
             if numbers:
                 spread = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
                 least, most = min(numbers), max(numbers)
                 measures[key] = {"mean": statistics.fmean(numbers), "sd": spread, "min": least, "max": most, "n_valid": len(numbers)}
-                if key in ROBUST:
-                    measures[key]["robustness_30"] = robustness(group, key)
+                if key in ROBUSTNESS_PERCENTILES:
+                    measures[key]["robustness_30"] = robustness_30(group, key)
         failed = sum(r["status"] != "done" for r in group)
         out.append({"data": data, "method": method, "n": len(group), "failed": failed, "measures": measures})
     return out
 
 
-def tests(rows: Sequence[Row], baseline: str | None) -> list[dict[str, Any]]:
-    """Wilcoxon's signed-rank test, two-sided, of every method against the baseline, over the cases that both have; p_holm: Holm's
-    correction over the methods of a data set and measure."""
+def compare_with_baseline(rows: Sequence[Row], baseline: str | None) -> list[dict[str, Any]]:
+    """Wilcoxon's two-sided signed-rank test of every method against the baseline, over the cases that both have.
+
+    ``p_holm`` is corrected by Holm's method over the methods of a data set and metric.
+    """
     if baseline is None:
         return []
     from scipy.stats import wilcoxon
 
     out: list[dict[str, Any]] = []
-    grouped = groups(rows)
+    grouped = group_rows(rows)
     for data in dict.fromkeys(d for d, _ in grouped):
-        for key in TESTED:
+        for key in TESTED_METRICS:
             found: list[dict[str, Any]] = []
             ours = {r["case"]: r for r in grouped.get((data, baseline), [])}
             for (d, method), group in grouped.items():
@@ -136,17 +140,17 @@ def tests(rows: Sequence[Row], baseline: str | None) -> list[dict[str, Any]]:
                 both = [(values([ours[r["case"]]], key), values([r], key)) for r in group if r["case"] in ours]
                 pairs = [(a[0], b[0]) for a, b in both if a and b]
                 change = [b - a for a, b in pairs]
-                if len(pairs) >= LEAST and any(change):
+                if len(pairs) >= MIN_TEST_PAIRS and any(change):
                     p = float(wilcoxon(change).pvalue)
                     found.append(
                         {"data": data, "measure": key, "method": method, "n": len(pairs), "change": statistics.median(change), "p": p}
                     )
-            out += _holm(found)
+            out += _add_holm_correction(found)
     return out
 
 
-def _holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds p_holm."""
+def _add_holm_correction(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tests with ``p_holm``."""
     highest, corrected = 0.0, {}
     for rank, test in enumerate(sorted(found, key=lambda t: t["p"])):
         highest = max(highest, min(1.0, (len(found) - rank) * test["p"]))
@@ -155,17 +159,17 @@ def _holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
-    """Mean ± standard deviation, or the worst, of each measure by data set and method; tests; failures and warnings."""
-    shown = {k: title for k, title in SHOWN.items() if values(rows, k)}
-    robust = [k for k in ROBUST if k in shown and any(len(values(g, k)) > 2 for g in groups(rows).values())]
-    titles = [*shown.values(), *(f"{SHOWN[k]}, 30 %" for k in robust)]
+    """Mean ± standard deviation (or the largest value) of each metric by data set and method, tests, failures and warnings."""
+    shown = {k: title for k, title in TITLES.items() if values(rows, k)}
+    robust = [k for k in ROBUSTNESS_PERCENTILES if k in shown and any(len(values(g, k)) > 2 for g in group_rows(rows).values())]
+    titles = [*shown.values(), *(f"{TITLES[k]}, 30 %" for k in robust)]
     lines = ["| data | method | n | failed | " + " | ".join(titles) + " |", "|---" * (len(titles) + 4) + "|"]
-    for (data, method), group in groups(rows).items():
+    for (data, method), group in group_rows(rows).items():
         failed = sum(r["status"] != "done" for r in group)
-        cells = [_cell(values(group, k), k in WORST, len(group) - failed) for k in shown]
-        cells += [f"{robustness(group, k):.4g}" for k in robust]
+        cells = [_cell(values(group, k), k in SHOWN_BY_LARGEST, len(group) - failed) for k in shown]
+        cells += [f"{robustness_30(group, k):.4g}" for k in robust]
         lines.append(f"| {data} | {method} | {len(group)} | {failed} | " + " | ".join(cells) + " |")
-    found = tests(rows, baseline)
+    found = compare_with_baseline(rows, baseline)
     if found:
         lines += ["", f"Against {baseline} (Wilcoxon signed-rank, two-sided; Holm over the methods):", ""]
         lines += ["| data | measure | method | n | median change | p | p, Holm |", "|---|---|---|---|---|---|---|"]
@@ -173,9 +177,11 @@ def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
         lines += [
             "| " + " | ".join(str(t[k]) for k in names) + f" | {t['change']:+.3g} | {t['p']:.2g} | {t['p_holm']:.2g} |" for t in found
         ]
-    told = [(r, r["status"]) for r in rows if r["status"] != "done"] + [(r, f"warning: {r['warnings']}") for r in rows if r.get("warnings")]
-    said = [f"- {r['data']} {r['case']}, {r['method']}: {text}" for r, text in told]
-    return "\n".join([*lines, "", NOTES, "", *said]).rstrip() + "\n"
+    reported = [(r, r["status"]) for r in rows if r["status"] != "done"] + [
+        (r, f"warning: {r['warnings']}") for r in rows if r.get("warnings")
+    ]
+    notes = [f"- {r['data']} {r['case']}, {r['method']}: {text}" for r, text in reported]
+    return "\n".join([*lines, "", NOTES, "", *notes]).rstrip() + "\n"
 
 
 def _cell(numbers: list[float], worst: bool, cases: int) -> str:
@@ -188,23 +194,23 @@ def _cell(numbers: list[float], worst: bool, cases: int) -> str:
 
 
 def latex(rows: Sequence[Row]) -> str:
-    """A table of each data set for a paper (booktabs): mean (standard deviation), the best mean of TESTED in bold."""
+    """One LaTeX table (booktabs) for each data set: mean (standard deviation), best means of TESTED_METRICS in bold."""
     parts = []
     for data in dict.fromkeys(r["data"] for r in rows):
-        of_data = {m: g for (d, m), g in groups(rows).items() if d == data}
-        shown = [k for k in SHOWN if any(values(g, k) for g in of_data.values())]
+        of_data = {m: g for (d, m), g in group_rows(rows).items() if d == data}
+        shown = [k for k in TITLES if any(values(g, k) for g in of_data.values())]
         means = {k: {m: statistics.fmean(v) for m, g in of_data.items() if (v := values(g, k))} for k in shown}
-        best = {k: (min if k in LOWER else max)(means[k], key=lambda m, k=k: means[k][m]) for k in shown if k in TESTED}  # type: ignore[misc]
+        best = {k: (min if k in LOWER_IS_BETTER else max)(means[k], key=lambda m, k=k: means[k][m]) for k in shown if k in TESTED_METRICS}  # type: ignore[misc]
         parts.append(f"% {data}: {max(len(g) for g in of_data.values())} pairs\n\\begin{{tabular}}{{l{'r' * len(shown)}}}\n\\toprule")
-        parts.append(" & ".join(["method", *(_tex(SHOWN[k]) for k in shown)]) + r" \\" + "\n\\midrule")
+        parts.append(" & ".join(["method", *(_escape_tex(TITLES[k]) for k in shown)]) + r" \\" + "\n\\midrule")
         for method, group in of_data.items():
-            cells = [_tex_cell(values(group, k), k in WORST, best.get(k) == method) for k in shown]
-            parts.append(" & ".join([_tex(method), *cells]) + r" \\")
+            cells = [_tex_cell(values(group, k), k in SHOWN_BY_LARGEST, best.get(k) == method) for k in shown]
+            parts.append(" & ".join([_escape_tex(method), *cells]) + r" \\")
         parts.append("\\bottomrule\n\\end{tabular}\n")
     return "\n".join(parts)
 
 
-def _tex(text: str) -> str:
+def _escape_tex(text: str) -> str:
     return "".join(f"\\{c}" if c in "%_&#${}" else c for c in text)
 
 

@@ -20,14 +20,15 @@ from rdmm.stages.base import Result
 from rdmm.types import ConfigError, Tensor
 
 KEYPOINT_SHARPNESS = 3.0
-"""Of the maps, in their standard deviations: a keypoint is where a map stands out, not the middle of the image."""
+"""Inverse temperature of the soft-argmax over standardized heat maps; too low, and all keypoints move to the center."""
 
 
 def fit_affine(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """(b, d+1, d+1): the affine map with A x_i = y_i in the least squares, its linear part held to the identity by ``ridge``.
+    """(b, d+1, d+1): the affine map with A x_i = y_i by least squares; ``ridge`` pulls its linear part to the identity.
 
     Args:
         x, y: points (b, d, n).
+        ridge: weight of the pull to the identity, in squared units of the points.
     """
     b, d, n = x.shape
     cx, cy = x.mean(2, keepdim=True), y.mean(2, keepdim=True)
@@ -44,17 +45,17 @@ def fit_affine(x: Tensor, y: Tensor, ridge: float) -> Tensor:
 class AffineNet(nn.Module):
     """A Stage: an affine map in ``steps`` steps.
 
-    A network finds keypoints in each image on its own, the centres of mass of its maps; the map that takes the fixed image's to
-    the moving one's is their least-squares fit. Images need not overlap, and swapping them inverts the map, up to the ridge.
+    A network finds keypoints in each image alone: the centers of mass of its heat maps. The affine map is the least-squares fit from the
+    keypoints of the fixed image to those of the moving image. The images need not overlap. Swapping them inverts the map, up to the ridge.
 
     Args:
-        backbone: of the network.
-        shape: of the images in training; its longest edge is the resolution at which images are seen.
-        keypoints: their number.
-        steps: of refinement; after the first, the moving image is seen through the map so far.
-        channels: of an image.
-        reduction: voxels along the edge of one of the maps.
-        ridge: of the fit, in squared domain units.
+        backbone: makes the network.
+        shape: of the training images, in voxels. Images are resampled so that their longest edge is not longer than its longest edge.
+        keypoints: number of keypoints.
+        steps: refinement steps. From the second one on, the network sees the moving image warped by the map so far.
+        channels: channels of an image.
+        reduction: image voxels along the edge of one heat-map voxel.
+        ridge: of the fit (fit_affine), in squared domain units.
     """
 
     def __init__(
@@ -74,15 +75,15 @@ class AffineNet(nn.Module):
         if keypoints <= d or steps < 1 or not ridge > 0:
             raise ConfigError(f"affine: more than {d} keypoints, steps >= 1 and ridge > 0 are wanted, not {keypoints}, {steps}, {ridge}")
         self.ndim, self.channels, self.resolution, self.steps, self.ridge = d, channels, max(shape), steps, ridge
-        self.maps = CoarseUNet(backbone, d, channels, keypoints, reduction, quiet=False)
+        self.maps = CoarseUNet(backbone, d, channels, keypoints, reduction, zero_init=False)
 
     def points(self, image: Image) -> Tensor:
         """Keypoints (b, d, k) in domain units of the image's grid."""
-        return self._centres(self.maps(image.data), image.grid)
+        return self._keypoint_positions(self.maps(image.data), image.grid)
 
     @staticmethod
-    def _centres(maps: Tensor, grid: Grid) -> Tensor:
-        """Where each map stands out, (b, d, k) in domain units of ``grid``."""
+    def _keypoint_positions(maps: Tensor, grid: Grid) -> Tensor:
+        """Soft-argmax of each heat map, (b, d, k) in domain units of ``grid``."""
         with torch.autocast(maps.device.type, enabled=False):
             flat = to_float32(maps).flatten(2)
             spread = flat.std(2, keepdim=True).clamp_min(1e-6)
@@ -105,13 +106,16 @@ class AffineNet(nn.Module):
         return out
 
     def _both(self, level: Pair[Image]) -> tuple[Tensor, Tensor]:
-        """Keypoints of the fixed and of the moving image, in the fixed frame; without an initial map, each is seen on its own grid."""
+        """Keypoints of the fixed and the moving image, in the fixed frame.
+
+        Without an initial map, the network sees each image on its own grid.
+        """
         fixed, moving = level.fixed, level.moving
         if not isinstance(level.initial, Identity):
             moving = level.moved_by(Identity())
         if moving.grid.shape == fixed.grid.shape:
-            maps = self.maps(torch.cat([fixed.data, moving.data])).chunk(2)  # in one go
-            x, y = (self._centres(m, i.grid) for m, i in zip(maps, (fixed, moving), strict=True))
+            maps = self.maps(torch.cat([fixed.data, moving.data])).chunk(2)  # one call for both images is faster
+            x, y = (self._keypoint_positions(m, i.grid) for m, i in zip(maps, (fixed, moving), strict=True))
         else:
             x, y = self.points(fixed), self.points(moving)
         return x, self._in_frame(y, moving.grid, fixed.grid)

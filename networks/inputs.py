@@ -1,4 +1,4 @@
-"""A pair as a network sees it."""
+"""The input of a network."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rdmm.types import InputError
 
 
 def at_training_resolution(pair: Pair[Image], ndim: int, channels: int, resolution: int) -> Pair[Image]:
-    """The pair at the resolution that a network was trained at: no more than ``resolution`` voxels along the longest edge.
+    """The pair resampled to at most ``resolution`` voxels along its longest edge, as in training.
 
     Raises:
-        InputError: images of another kind than the network's.
+        InputError: the network was trained for another number of dimensions or channels.
     """
     kind = "shapes"
     if isinstance(pair.fixed, Image):

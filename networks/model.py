@@ -1,4 +1,4 @@
-"""Networks and the file they are kept in."""
+"""Networks, and the model file that holds them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ class Networks(nn.Module):
 
 
 def build_networks(settings: Mapping[str, Any]) -> Networks:
-    """Networks as the nodes ``affine`` and ``predictor`` of settings describe them, untrained."""
+    """Untrained networks from the nodes ``affine`` and ``predictor`` of settings.
+
+    Raises:
+        ConfigError: a node describes something else.
+    """
     parts = {k: build(settings.get(k), k) for k in ("affine", "predictor")}
     for name, kind in (("affine", AffineNet), ("predictor", Predictor)):
         if parts[name] is not None and not isinstance(parts[name], kind):
@@ -37,15 +41,19 @@ def build_networks(settings: Mapping[str, Any]) -> Networks:
 
 
 def save(path: str | os.PathLike[str], networks: Networks, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write a model file (rdmm.io.models)."""
+    """Write a model file (rdmm.io.models).
+
+    Args:
+        settings: from which ``build_networks`` builds the networks again, and those of the registration that they belong to.
+        facts: about the training, e.g. its step and score."""
     write_model(path, Model(networks.state_dict(), settings, facts))
 
 
 def load(file: str | None) -> Networks:
-    """Trained networks, ready to be used.
+    """Trained networks in evaluation mode, without gradients. None: the bundled model.
 
     Raises:
-        InputError: the file cannot be used (rdmm.io.models.read_model), or its tensors are not those of its networks.
+        InputError: the file cannot be used (rdmm.io.models.read_model), or its tensors do not fit its networks.
     """
     path = Path(model_path(file))
     status = path.stat() if path.is_file() else None
@@ -72,7 +80,7 @@ def _load(path: str, _: tuple[int, int] | None) -> Networks:
 
 
 def predictor(file: str | None = None) -> Predictor:
-    """The predictor of a model file; what ``initializer=unet`` is."""
+    """The predictor of a model file (``initializer=unet``). None: the bundled model."""
     part = load(file).predictor
     if part is None:
         raise ConfigError(f"{model_path(file)}: holds an affine network only; use it with affine=net")
@@ -80,7 +88,7 @@ def predictor(file: str | None = None) -> Predictor:
 
 
 def affine(file: str | None = None) -> AffineNet:
-    """The affine network of a model file; what ``affine=net`` is."""
+    """The affine network of a model file (``affine=net``). None: the bundled model."""
     part = load(file).affine
     if part is None:
         raise ConfigError(f"{model_path(file)}: holds no affine network; use affine=opt or affine=none")

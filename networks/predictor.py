@@ -1,4 +1,4 @@
-"""Initial conditions from images: the learned mode."""
+"""A network that predicts initial conditions from a pair of images: the learned mode."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from rdmm.types import ConfigError, Tensor
 
 
 class Predictor(nn.Module):
-    """An Initializer: the pre-aligned moving image and the fixed one to m0 and, of RDMM, h(0).
+    """An Initializer: predicts m0, and h(0) for RDMM, from the fixed image and the pre-aligned moving image.
 
-    One network predicts z of m0 = K^{1/2} (K + delta)^{-1} z, whose 1/2 |z|^2 is the velocity's energy (as in LBFGS: no momentum
-    that K would extinguish); another the logits of the squared pre-weights, relative to the smoother's own (RDMM paper,
-    section 3.2). Both see the pair at the resolution they were trained at, whatever its own.
+    One network predicts z. The momentum is m0 = K^{1/2} (K + delta)^{-1} z, and 1/2 |z|^2 is the energy of the velocity. As in LBFGS,
+    this leaves out momenta that K would remove. A second network predicts the logits of the squared pre-weights, relative to those of
+    the smoother (RDMM paper, section 3.2). Both networks see the pair at the resolution of their training.
 
     Args:
-        smoother: that of the dynamics.
-        backbone: of both networks.
-        shape: of the images in training; its longest edge is the resolution at which pairs are seen.
+        smoother: the smoother of the dynamics.
+        backbone: makes both networks.
+        shape: of the training images, in voxels. Pairs are resampled so that their longest edge is not longer than its longest edge.
         weights: whether pre-weights are predicted.
-        channels: of an image.
-        reduction: voxels of that resolution along the edge of one of the shooting grid.
-        scale: z of an output of 1, in domain units.
-        recompute: trade time for memory in training.
+        channels: channels of an image.
+        reduction: image voxels (resampled) along the edge of one voxel of the shooting grid.
+        scale: factor from the network's output to z, in domain units.
+        recompute: checkpoint the networks in training: less memory, more time.
     """
 
     def __init__(
@@ -59,22 +59,22 @@ class Predictor(nn.Module):
 
     def forward(self, pair: Pair[Image]) -> InitialConditions:
         """Momentum (b, d, *s) and pre-weights (b, n, *s) on the shooting grid."""
-        x, level = self.seen(pair)
-        z = self.scale * self._applied(self.momentum, x)
-        logits = None if self.weights is None else self._applied(self.weights, x)
+        x, level = self.network_input(pair)
+        z = self.scale * self._run(self.momentum, x)
+        logits = None if self.weights is None else self._run(self.weights, x)
         with torch.autocast(x.device.type, enabled=False):  # only the networks may be in half precision
             m = self.smoother.precondition(to_float32(z), level.fixed.grid.resized(z.shape[2:]))
             return InitialConditions(m, None if logits is None else self.preweights(to_float32(logits)))
 
-    def seen(self, pair: Pair[Image]) -> tuple[Tensor, Pair[Image]]:
-        """(b, 2c, *s): the pre-aligned moving image and the fixed one, and the pair at the resolution of both."""
+    def network_input(self, pair: Pair[Image]) -> tuple[Tensor, Pair[Image]]:
+        """(b, 2c, *s): the pre-aligned moving image and the fixed one; and the resampled pair."""
         level = at_training_resolution(pair, self.ndim, self.channels, self.resolution)
         x = torch.cat([level.moved_by(Identity()).data, level.fixed.data], 1)
         if next(self.parameters()).device != x.device:
             self.to(x.device)
         return x, level
 
-    def _applied(self, net: CoarseUNet, x: Tensor) -> Tensor:
+    def _run(self, net: CoarseUNet, x: Tensor) -> Tensor:
         x = x.to(next(net.parameters()).dtype)
         return run_checkpointed(net, x) if self.recompute else net(x)
 

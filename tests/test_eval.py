@@ -117,7 +117,7 @@ def test_warnings_are_told_beside_the_table(tmp_path):
     rows = list(table_rows(Study({"one": Symmetric()}, {"affine": ["optimizer=none"]}, {}), [], "cpu", 0, tmp_path))
     assert rows[0]["status"] == "done" and rows[0]["warnings"].startswith("odd; affine: rotated by another 180 degrees")
     assert "- one a, affine: warning: odd; affine" in tables.markdown(rows)
-    tables.write(rows, tmp_path)
+    tables.write_tables(rows, tmp_path)
     assert "odd; affine" in (tmp_path / "table.csv").read_text()
     write_index(rows, tmp_path)
     assert "odd; affine" in (tmp_path / "index.html").read_text()
@@ -178,19 +178,19 @@ def test_signed_ranks_against_a_baseline():
     rng = np.random.default_rng(0)
     a, b, c = rng.normal(size=(3, 12)) * 0.01 + np.array([[0.8], [0.85], [0.801]])
     rows = [{**row(m, dice=float(x)), "case": f"c{i}"} for m, numbers in (("a", a), ("b", b), ("c", c)) for i, x in enumerate(numbers)]
-    found = {t["method"]: t for t in tables.tests(rows, "a")}
+    found = {t["method"]: t for t in tables.compare_with_baseline(rows, "a")}
     assert found["b"]["p"] == pytest.approx(wilcoxon(b - a).pvalue) and found["b"]["p_holm"] == pytest.approx(2 * found["b"]["p"])
     assert found["c"]["p_holm"] == pytest.approx(max(found["c"]["p"], found["b"]["p_holm"]))
     assert "| d | dice | b | 12 | +0.0" in tables.markdown(rows, "a")
-    assert tables.tests(rows[:4] + rows[12:16], "a") == []  # too few
+    assert tables.compare_with_baseline(rows[:4] + rows[12:16], "a") == []  # too few
     text = tables.latex([{**r, "method": r["method"] + "_x%"} for r in rows])
     assert r"b\_x\% & \textbf{" in text and text.count(r"\textbf") == 1
 
 
 def test_thirty_per_cent():
     rows = [{**row("a", dice=k / 10, tre_mm=float(k)), "case": f"c{k}"} for k in range(11)]
-    assert tables.robustness(rows, "dice") == pytest.approx(0.3)
-    assert tables.robustness(rows, "tre_mm") == pytest.approx(7)
+    assert tables.robustness_30(rows, "dice") == pytest.approx(0.3)
+    assert tables.robustness_30(rows, "tre_mm") == pytest.approx(7)
     assert "| Dice, 30 % |" in tables.markdown(rows)
 
 

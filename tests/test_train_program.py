@@ -144,7 +144,7 @@ def test_no_thread_of_the_group_outlives_it(tmp_path):
         "from train.parallel import world\n"
         "with world(60) as ranks:\n"
         "    import torch.distributed.nn.functional\n"
-        "    assert ranks.total([1.0]) == [2.0] and ranks.same('a') == 'a'\n"
+        "    assert ranks.total([1.0]) == [2.0] and ranks.broadcast('a') == 'a'\n"
         "names = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]\n"
         "assert not [n for n in names if 'gloo' in n], names\n"
     )

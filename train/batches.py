@@ -1,4 +1,4 @@
-"""Numbered pairs to batches: read ahead by workers, and both ways round."""
+"""Batches of numbered pairs, read ahead by worker processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rdmm.types import InputError, RdmmError
 
 
 def stack_pairs(samples: Sequence[Inputs]) -> Inputs:
-    """Pairs of one grid as one pair of batches; labels where every pair has them."""
+    """Pairs on one grid as one pair of batches. Labels are kept if every pair has them."""
 
     def labels(name: str) -> Image | None:
         found = [getattr(s, name) for s in samples]
@@ -32,7 +32,7 @@ def stack_pairs(samples: Sequence[Inputs]) -> Inputs:
 
 
 def both_ways(batch: Inputs) -> Inputs:
-    """Each pair, and then each with its images swapped."""
+    """The batch, followed by the same batch with fixed and moving images swapped."""
 
     def joined(a: Image | None, b: Image | None) -> Image | None:
         return None if a is None or b is None else stacked([a, b])
@@ -49,7 +49,7 @@ def to_device(batch: Inputs, device: torch.device) -> Inputs:
 
 
 class _Numbered(Dataset):
-    """Pairs by number. A worker notes its process and what it reads, so that its death can be laid at a file's door."""
+    """Pairs by number. A worker notes its process id and the pair it reads, so that an error can name the files if it dies."""
 
     def __init__(self, data: TrainingData, notes: Any) -> None:
         self.data, self.notes = data, notes
@@ -60,7 +60,7 @@ class _Numbered(Dataset):
             self.notes[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), number]
         try:
             return self.data.pair(number)
-        except RdmmError as error:  # as a value: DataLoader would wrap it into a text
+        except RdmmError as error:  # returned and raised later: DataLoader would turn it into a text
             return error
 
 
@@ -69,13 +69,13 @@ def _use_one_thread(_: int) -> None:
 
 
 def stream(data: TrainingData, numbers: Sequence[list[int]], workers: int) -> Iterator[Inputs]:
-    """A batch for each list of numbers, in order; the same whatever the number of workers.
+    """A batch for each list of numbers, in order. The batches do not depend on the number of workers.
 
     Raises:
-        RdmmError: what reading a pair raised.
-        InputError: a worker died; with the files that it was reading.
+        RdmmError: a pair could not be read.
+        InputError: a worker died; the error names the files that it was reading.
     """
-    spawn = multiprocessing.get_context("spawn")  # a fork would inherit the kernels' threads, and hang or die
+    spawn = multiprocessing.get_context("spawn")  # a forked process would inherit the kernels' threads and could hang
     notes = spawn.RawArray("q", 2 * workers)
     loader = DataLoader(
         _Numbered(data, notes),
@@ -85,13 +85,13 @@ def stream(data: TrainingData, numbers: Sequence[list[int]], workers: int) -> It
         worker_init_fn=_use_one_thread,
         multiprocessing_context=spawn if workers else None,
     )
-    batches = iter(loader)  # kept: the living workers end with it, and would be blamed too
+    batches = iter(loader)  # a name keeps it alive: without it the living workers would end, and the error would name them too
     try:
         try:
             for samples in batches:
                 yield stack_pairs([_unwrap(s) for s in samples])
-        except (ConnectionError, EOFError):  # of a worker that is about to die
-            time.sleep(5)  # until the signal of its death, which DataLoader raises as a RuntimeError
+        except (ConnectionError, EOFError):  # a worker is about to die
+            time.sleep(5)  # until it has died: then DataLoader raises a RuntimeError
             raise
     except (RuntimeError, ConnectionError, EOFError) as error:
         raise _name_dead_worker(error, data, list(notes)) from error
@@ -105,11 +105,11 @@ def _unwrap(sample: Any) -> Inputs:
 
 
 def _name_dead_worker(error: Exception, data: TrainingData, notes: list[int]) -> Exception:
-    """The error of a worker's death, which names what it read; any other as it is."""
+    """An error that names the pairs that dead workers were reading. Any other error is returned as it is."""
     alive = {child.pid for child in multiprocessing.active_children()}
     read = [data.name(number) for pid, number in zip(notes[::2], notes[1::2], strict=True) if pid and pid not in alive]
     if not read and "DataLoader worker" not in str(error):
         return error
     return InputError(
-        f"a process that reads data died while it read {' and '.join(read) or 'its first pair'}; trainer.workers=0 shows more"
+        f"a process that reads data died while it read {' and '.join(read) or 'its first pair'}; try trainer.workers=0 for the full error"
     )

@@ -1,7 +1,7 @@
-"""What a training run keeps: ``state.pt`` to go on from, ``last``, ``best`` and numbered model files to use.
+"""The files of a training run: ``state.pt`` to resume from; ``last``, ``best`` and numbered model files to use.
 
-``state.pt`` alone decides where a run goes on: it is written after ``best`` and before ``last``, so that whatever file a
-run is killed at, the run that goes on writes the same files again.
+``state.pt`` alone decides where a run resumes. It is written after ``best`` and before ``last``: wherever a run is killed, the resumed
+run writes the same files again.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """How far a run has come.
 
     Args:
-        step: taken so far.
-        validated: the step of the last validation.
-        best: score of the best validation, and the step it was made at.
-        stale: validations since.
-        length: running mean of the gradients' lengths.
-        skipped: steps that were not taken, since their loss or gradient was not finite; in a row, and in all.
+        step: steps taken so far.
+        validated: step of the last validation.
+        best, best_step: score of the best validation, and its step.
+        stale: validations since then.
+        length: running mean of the gradients' norms.
+        skipped, skipped_in_a_row: steps without an update because the loss or a gradient was not finite.
     """
 
     step: int = 0
@@ -52,20 +52,20 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        settings: from which the networks are built (networks.model), written into every model file.
-        identity: settings that must not change when a run goes on.
+        settings: written into every model file; networks.model builds the networks from them.
+        identity: settings that a resumed run must share.
     """
 
     path: Path
     settings: Mapping[str, Any]
     identity: Mapping[str, Any]
 
-    def state(self) -> dict[str, Any] | None:
-        """What state.pt holds, or None where there is none.
+    def read_state(self) -> dict[str, Any] | None:
+        """The content of state.pt, or None if there is no such file.
 
         Raises:
-            InputError: it is not a state of train.py; it is never run.
-            ConfigError: its run had other settings.
+            InputError: it is no state of train.py. Only tensors and plain data are read from it, never code.
+            ConfigError: its run had other settings (``identity``).
         """
         path = self.path / STATE
         if not path.exists():
@@ -80,26 +80,26 @@ class RunFolder:
         if different:
             k = different[0]
             raise ConfigError(
-                f"{path}: was trained with {k}={found.get(k)}, not {self.identity.get(k)}; go on with that, or start in another folder"
+                f"{path}: was trained with {k}={found.get(k)}, not {self.identity.get(k)}; resume with that, or start in another folder"
             )
         return dict(state)
 
-    def keep(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress, numbered: bool) -> None:
-        """State and ``last``; a numbered model file besides."""
+    def save_state(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress, numbered: bool) -> None:
+        """Write ``state.pt`` and ``last``, and a numbered model file if ``numbered``."""
         buffer = io.BytesIO()
         state = {"networks": networks.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
         torch.save({**state, "identity": json.dumps(self.identity, sort_keys=True)}, buffer)
         write_atomically(self.path / STATE, buffer.getvalue())
-        self.keep_model(LAST, networks, progress)
+        self.save_model(LAST, networks, progress)
         if numbered:
-            self.keep_model(f"step_{progress.step:07d}.safetensors", networks, progress)
+            self.save_model(f"step_{progress.step:07d}.safetensors", networks, progress)
 
-    def keep_model(self, name: str, networks: Networks, progress: Progress) -> None:
+    def save_model(self, name: str, networks: Networks, progress: Progress) -> None:
         save(self.path / name, networks, self.settings, {"step": progress.step, "score": progress.best})
 
 
 def _with_current_targets(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity of an earlier version with today's names of classes."""
+    """The identity of a run of an earlier version, with today's names of classes."""
     return {k: RENAMED.get(v, v) if k.endswith("_target_") else v for k, v in identity.items()}
 
 

@@ -32,7 +32,7 @@ def train_and_compare(config: dict[str, Any], overrides: list[str], folder: Path
     """Train, then write the table; the exit code. After Ctrl-C or SIGTERM, the training's state is saved and there is no table."""
     build_table({**config["table"], "data": {}})  # wrong settings are found before the training; its data sets are read at the end
     with interruptible() as interruption, world(config["trainer"]["timeout"]) as ranks:
-        out = Path(ranks.same(str(folder)))
+        out = Path(ranks.broadcast(str(folder)))
         models = train(config, overrides, out, ranks)
         if interruption:
             return 128 + int(interruption["signal"])

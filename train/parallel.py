@@ -1,7 +1,7 @@
-"""Several processes (torchrun), each with its share of every batch.
+"""Several processes (torchrun), each with its part of every batch.
 
-Gradients are averaged by one all-reduce after the backward pass rather than inside DistributedDataParallel: a rank whose pair
-diverges sends zeros and says so, and no other waits for it.
+One all-reduce after the backward pass averages the gradients. DistributedDataParallel would average inside the backward pass, and then
+all processes would wait for one whose pair diverged. Here such a process sends zeros and a flag.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rdmm.types import ResourceError, Tensor
 
 @dataclass(frozen=True)
 class World:
-    """This process among ``size``."""
+    """This process (``rank``) among ``size``."""
 
     rank: int = 0
     size: int = 1
@@ -31,12 +31,20 @@ class World:
         return self.rank == 0
 
     def mean_gradients(self, parameters: Sequence[Tensor], good: bool, stop: bool) -> tuple[int, bool]:
-        """Each gradient becomes its mean over the ranks whose step is ``good``; their number, and whether any is told to stop."""
+        """Replace each gradient by its mean over the ranks whose step is ``good``.
+
+        Args:
+            good: whether this rank has finite gradients.
+            stop: whether this rank was asked to stop.
+
+        Returns:
+            The number of good ranks, and whether any rank was asked to stop.
+        """
         if self.size == 1:
             return int(good), stop
         flat = torch.cat([p.grad.flatten() if good and p.grad is not None else torch.zeros_like(p).flatten() for p in parameters])
         flat = torch.cat([flat, flat.new_tensor([float(good), float(stop)])])
-        self._reduced(flat)
+        self._all_reduce(flat)
         count = round(float(flat[-2]))
         start = 0
         for p in parameters:
@@ -48,23 +56,23 @@ class World:
         """Sums over the ranks."""
         x = torch.tensor(numbers, dtype=torch.float64)
         if self.size > 1:
-            self._reduced(x)
+            self._all_reduce(x)
         return x.tolist()
 
-    def same(self, text: str) -> str:
-        """The first rank's text, on all of them."""
+    def broadcast(self, text: str) -> str:
+        """The text of the first rank, on all ranks."""
         box = [text]
         if self.size > 1:
             dist.broadcast_object_list(box)
         return box[0]
 
     @staticmethod
-    def _reduced(x: Tensor) -> None:
+    def _all_reduce(x: Tensor) -> None:
         try:
             dist.all_reduce(x)
         except RuntimeError as error:
             text = str(error).splitlines()[0]
-            raise ResourceError(f"another process of this run has gone ({text}); the last checkpoint stands: resume=true") from error
+            raise ResourceError(f"another process of this run has ended ({text}); resume=true goes on from the last checkpoint") from error
 
 
 @contextlib.contextmanager
@@ -72,14 +80,14 @@ def world(timeout: float) -> Iterator[World]:
     """The processes that torchrun started (by its environment), or this one alone.
 
     Args:
-        timeout: seconds that one waits for another.
+        timeout: seconds that one process waits for another.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
-    # Its functions keep the group that stands when they are defined as their default. Loaded later, it would keep gloo's threads alive
-    # after the group's end, and one that lets go of a tensor while the interpreter ends kills the process.
+    # This module's functions take the process group of its import time as a default argument. An import after init_process_group would
+    # keep gloo's threads alive, and such a thread can kill the process when it frees a tensor while the interpreter ends.
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
     try:

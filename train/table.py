@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.study import Study, table_rows
-from eval.tables import write as write_table
+from eval.tables import write_tables as write_table
 from rdmm.config.build import build
 from rdmm.config.compose import quoted
 from rdmm.data.training.pairs import TrainingData

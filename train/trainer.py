@@ -1,5 +1,7 @@
-"""The training loop. Step t is a function of the state before it and of the numbers (seed, t): nothing else is random, so a run
-that goes on from a checkpoint takes the steps that it would have taken."""
+"""The training loop.
+
+Step t depends only on the state before it and on (seed, t), so resuming from a checkpoint reproduces the uninterrupted run.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,10 @@ from train.parallel import World
 log = logging.getLogger(__name__)
 
 GRADIENT_NORM_DECAY = 0.02
-"""Share of a new gradient's length in their running mean."""
+"""Weight of a new gradient's norm in the running mean of the norms."""
 
 MAX_SKIPPED_IN_A_ROW = 20
-"""Steps in a row without a finite gradient before a run is given up."""
+"""A run ends with an error after this many steps in a row without a finite gradient."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,19 @@ class Trainer:
     """How a network is trained.
 
     Args:
-        max_steps: of the optimizer (Adam).
-        batch: pairs a step, on each process.
-        learning_rate, warmup, floor: the rate rises over ``warmup`` steps and falls along a cosine to ``floor`` of itself.
-        clip: longest gradient, in means of those before it: energies have no scale of their own, and one pair that almost diverges must
-            not undo what the others have taught.
-        both_directions: each pair is also trained on with its images swapped.
-        epoch: steps that the penalty's schedule counts as one.
-        validate_every, checkpoint_every, log_every, picture_every: in steps.
-        keep: whether checkpoints are also kept as numbered model files.
-        patience: validations without a better score before a run ends; 0: never.
-        workers: processes that read data.
-        amp: convolutions in bfloat16; shooting, smoothing and similarities stay in float32.
+        max_steps: steps of the optimizer (Adam).
+        batch: pairs per step on each process.
+        learning_rate, warmup, floor: the rate rises to ``learning_rate`` over ``warmup`` steps, then falls along a cosine to
+            ``floor`` times ``learning_rate``.
+        clip: largest norm of a gradient, relative to the running mean of the norms. A relative bound suits energies of any scale. It
+            keeps one pair that almost diverges from undoing earlier steps.
+        both_directions: also train on each pair with its images swapped.
+        epoch: number of steps that the penalty's schedule counts as one epoch.
+        validate_every, checkpoint_every, log_every, picture_every: intervals, in steps.
+        keep: also write a numbered model file at each checkpoint.
+        patience: end the run after this many validations without a better score; 0: never.
+        workers: number of processes that read data.
+        amp: convolutions in bfloat16. Shooting, smoothing and similarities stay in float32.
         timeout: seconds that one process of a distributed run waits for another.
     """
 
@@ -83,11 +86,11 @@ class Trainer:
             raise ConfigError("trainer: warmup, patience and workers must be >= 0")
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ..."""
+        """Learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.max_steps - self.warmup)
-        return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+        fraction = (step - self.warmup) / max(1, self.max_steps - self.warmup)
+        return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0))))
 
 
 RESUME_KEYS = (
@@ -103,21 +106,22 @@ RESUME_KEYS = (
     "patience",
     "amp",
 )
-"""Settings of the trainer that a run must keep when it goes on: the others do not change its weights."""
+"""Settings of the trainer that a resumed run must share. The others do not change the weights."""
 
 
 def resume_settings(trainer: Trainer) -> dict[str, Any]:
-    """The settings of UNCHANGED."""
+    """The settings of RESUME_KEYS, by their dotted keys."""
     return {f"trainer.{k}": v for k, v in asdict(trainer).items() if k in RESUME_KEYS}
 
 
 @dataclass(eq=False)
 class Training:
-    """One network's training: what it needs, and ``run``.
+    """One network's training.
 
     Args:
-        make: the objective of networks.
-        resume: go on from the folder's state, where there is one.
+        make: makes the objective of networks.
+        folder: the run's files.
+        resume: go on from the folder's state if there is one.
     """
 
     trainer: Trainer
@@ -132,20 +136,20 @@ class Training:
     log: Log
 
     def run(self) -> Progress:
-        """Train to the last step, or until told to stop.
+        """Train to the last step, or until the run is interrupted.
 
         Raises:
-            DivergenceError: MOST_SKIPPED steps in a row had no finite gradient.
+            DivergenceError: MAX_SKIPPED_IN_A_ROW steps in a row had no finite gradient.
             ResourceError: out of memory.
         """
         self.networks.to(self.device)
         objective = self.make(self.networks)
         parameters = [p for p in objective.trained.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.trainer.learning_rate)
-        progress = self._restored(optimizer)
+        progress = self._restore(optimizer)
         validation = list(self.data.held_out("validation").values())[self.world.rank :: self.world.size]
         try:
-            if progress.step % self.trainer.validate_every == 0 and progress.validated < progress.step:  # stopped before it could
+            if progress.step % self.trainer.validate_every == 0 and progress.validated < progress.step:  # interrupted before the validation
                 self._validate(objective, validation, progress)
             for batch in self._batches(progress):
                 stopped = self._step(objective, optimizer, parameters, batch, progress)
@@ -154,7 +158,7 @@ class Training:
                     self._validate(objective, validation, progress)
                 last = done or stopped or 0 < self.trainer.patience <= progress.stale
                 if self.world.first and (last or progress.step % self.trainer.checkpoint_every == 0):
-                    self.folder.keep(self.networks, optimizer, progress, self.trainer.keep)
+                    self.folder.save_state(self.networks, optimizer, progress, self.trainer.keep)
                 if last:
                     break
         except torch.OutOfMemoryError as error:
@@ -165,20 +169,20 @@ class Training:
             ) from error
         return progress
 
-    def _restored(self, optimizer: torch.optim.Optimizer) -> Progress:
-        state = self.folder.state() if self.resume else None
+    def _restore(self, optimizer: torch.optim.Optimizer) -> Progress:
+        state = self.folder.read_state() if self.resume else None
         if state is None:
             return Progress()
         self.networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])
         if self.world.first:
-            self.folder.keep(self.networks, optimizer, progress, False)
+            self.folder.save_state(self.networks, optimizer, progress, False)
         log.info("going on from step %d", progress.step)
         return progress
 
     def _batches(self, progress: Progress) -> Any:
-        """Batch of each step to come; this process's share of it."""
+        """This process's part of the batch of each remaining step."""
         b, w = self.trainer.batch, self.world
         steps = range(progress.step, self.trainer.max_steps)
         if 0 < self.trainer.patience <= progress.stale:
@@ -187,10 +191,10 @@ class Training:
         return stream(self.data, numbers, self.trainer.workers) if numbers else ()
 
     def _step(self, objective: Objective, optimizer: Any, parameters: list[nn.Parameter], batch: Inputs, progress: Progress) -> bool:
-        """One step of the optimizer; whether the run is told to stop."""
+        """Take one step of the optimizer; whether the run was asked to stop."""
         t = self.trainer
-        drawn = int(generator(self.seed, 5, progress.step, self.world.rank).integers(2**62))
-        torch.manual_seed(drawn)
+        draw = int(generator(self.seed, 5, progress.step, self.world.rank).integers(2**62))
+        torch.manual_seed(draw)
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             group["lr"] = t.rate(progress.step)
@@ -198,17 +202,17 @@ class Training:
         outcome: Outcome | None = None
         try:
             with torch.autocast(self.device.type, torch.bfloat16) if t.amp else nullcontext():
-                outcome = objective(batch, progress.step // t.epoch, drawn, t.both_directions)
+                outcome = objective(batch, progress.step // t.epoch, draw, t.both_directions)
             outcome.loss.backward()
         except DivergenceError as error:
             log.warning("step %d: %s", progress.step + 1, error)
         good = outcome is not None and bool(torch.isfinite(outcome.loss)) and _finite(parameters)
-        length = math.nan
+        norm = math.nan
         ranks, stopped = self.world.mean_gradients(parameters, good, stop.is_set())
         if ranks:
-            longest = t.clip * progress.length or math.inf
-            length = float(nn.utils.clip_grad_norm_(parameters, longest))
-            progress.length += (min(length, longest) - progress.length) * (GRADIENT_NORM_DECAY if progress.length else 1.0)
+            largest = t.clip * progress.length or math.inf
+            norm = float(nn.utils.clip_grad_norm_(parameters, largest))
+            progress.length += (min(norm, largest) - progress.length) * (GRADIENT_NORM_DECAY if progress.length else 1.0)
             optimizer.step()
             progress.skipped_in_a_row = 0
         else:
@@ -218,11 +222,11 @@ class Training:
                 raise DivergenceError(f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient: lower trainer.learning_rate")
         progress.step += 1
         if outcome is not None:
-            self.log.step(progress, t, outcome, length, batch)
+            self.log.step(progress, t, outcome, norm, batch)
         return stopped
 
     def _validate(self, objective: Objective, cases: list[Callable[[], Inputs]], progress: Progress) -> None:
-        """Means over the held-out pairs; the best model so far is kept. Without such pairs, the last one is."""
+        """Evaluate the held-out pairs, and save the model if it is the best so far. Without held-out pairs, the last model is the best."""
         self.networks.eval()
         progress.validated = progress.step
         sums: dict[str, float] = {}
@@ -241,7 +245,7 @@ class Training:
         if progress.best is None or score > progress.best:
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
             if self.world.first:
-                self.folder.keep_model(BEST, self.networks, progress)
+                self.folder.save_model(BEST, self.networks, progress)
         else:
             progress.stale += 1
         self.log.validation(progress, means, shown)
@@ -252,7 +256,7 @@ def _finite(parameters: list[nn.Parameter]) -> bool:
 
 
 def _score(means: Mapping[str, float]) -> float:
-    """Larger is better: Dice where there are labels, else what the images say."""
+    """The score, larger is better: Dice if there are labels, else minus the similarity term."""
     dice = means.get("dice", math.nan)
     score = dice if math.isfinite(dice) and dice > 0 else -means.get("similarity", math.inf)
     return score if math.isfinite(score) else -1e30

@@ -1,4 +1,4 @@
-"""Where conf/, networks/ and the bundled model are."""
+"""Paths of conf/, networks/ and the bundled model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def bundled_model() -> Path:
 
 
 def model_path(file: str | None) -> str:
-    """The given model file, or the bundled one.
+    """The given model file; None: the bundled one.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: no file is given, and the bundled one is missing.
     """
     if file is not None:
         return file

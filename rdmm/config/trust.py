@@ -1,4 +1,4 @@
-"""What a configuration from a file may hold."""
+"""Checks of configurations that come from other people's files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from rdmm.types import ConfigError
 
 
 def require_trusted(settings: Any, where: str) -> None:
-    """Settings that come from a file may name what conf/ names, and nothing else; references in them are not resolved.
+    """Check settings from a file: they may name the classes that conf/ names, and hold no references.
+
+    Args:
+        where: the file, for the error.
 
     Raises:
-        ConfigError: they hold something else.
+        ConfigError: they name another class, or hold a reference.
     """
     if isinstance(settings, dict):
         target = settings.get("_target_")
@@ -33,24 +36,26 @@ def require_trusted(settings: Any, where: str) -> None:
 
 @lru_cache
 def conf_targets() -> frozenset[str]:
+    """Every ``_target_`` in conf/."""
     found = (re.findall(r"_target_: *([\w.]+)", p.read_text()) for p in (share() / "conf").rglob("*.yaml"))
     return frozenset(t for targets in found for t in targets)
 
 
-LARGEST_YAML, MOST_ALIASES = 2**20, 100
+MAX_YAML_BYTES, MAX_ALIASES = 2**20, 100
+"""Largest configuration file; most aliases and levels in it. More could fill the memory."""
 
 
 def require_plain_yaml(folder: Path) -> None:
-    """Configuration files of other people are data: small, without tags that make objects, without floods of aliases.
+    """Check that the YAML files of a folder are plain data: small, without tags that make objects, with few aliases.
 
     Raises:
-        ConfigError: the first that is not.
+        ConfigError: a file is not; the first one is named.
     """
     import yaml
 
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml")):
-        if path.stat().st_size > LARGEST_YAML:
-            raise ConfigError(f"{path}: {path.stat().st_size} bytes are more than a configuration has ({LARGEST_YAML})")
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size} bytes; a configuration has at most {MAX_YAML_BYTES}")
         aliases = depth = 0
         try:
             for event in yaml.parse(path.read_text(encoding="utf-8-sig")):
@@ -60,7 +65,7 @@ def require_plain_yaml(folder: Path) -> None:
                 if tag is not None:
                     line = event.start_mark.line + 1 if event.start_mark else 1
                     raise ConfigError(f"{path}: line {line}: the tag {tag!r} is not allowed in a configuration")
-                if aliases > MOST_ALIASES or depth > MOST_ALIASES:
-                    raise ConfigError(f"{path}: more than {MOST_ALIASES} aliases, or as many levels: not a configuration")
+                if aliases > MAX_ALIASES or depth > MAX_ALIASES:
+                    raise ConfigError(f"{path}: more than {MAX_ALIASES} aliases or levels, so it is no configuration")
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
