@@ -177,9 +177,8 @@ def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
         lines += [
             "| " + " | ".join(str(t[k]) for k in names) + f" | {t['change']:+.3g} | {t['p']:.2g} | {t['p_holm']:.2g} |" for t in found
         ]
-    reported = [(r, r["status"]) for r in rows if r["status"] != "done"] + [
-        (r, f"warning: {r['warnings']}") for r in rows if r.get("warnings")
-    ]
+    reported = [(r, r["status"]) for r in rows if r["status"] != "done"]
+    reported += [(r, f"warning: {r['warnings']}") for r in rows if r.get("warnings")]
     notes = [f"- {r['data']} {r['case']}, {r['method']}: {text}" for r, text in reported]
     return "\n".join([*lines, "", NOTES, "", *notes]).rstrip() + "\n"
 
