@@ -15,19 +15,19 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Transform
 from rdmm.types import Tensor
 
-LAYERS = 16
+LAYERS_AT_ONCE = 16
 
 
 def dice(a: Tensor, b: Tensor, labels: Iterable[int] | None = None) -> dict[int, float]:
     """Dice of each label (default: all but 0 in either map); NaN where a label is missing from one of the two."""
     a, b = a.flatten().round().long(), b.flatten().round().long()
-    in_a, in_b, in_both = _counts(a), _counts(b), _counts(a[a == b])
+    in_a, in_b, in_both = _count_values(a), _count_values(b), _count_values(a[a == b])
     if labels is None:
         labels = sorted((set(in_a) | set(in_b)) - {0})
     return {int(k): 2 * in_both.get(k, 0) / (in_a[k] + in_b[k]) if k in in_a and k in in_b else math.nan for k in labels}
 
 
-def _counts(x: Tensor) -> dict[int, int]:
+def _count_values(x: Tensor) -> dict[int, int]:
     """How often each whole number stands in x (n,)."""
     if x.numel() == 0:
         return {}
@@ -108,8 +108,8 @@ def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
     """``folded_cells_percent``: cells where any of the (10 or 4) determinants is <= 0; ``ndv_percent``: negative volume
     over the volume of the domain, model (47)."""
     folded, volume, cells = 0, 0.0, math.prod(n - 1 for n in grid.shape)
-    for first in range(0, grid.shape[0] - 1, LAYERS):  # ten volumes at once would be the peak of a registration's memory
-        layers = u[:, :, first : first + LAYERS + 1].double()
+    for first in range(0, grid.shape[0] - 1, LAYERS_AT_ONCE):  # ten volumes at once would be the peak of a registration's memory
+        layers = u[:, :, first : first + LAYERS_AT_ONCE + 1].double()
         det = ops.corner_determinants(layers, Grid((layers.shape[2], *grid.shape[1:]), grid.affine), grid.spacing)
         folded += int((det <= 0).any(0).sum())
         negative = -det.clamp_max(0).flatten(1).sum(1)

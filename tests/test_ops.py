@@ -8,7 +8,7 @@ from rdmm.spatial import ops
 
 def by_torch(monkeypatch, *arguments, **keywords):
     with monkeypatch.context() as m:
-        m.setattr(ops, "compiled", lambda x: False)
+        m.setattr(ops, "has_kernels", lambda x: False)
         return ops.sample(*arguments, **keywords)
 
 
@@ -91,7 +91,7 @@ def test_barrier_is_zero_for_gentle_maps_and_its_gradient_right(monkeypatch, gri
     results = []
     for compiled in (True, False):
         with monkeypatch.context() as m:
-            m.setattr(ops, "compiled", lambda x, compiled=compiled: compiled)
+            m.setattr(ops, "has_kernels", lambda x, compiled=compiled: compiled)
             value = ops.barrier(rough, grid, 0.1)
             results.append((value, torch.autograd.grad(value.sum(), rough)[0]))
     assert float(results[0][0]) > 1e-4

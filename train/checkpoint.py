@@ -18,7 +18,7 @@ import torch
 
 from networks.model import Networks, save
 from rdmm.config.renamed import RENAMED
-from rdmm.io.files import existing, write_atomically
+from rdmm.io.files import require_file, write_atomically
 from rdmm.types import ConfigError, InputError
 
 STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
@@ -71,7 +71,7 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            state = torch.load(existing(path), map_location="cpu", weights_only=True)
+            state = torch.load(require_file(path), map_location="cpu", weights_only=True)
             found = _with_current_targets(json.loads(state["identity"]))
         except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
             text = str(error).strip().splitlines()[0]

@@ -21,7 +21,7 @@ from rdmm.runtime.warnings import with_warnings
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure, frame_of
-from rdmm.spatial.pair import Correspondence, Pair, bounds, overlap_fraction
+from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fraction
 from rdmm.spatial.transform import Identity, framed
 from rdmm.types import InputError, ResourceError, Tensor
 
@@ -166,7 +166,7 @@ def read_inputs(
 def _check_overlap(pair: Pair[Image]) -> None:
     if overlap_fraction(pair) == 0:
         raise InputError(
-            f"the images do not overlap in the world: {bounds([pair.fixed.grid, pair.moving.grid])}; "
+            f"the images do not overlap in the world: {format_boxes([pair.fixed.grid, pair.moving.grid])}; "
             "if their geometry is wrong, start from their centres of mass with --init com"
         )
 
@@ -214,7 +214,7 @@ def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image
         row = int(np.argmax(outside))
         raise InputError(
             f"{path}: row {row + 2}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} image "
-            f"{bounds([image.grid])}; are the landmarks in world millimetres (RAS+)?"
+            f"{format_boxes([image.grid])}; are the landmarks in world millimetres (RAS+)?"
         )
 
 

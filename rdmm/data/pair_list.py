@@ -12,7 +12,7 @@ from typing import Any
 
 from rdmm.data.given import PAIR_FILES
 from rdmm.data.paths import below, plain_name
-from rdmm.io.files import existing
+from rdmm.io.files import require_file
 from rdmm.io.tables import read_rows
 from rdmm.types import ConfigError, nearest
 
@@ -40,7 +40,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
     Raises:
         ConfigError: a column is missing or misspelt, an id is there twice or is no plain name, a path leads out of ``root``.
     """
-    path = existing(path)
+    path = require_file(path)
     base = Path(root).expanduser() if root else path.parent
     own = path.suffix != ".json" and root is None  # written for this machine, not with a data set that others made
     if path.suffix == ".json":

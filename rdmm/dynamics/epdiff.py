@@ -20,7 +20,7 @@ import torch
 
 from rdmm.dynamics.base import Snapshot
 from rdmm.dynamics.integrator import State
-from rdmm.kernels.available import compiled
+from rdmm.kernels.available import has_kernels
 from rdmm.regularizer.metric import Metric
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
@@ -33,7 +33,7 @@ def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
     The flux uses the negative transpose of the differences in (Dv)^T, so that <ad*_v m, v> = 0 to rounding. Inside the grid the two
     are the same; at the walls it is the flux of a momentum that is 0 beyond them.
     """
-    if compiled(m):
+    if has_kernels(m):
         from rdmm.kernels import epdiff
 
         return epdiff.momentum_rate(m, v, grid.spacing)
@@ -43,7 +43,7 @@ def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
 
 def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
     """-(D phi) v for phi = id + u, model (10)."""
-    if compiled(u):
+    if has_kernels(u):
         from rdmm.kernels import epdiff
 
         return epdiff.map_rate(u, v, grid.spacing)

@@ -17,7 +17,7 @@ import torch
 
 from rdmm.dynamics.base import InitialConditions
 from rdmm.dynamics.integrator import Integrator, State, runge_kutta_step
-from rdmm.kernels.available import compiled
+from rdmm.kernels.available import has_kernels
 from rdmm.kernels.pairwise import half_squared_distance, reduce_pairs
 from rdmm.regularizer.penalty import Penalty
 from rdmm.regularizer.smoother import MultiGaussian
@@ -35,7 +35,7 @@ class Hamiltonian:
 
     def velocity(self, x: Tensor, q: Tensor, p: Tensor) -> Tensor:
         """v(x), (b, d, t)."""
-        if compiled(x) and x.dtype == torch.float32:
+        if has_kernels(x) and x.dtype == torch.float32:
             from rdmm.kernels.gaussian_sums import gaussian_sums
 
             return torch.stack([gaussian_sums(*item, self.sigmas, self.weights) for item in zip(x, q, p, strict=True)])
@@ -44,7 +44,7 @@ class Hamiltonian:
 
     def force(self, q: Tensor, p: Tensor) -> Tensor:
         """-dH/dq_i = sum_j s_ij (q_i - q_j), s_ij = p_i . p_j sum_s w_s / sigma_s^2 exp(...): q_i sum_j s_ij less sum_j s_ij q_j."""
-        if compiled(q) and q.dtype == torch.float32:
+        if has_kernels(q) and q.dtype == torch.float32:
             from rdmm.kernels.gaussian_sums import gaussian_forces
 
             return torch.stack([gaussian_forces(*item, self.sigmas, self.weights) for item in zip(q, p, strict=True)])

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
+from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
     Space,
     affine_matrix,
+    choose_grid,
     from_vectors,
-    grid_of,
-    lps,
+    ras_to_lps,
     read_matrix,
     read_vectors,
     require_3d,
@@ -37,24 +37,24 @@ class AFNI:
         if path.name.endswith(IMAGES):
             values, grid, _ = read_vectors(path, space.fixed)
             _require_straight(grid)
-            return from_vectors(values @ lps(3)[:3, :3], grid)
+            return from_vectors(values @ ras_to_lps(3)[:3, :3], grid)
         parameters = read_matrix(path, (3, 4))
-        linear = _linear_class()()
+        linear = _import_linear_class()()
         linear.structarr["parameters"] = parameters
-        return Affine(torch.as_tensor(np.asarray(linear.to_ras(*_both_images(space)))))
+        return Affine(torch.as_tensor(np.asarray(linear.to_ras(*_nibabel_images(space)))))
 
     def write(self, path: Path, transform: Transform, space: Space) -> None:
         if not path.name.endswith(IMAGES):
-            linear = _linear_class().from_ras(affine_matrix(transform, path), *_both_images(space))
+            linear = _import_linear_class().from_ras(affine_matrix(transform, path), *_nibabel_images(space))
             rows = np.asarray(linear.structarr["parameters"])[:3]
             return write_matrix(path, rows.reshape(1, 12), "# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):\n")
-        grid = grid_of(transform, space)
+        grid = choose_grid(transform, space)
         _require_straight(grid)
-        field = (world_vectors(transform, grid) @ lps(3)[:3, :3])[:, :, :, None]
-        write_nifti(path, nifti_bytes(field.astype(np.float32), embedded(grid), intent=1006))
+        field = (world_vectors(transform, grid) @ ras_to_lps(3)[:3, :3])[:, :, :, None]
+        write_nifti(path, encode_nifti(field.astype(np.float32), affine_in_3d(grid), intent=1006))
 
 
-def _linear_class() -> Any:
+def _import_linear_class() -> Any:
     try:
         from nitransforms.io.afni import AFNILinearTransform
     except ImportError as error:
@@ -62,7 +62,7 @@ def _linear_class() -> Any:
     return AFNILinearTransform
 
 
-def _both_images(space: Space) -> tuple[Any, Any]:
+def _nibabel_images(space: Space) -> tuple[Any, Any]:
     """Both images, moving first, as nitransforms wants them; only their affines matter."""
     import nibabel as nib
 

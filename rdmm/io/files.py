@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
-def existing(path: str | os.PathLike[str]) -> Path:
+def require_file(path: str | os.PathLike[str]) -> Path:
     """The path of a readable, non-empty file.
 
     Raises:
@@ -48,7 +48,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def compressed(data: bytes) -> bytes:
+def gzip_bytes(data: bytes) -> bytes:
     """gzip with time 0, so that equal data give equal files."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0, filename="") as f:
@@ -153,7 +153,7 @@ class Outputs:
             lock.release()
 
 
-def checked_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """A single output file, checked before anything is computed."""
     path = Path(path)
     if path.is_dir():

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
+from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
     Space,
     affine_matrix,
+    apply_matrix,
     from_vectors,
-    map_points,
     read_matrix,
     read_vectors,
     require_3d,
@@ -37,31 +37,31 @@ class FSL:
 
     def read(self, path: Path, space: Space) -> Transform:
         fixed, moving = space.both("FSL's transform")
-        a, b = _from_fsl(fixed), _from_fsl(moving)
+        a, b = _fsl_to_world(fixed), _fsl_to_world(moving)
         if not path.name.endswith(IMAGES):
             return Affine(torch.as_tensor(b @ np.linalg.inv(read_matrix(path, (4, 4))) @ np.linalg.inv(a)))
         values, grid, intent = read_vectors(path, fixed)
         if intent in COEFFICIENT_INTENTS:
             raise InputError(f"{path}: spline coefficients; make a field of them: fnirtfileutils -i COEF -r REF -o FIELD --withaff")
-        x = map_points(np.linalg.inv(a) @ np.asarray(grid.affine), voxel_indices(grid))
+        x = apply_matrix(np.linalg.inv(a) @ np.asarray(grid.affine), voxel_indices(grid))
         absolute = values.std() > (values - x).std()  # FSL's own test: absolute fields vary more than relative ones
-        ends = map_points(b, values if absolute else x + values)
-        return from_vectors(ends - map_points(a, x), grid)
+        ends = apply_matrix(b, values if absolute else x + values)
+        return from_vectors(ends - apply_matrix(a, x), grid)
 
     def write(self, path: Path, transform: Transform, space: Space) -> None:
         fixed, moving = space.both("FSL's transform")
         require_3d(fixed, "FSL")
-        a, b = _from_fsl(fixed), _from_fsl(moving)
+        a, b = _fsl_to_world(fixed), _fsl_to_world(moving)
         if not path.name.endswith(IMAGES):
             matrix = np.linalg.inv(np.linalg.inv(b) @ affine_matrix(transform, path) @ a)
             return write_matrix(path, matrix)
         ends = fixed.voxel_to_world(voxel_indices(fixed)) + world_vectors(transform, fixed)
-        x = map_points(np.linalg.inv(a) @ np.asarray(fixed.affine), voxel_indices(fixed))
-        field = (map_points(np.linalg.inv(b), ends) - x).astype(np.float32)
-        write_nifti(path, nifti_bytes(field, embedded(fixed), intent=FIELD_INTENT))
+        x = apply_matrix(np.linalg.inv(a) @ np.asarray(fixed.affine), voxel_indices(fixed))
+        field = (apply_matrix(np.linalg.inv(b), ends) - x).astype(np.float32)
+        write_nifti(path, encode_nifti(field, affine_in_3d(fixed), intent=FIELD_INTENT))
 
 
-def _from_fsl(grid: Grid) -> np.ndarray:
+def _fsl_to_world(grid: Grid) -> np.ndarray:
     """(4, 4) matrix from FSL's millimetres to the world's."""
     require_3d(grid, "FSL")
     affine, scale, flip = np.asarray(grid.affine), np.diag([*grid.voxel, 1.0]), np.eye(4)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from rdmm.io.nifti import Raw, Source, embedded, file_grid, in_plane_affine, log, nifti_bytes, read_raw, stored_bytes, write_nifti
+from rdmm.io.nifti import Raw, Source, affine_in_3d, encode_nifti, in_plane_affine, log, make_grid, read_raw, read_stored, write_nifti
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import sample
@@ -22,7 +22,7 @@ MIN_VOXELS = 4
 """Fewest voxels along an axis of an image."""
 
 
-def _spatial(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _select_volume(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The 2D or 3D array and its (d+1, d+1) affine."""
     array, affine = raw.array, raw.affine
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -47,7 +47,7 @@ def _spatial(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.n
     return array, affine
 
 
-def _without_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
+def _replace_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
     """The array with NaN and Inf replaced by the policy, and for ``mask`` the voxels that were finite."""
     if array.dtype.kind != "f":
         return array, None
@@ -80,14 +80,14 @@ def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None =
     """
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
-    path, stored = stored_bytes(source)
-    array, affine = _spatial(path, read_raw(path, stored, strict=strict), volume)
-    array, good = _without_nan(path, array, nan)
-    mask = None if good is None else _tensor(good)
-    return Image(_tensor(array), file_grid(path, array.shape, affine), mask)
+    path, stored = read_stored(source)
+    array, affine = _select_volume(path, read_raw(path, stored, strict=strict), volume)
+    array, good = _replace_nan(path, array, nan)
+    mask = None if good is None else _to_tensor(good)
+    return Image(_to_tensor(array), make_grid(path, array.shape, affine), mask)
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def _to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
 
 
@@ -136,4 +136,4 @@ def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integ
         data, grid = grid.restored(data, like), like
     array = data.detach().cpu().reshape(grid.shape).numpy()
     array = np.rint(array).astype(np.int16 if np.abs(array).max(initial=0) < 2**15 else np.int32) if integer else array.astype(np.float32)
-    write_nifti(path, nifti_bytes(array, embedded(grid)))
+    write_nifti(path, encode_nifti(array, affine_in_3d(grid)))

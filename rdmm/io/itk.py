@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdmm.io.files import existing, write_atomically
-from rdmm.io.nifti import embedded, file_grid, in_plane_affine, nifti_bytes, read_raw, write_nifti
-from rdmm.io.vectors import from_itk_affine, from_vectors, lps, require_itk_grid, to_itk_affine, world_displacement
+from rdmm.io.files import require_file, write_atomically
+from rdmm.io.nifti import affine_in_3d, encode_nifti, in_plane_affine, make_grid, read_raw, write_nifti
+from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_displacement
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Placed
 from rdmm.types import InputError, Tensor
@@ -32,12 +32,12 @@ def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Gri
     """
     require_itk_grid(grid, os.fspath(path))
     d = grid.ndim
-    vectors = world_displacement(u, grid) @ lps(d)[:d, :d]
+    vectors = world_displacement(u, grid) @ ras_to_lps(d)[:d, :d]
     if like is not None:
         turned = grid.restored(torch.from_numpy(np.moveaxis(vectors, -1, 0).copy()), like)
         vectors, grid = np.moveaxis(turned.numpy(), 0, -1), like
     shape = (*grid.shape, *(1,) * (4 - d), d)
-    write_nifti(path, nifti_bytes(vectors.reshape(shape).astype(np.float32), embedded(grid), intent=VECTOR_INTENT))
+    write_nifti(path, encode_nifti(vectors.reshape(shape).astype(np.float32), affine_in_3d(grid), intent=VECTOR_INTENT))
 
 
 def read_warp(path: str | os.PathLike[str]) -> Placed:
@@ -46,7 +46,7 @@ def read_warp(path: str | os.PathLike[str]) -> Placed:
     Raises:
         InputError: the file is not a vector field in ITK's layout, or not finite.
     """
-    path = existing(path)
+    path = require_file(path)
     raw = read_raw(path, path.read_bytes(), strict=True)
     shape, intent = raw.array.shape, int(raw.header["intent_code"])
     if len(shape) != 5 or shape[3] != 1 or shape[4] not in (2, 3) or (shape[4] == 2) != (shape[2] == 1):
@@ -56,8 +56,8 @@ def read_warp(path: str | os.PathLike[str]) -> Placed:
     if not np.isfinite(raw.array).all():
         raise InputError(f"{path}: the displacement has NaN or Inf")
     d = shape[4]
-    grid = file_grid(path, shape[:d], raw.affine if d == 3 else in_plane_affine(raw.affine))
-    return from_vectors(raw.array.reshape(*shape[:d], d).astype(np.float64) @ lps(d)[:d, :d], grid)
+    grid = make_grid(path, shape[:d], raw.affine if d == 3 else in_plane_affine(raw.affine))
+    return from_vectors(raw.array.reshape(*shape[:d], d).astype(np.float64) @ ras_to_lps(d)[:d, :d], grid)
 
 
 def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
@@ -86,8 +86,8 @@ def read_affine(path: str | os.PathLike[str]) -> Affine:
     Raises:
         InputError: the file is not an affine of ITK, or its matrix is singular or not finite.
     """
-    path = existing(path)
-    content = _mat(path) if path.suffix == ".mat" else _text(path)
+    path = require_file(path)
+    content = _read_mat(path) if path.suffix == ".mat" else _read_text(path)
     d = content["fixed"].size
     kinds = (f"AffineTransform_double_{d}_{d}", f"MatrixOffsetTransformBase_double_{d}_{d}", f"AffineTransform_float_{d}_{d}")
     name = next((k for k in kinds if k in content), None)
@@ -99,7 +99,7 @@ def read_affine(path: str | os.PathLike[str]) -> Affine:
     return Affine(torch.as_tensor(matrix))
 
 
-def _mat(path: Path) -> dict[str, np.ndarray]:
+def _read_mat(path: Path) -> dict[str, np.ndarray]:
     from scipy.io import loadmat
 
     try:
@@ -112,7 +112,7 @@ def _mat(path: Path) -> dict[str, np.ndarray]:
     return content
 
 
-def _text(path: Path) -> dict[str, np.ndarray]:
+def _read_text(path: Path) -> dict[str, np.ndarray]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))

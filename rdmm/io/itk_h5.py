@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdmm.io.files import existing, write_atomically
-from rdmm.io.nifti import file_grid
-from rdmm.io.vectors import from_itk_affine, from_vectors, lps, require_itk_grid, to_itk_affine, world_vectors
+from rdmm.io.files import require_file, write_atomically
+from rdmm.io.nifti import make_grid
+from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_vectors
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Placed, Transform, compose_all, flat
 from rdmm.types import ConfigError, InputError
 
 
-def _h5py() -> Any:
+def _import_h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
@@ -30,12 +30,12 @@ def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
 
     Maps without a grid of their own are sampled on ``grid``.
     """
-    maps = [m if isinstance(m, Affine | Placed) else _placed(m, grid) for m in flat(transform)]
+    maps = [m if isinstance(m, Affine | Placed) else _sample_warp(m, grid) for m in flat(transform)]
     d = next((_ndim(m) for m in maps), 3)
     buffer = io.BytesIO()
-    with _h5py().File(buffer, "w") as file:
-        text = _h5py().string_dtype("ascii")
-        groups = [(f"CompositeTransform_double_{d}_{d}", None, None), *(_entry(m) for m in reversed(maps))]
+    with _import_h5py().File(buffer, "w") as file:
+        text = _import_h5py().string_dtype("ascii")
+        groups = [(f"CompositeTransform_double_{d}_{d}", None, None), *(_encode_map(m) for m in reversed(maps))]
         for k, (kind, parameters, fixed) in enumerate(groups):
             group = file.create_group(f"TransformGroup/{k}")
             group.create_dataset("TransformType", data=[kind], dtype=text)
@@ -47,7 +47,7 @@ def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _placed(m: Transform, grid: Grid | None) -> Placed:
+def _sample_warp(m: Transform, grid: Grid | None) -> Placed:
     """Another map sampled as a warp on ``grid``."""
     if grid is None:
         raise ConfigError("this transform has no grid of its own: pass --fixed IMAGE")
@@ -58,7 +58,7 @@ def _ndim(m: Transform) -> int:
     return m.grid.ndim if isinstance(m, Placed) else int(m.matrix.shape[-1]) - 1  # type: ignore[attr-defined]
 
 
-def _entry(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
+def _encode_map(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
     """Type, parameters and fixed parameters of one map."""
     d = _ndim(m)
     if isinstance(m, Affine):
@@ -66,14 +66,14 @@ def _entry(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
     assert isinstance(m, Placed)
     grid = m.grid
     require_itk_grid(grid, "the warp")
-    vectors = world_vectors(m, grid) @ lps(d)[:d, :d]
-    axes = (lps(d) @ np.asarray(grid.affine))[:d] / [*grid.voxel, 1.0]
+    vectors = world_vectors(m, grid) @ ras_to_lps(d)[:d, :d]
+    axes = (ras_to_lps(d) @ np.asarray(grid.affine))[:d] / [*grid.voxel, 1.0]
     fixed = np.concatenate([grid.shape, axes[:, d], grid.voxel, axes[:, :d].ravel()])
     parameters = vectors.reshape(-1, d, order="F").ravel()  # vector after vector, the first axis fastest
     return f"DisplacementFieldTransform_double_{d}_{d}", parameters, fixed
 
 
-def _stored_entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
+def _read_entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
     """Type, parameters and fixed parameters of one group of the file; empty arrays where it has none (the head of a composite)."""
     kind, numbers = np.ravel(entry["TransformType"])[0].decode(), []
     prefix = "Transform" if "TransformParameters" in entry else "Tranform"  # so misspelt in some files of ITK
@@ -89,18 +89,18 @@ def read_h5(path: Path) -> Transform:
         InputError: the file is not one of ITK's, or holds other transforms than affine maps and displacement fields.
         ConfigError: h5py is not installed.
     """
-    h5py = _h5py()
+    h5py = _import_h5py()
     try:
-        with h5py.File(existing(path), "r") as file:
+        with h5py.File(require_file(path), "r") as file:
             group = file["TransformGroup"]
-            entries = [_stored_entry(group[str(k)]) for k in range(len(group))]
+            entries = [_read_entry(group[str(k)]) for k in range(len(group))]
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise InputError(f"{path}: not a transform file of ITK ({type(error).__name__}: {error})") from error
-    maps = [_transform(path, *entry) for entry in entries if not entry[0].startswith("CompositeTransform")]
+    maps = [_decode_map(path, *entry) for entry in entries if not entry[0].startswith("CompositeTransform")]
     return compose_all(reversed(maps))
 
 
-def _transform(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray) -> Transform:
+def _decode_map(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray) -> Transform:
     name, _, rest = kind.partition("_")
     d = int(rest.rpartition("_")[2]) if rest.rpartition("_")[2] in ("2", "3") else 0
     if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
@@ -116,6 +116,6 @@ def _transform(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray)
         if min(size) > 0 and parameters.size == d * int(np.prod(size, dtype=object)):
             affine = np.eye(d + 1)
             affine[:d, :d], affine[:d, d] = axes.reshape(d, d) * voxel, origin
-            grid = file_grid(path, size, lps(d) @ affine)
-            return from_vectors(parameters.reshape(-1, d).reshape(*size, d, order="F") @ lps(d)[:d, :d], grid)
+            grid = make_grid(path, size, ras_to_lps(d) @ affine)
+            return from_vectors(parameters.reshape(-1, d).reshape(*size, d, order="F") @ ras_to_lps(d)[:d, :d], grid)
     raise InputError(f"{path}: {kind} cannot be read: affine maps and displacement fields can")

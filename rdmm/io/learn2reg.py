@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rdmm.io.files import existing, write_atomically
-from rdmm.io.nifti import embedded, nifti_bytes, write_nifti
+from rdmm.io.files import require_file, write_atomically
+from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
 from rdmm.io.vectors import Space, from_vectors, read_vectors, voxel_indices, world_vectors
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Transform
@@ -22,7 +22,7 @@ class Learn2Reg:
 
     def read(self, path: Path, space: Space) -> Transform:
         fixed, moving = space.both("Learn2Reg's displacement")
-        values = _npz(path, fixed) if path.suffix == ".npz" else read_vectors(path, fixed)[0]
+        values = _read_npz(path, fixed) if path.suffix == ".npz" else read_vectors(path, fixed)[0]
         x = voxel_indices(fixed)
         return from_vectors(moving.voxel_to_world(x + values) - fixed.voxel_to_world(x), fixed)
 
@@ -32,15 +32,15 @@ class Learn2Reg:
         ends = fixed.voxel_to_world(x) + world_vectors(transform, fixed)
         field = (moving.world_to_voxel(ends) - x).astype(np.float32)
         if path.suffix != ".npz":
-            return write_nifti(path, nifti_bytes(field, embedded(fixed)))
+            return write_nifti(path, encode_nifti(field, affine_in_3d(fixed)))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, field)
         write_atomically(path, buffer.getvalue())
 
 
-def _npz(path: Path, grid: Grid) -> np.ndarray:
+def _read_npz(path: Path, grid: Grid) -> np.ndarray:
     try:
-        with np.load(existing(path), allow_pickle=False) as content:
+        with np.load(require_file(path), allow_pickle=False) as content:
             values = np.asarray(content[content.files[0]], dtype=np.float64)
     except Exception as error:
         raise InputError(f"{path}: not an .npz file of numbers ({type(error).__name__}: {error})") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rdmm.io.files import existing, write_atomically
+from rdmm.io.files import require_file, write_atomically
 from rdmm.types import InputError
 
 VTK_TYPES = {"float": ">f4", "double": ">f8", "int": ">i4", "vtkidtype": ">i8", "long": ">i8", "unsigned_char": ">u1", "short": ">i2"}
@@ -49,12 +49,12 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
     Raises:
         InputError: not a mesh file, cut short, or without finite points.
     """
-    path = existing(path)
+    path = require_file(path)
     if not is_mesh(path):
         raise InputError(f"{path}: a mesh is a .vtk (legacy polydata) or .ply file")
     data = path.read_bytes()
     try:
-        mesh = _vtk(data, path) if path.suffix.lower() == ".vtk" else _ply(data, path)
+        mesh = _read_vtk(data, path) if path.suffix.lower() == ".vtk" else _read_ply(data, path)
     except (ValueError, IndexError, KeyError) as error:
         raise InputError(f"{path}: cut short or not a mesh ({error})") from error
     if not len(mesh.points):
@@ -66,7 +66,7 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
     return mesh
 
 
-def _whole(numbers: np.ndarray, path: Path | None = None) -> np.ndarray:
+def _to_indices(numbers: np.ndarray, path: Path | None = None) -> np.ndarray:
     """Numbers of vertices; what is none is an InputError, or, without a path, the caller's ValueError."""
     if not np.isfinite(numbers).all() or bool((np.abs(numbers) > 2**53).any()):
         raise InputError(f"{path}: cells must be whole numbers") if path else ValueError("cells must be whole numbers")
@@ -109,7 +109,7 @@ class _Reader:
         return np.array([w.group() for w in words], dtype=np.float64)
 
 
-def _vtk(data: bytes, path: Path) -> Mesh:
+def _read_vtk(data: bytes, path: Path) -> Mesh:
     if not data.startswith(b"# vtk DataFile"):
         raise InputError(f"{path}: not a legacy VTK file (it begins with {data[:12]!r}); XML files (.vtp) are not read")
     header = data.split(b"\n", 4)
@@ -125,7 +125,7 @@ def _vtk(data: bytes, path: Path) -> Mesh:
             case "POINTS":
                 points = reader.numbers(3 * int(words[1]), words[2].lower()).reshape(-1, 3)
             case "LINES" | "POLYGONS" | "TRIANGLE_STRIPS":
-                cells.append(_cells(_whole(reader.numbers(int(words[2]), "int"), path), words[0].upper(), path))
+                cells.append(_split_vtk_cells(_to_indices(reader.numbers(int(words[2]), "int"), path), words[0].upper(), path))
             case "VERTICES":
                 reader.numbers(int(words[2]), "int")
             case "POINT_DATA":
@@ -145,10 +145,10 @@ def _vtk(data: bytes, path: Path) -> Mesh:
                     reader.numbers(int(parts) * int(number), kind.lower())
             case _:
                 break  # metadata and what follows is not needed
-    return _mesh(points, cells, weights, path)
+    return _make_mesh(points, cells, weights, path)
 
 
-def _cells(flat: np.ndarray, kind: str, path: Path) -> np.ndarray:
+def _split_vtk_cells(flat: np.ndarray, kind: str, path: Path) -> np.ndarray:
     """Cells of a VTK list (size, corners, size, corners ...) as segments or triangles."""
     rows, at = [], 0
     while at < len(flat):
@@ -157,10 +157,10 @@ def _cells(flat: np.ndarray, kind: str, path: Path) -> np.ndarray:
         if size < 1 or len(rows[-1]) < size:
             raise InputError(f"{path}: {kind} are cut short")
         at += size + 1
-    return _simplices(rows, kind)
+    return _to_simplices(rows, kind)
 
 
-def _simplices(rows: Sequence[np.ndarray], kind: str) -> np.ndarray:
+def _to_simplices(rows: Sequence[np.ndarray], kind: str) -> np.ndarray:
     """Segments of lines and of polygons with two corners; triangles of the others."""
     out: list[Sequence[int]] = []
     for row in rows:
@@ -173,7 +173,7 @@ def _simplices(rows: Sequence[np.ndarray], kind: str) -> np.ndarray:
     return np.array(out, dtype=np.int64)
 
 
-def _mesh(points: np.ndarray, cells: Sequence[np.ndarray], weights: np.ndarray | None, path: Path) -> Mesh:
+def _make_mesh(points: np.ndarray, cells: Sequence[np.ndarray], weights: np.ndarray | None, path: Path) -> Mesh:
     cells = [c for c in cells if len(c)]
     if len({c.shape[1] for c in cells}) > 1:
         raise InputError(f"{path}: both lines and surfaces in one file; split it")
@@ -203,7 +203,7 @@ class _Ply:
     def lists(self, count: int, properties: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Lists of whole numbers."""
         _, length, item = properties[0][:3]
-        return [_whole(self.numbers(int(self.numbers(1, length)[0]), item)) for _ in range(count)]
+        return [_to_indices(self.numbers(int(self.numbers(1, length)[0]), item)) for _ in range(count)]
 
     def table(self, count: int, properties: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         """Columns of numbers by name."""
@@ -216,11 +216,11 @@ class _Ply:
         return {n: rows[n].astype(np.float64) for n in names}
 
 
-def _ply(data: bytes, path: Path) -> Mesh:
+def _read_ply(data: bytes, path: Path) -> Mesh:
     end = data.find(b"end_header")
     if not data.startswith(b"ply") or end < 0:
         raise InputError(f"{path}: not a PLY file (it begins with {data[:12]!r})")
-    form, elements = _ply_header(data[:end].decode("latin-1"))
+    form, elements = _read_ply_header(data[:end].decode("latin-1"))
     orders = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
     if form not in orders:
         raise InputError(f"{path}: PLY format {form!r} is not known")
@@ -236,10 +236,10 @@ def _ply(data: bytes, path: Path) -> Mesh:
         else:
             found = body.lists(count, properties)
             faces = found if name == "face" else faces
-    return _mesh(points, [_simplices(faces, "POLYGONS")] if faces else [], None, path)
+    return _make_mesh(points, [_to_simplices(faces, "POLYGONS")] if faces else [], None, path)
 
 
-def _ply_header(text: str) -> tuple[str, list[tuple[str, int, list[list[str]]]]]:
+def _read_ply_header(text: str) -> tuple[str, list[tuple[str, int, list[list[str]]]]]:
     """The format, and each element's name, number and properties."""
     form, elements = "", []  # type: ignore[var-annotated]
     for words in map(str.split, text.splitlines()):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rdmm.io.files import existing, write_atomically
+from rdmm.io.files import require_file, write_atomically
 from rdmm.types import InputError, Tensor
 from rdmm.version import __version__
 
@@ -76,7 +76,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = existing(path)
+    path = require_file(path)
     _refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as f:
@@ -86,13 +86,13 @@ def read_model(path: str | os.PathLike[str]) -> Model:
         raise InputError(f"{path}: not a sound safetensors file ({str(error).splitlines()[0]}); copy or train it again") from error
     if "rdmm" not in metadata:
         raise InputError(f"{path}: no model of rdmm: its header has no entry 'rdmm'; a file that train.py wrote is wanted")
-    head = _head(path, metadata["rdmm"])
+    head = _parse_header(path, metadata["rdmm"])
     if digest(tensors, head) != head["sha256"]:
         raise InputError(f"{path}: is not what was written (sha256 differs); copy or train it again")
     return Model(tensors, head["settings"], head["facts"])
 
 
-def _head(path: os.PathLike[str], text: str) -> dict[str, Any]:
+def _parse_header(path: os.PathLike[str], text: str) -> dict[str, Any]:
     try:
         head = json.loads(text)
         number = int(head["format"])

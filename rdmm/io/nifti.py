@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from rdmm.io.files import compressed, existing, write_atomically
+from rdmm.io.files import gzip_bytes, require_file, write_atomically
 from rdmm.spatial.grid import Grid
 from rdmm.types import InputError
 
@@ -37,7 +37,7 @@ _MAGIC = {
 _GZIP_RATIO = 1100  # deflate cannot expand more than 1032 times
 
 
-def _detected(data: bytes) -> str:
+def _describe_content(data: bytes) -> str:
     """What the first bytes look like, in words."""
     for magic, name in _MAGIC.items():
         if data.startswith(magic):
@@ -67,11 +67,11 @@ def _inflate(path: Path, data: bytes, limit: int | None = None) -> bytes:
     return b"".join(out)
 
 
-def _header(path: Path, data: bytes) -> nib.Nifti1Header:
+def _parse_header(path: Path, data: bytes) -> nib.Nifti1Header:
     size = int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")
     two = 540 in size
     if not (348 in size or two) or len(data) < (540 if two else 348):
-        raise InputError(f"{path}: not a NIfTI file but {_detected(data)}")
+        raise InputError(f"{path}: not a NIfTI file but {_describe_content(data)}")
     magic = data[4:8] if two else data[344:348]
     if magic[:3] not in (b"n+1", b"n+2"):
         what = "an Analyze or NIfTI pair (.hdr/.img); convert it to .nii.gz" if magic[:3] in (b"ni1", b"\0\0\0") else f"magic {magic!r}"
@@ -83,14 +83,14 @@ def _header(path: Path, data: bytes) -> nib.Nifti1Header:
         raise InputError(f"{path}: the NIfTI header cannot be read: {error}") from error
 
 
-def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
+def _parse_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
     dim = [int(x) for x in header["dim"]]
     if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]):
         raise InputError(f"{path}: the header's dimensions make no image: {dim}")
     return tuple(dim[1 : dim[0] + 1])
 
 
-def _checked_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
+def _parse_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
     except Exception as error:
@@ -116,13 +116,13 @@ class Raw:
 Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage
 
 
-def stored_bytes(source: Source) -> tuple[Path, bytes]:
+def read_stored(source: Source) -> tuple[Path, bytes]:
     """A name for messages, and the bytes of the file, for a path or a nibabel image."""
     if isinstance(source, nib.spatialimages.SpatialImage):
         name = Path(source.get_filename() or "<nibabel image>")
         image = source if isinstance(source, nib.Nifti1Image) else nib.Nifti1Image.from_image(source)
         return name, image.to_bytes()
-    path = existing(source)
+    path = require_file(source)
     return path, path.read_bytes()
 
 
@@ -130,16 +130,16 @@ def peek_shape(source: Source) -> tuple[int, ...]:
     """The shape that a file's header states, without reading its voxels."""
     if isinstance(source, nib.spatialimages.SpatialImage):
         return tuple(source.shape)
-    path = existing(source)
+    path = require_file(source)
     with open(path, "rb") as f:
         head = f.read(1 << 16)
-    return _checked_shape(path, _header(path, _inflate(path, head, 600) if head[:2] == b"\x1f\x8b" else head))
+    return _parse_shape(path, _parse_header(path, _inflate(path, head, 600) if head[:2] == b"\x1f\x8b" else head))
 
 
 def read_raw(path: Path, stored: bytes, *, strict: bool) -> Raw:
     zipped = stored[:2] == b"\x1f\x8b"
-    header = _header(path, _inflate(path, stored, 600) if zipped else stored)
-    shape, dtype = _checked_shape(path, header), _checked_dtype(path, header)
+    header = _parse_header(path, _inflate(path, stored, 600) if zipped else stored)
+    shape, dtype = _parse_shape(path, header), _parse_dtype(path, header)
     offset = int(header["vox_offset"]) if np.isfinite(header["vox_offset"]) else -1
     if offset < 348:
         raise InputError(f"{path}: the header's voxel offset is {offset}; a single-file NIfTI has at least 348")
@@ -151,10 +151,10 @@ def read_raw(path: Path, stored: bytes, *, strict: bool) -> Raw:
     if len(data) < expected:
         raise InputError(f"{path}: truncated: {expected} bytes expected, {len(data)} there; copy the file again")
     array = np.frombuffer(data, dtype, count=(expected - offset) // dtype.itemsize, offset=offset).reshape(shape, order="F")
-    return Raw(_scaled(path, array, header), _affine(path, header, strict=strict), header)
+    return Raw(_apply_scaling(path, array, header), _choose_affine(path, header, strict=strict), header)
 
 
-def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+def _apply_scaling(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:
         log.warning("%s: scl_slope is %g: treated as 1", path, slope)
@@ -168,7 +168,7 @@ def _scaled(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarr
         return array * slope + inter
 
 
-def _affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.ndarray:
+def _choose_affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.ndarray:
     """The s-form, else the q-form, else the voxel sizes."""
     zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     sform = header.get_sform() if header["sform_code"] > 0 else None
@@ -207,14 +207,14 @@ def in_plane_affine(affine: np.ndarray) -> np.ndarray:
     return flat
 
 
-def file_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
+def make_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
     try:
         return Grid(shape, affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def nifti_bytes(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> bytes:
+def encode_nifti(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> bytes:
     """A NIfTI-1 file: s-form and q-form (where the affine has one) of the RAS+ (4, 4) ``affine``."""
     image = nib.Nifti1Image(array, affine)
     image.header.set_intent(intent)
@@ -224,7 +224,7 @@ def nifti_bytes(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> by
     return image.to_bytes()
 
 
-def embedded(grid: Grid) -> np.ndarray:
+def affine_in_3d(grid: Grid) -> np.ndarray:
     """(4, 4) affine of a 2D or 3D grid."""
     if grid.ndim == 3:
         return np.asarray(grid.affine)
@@ -241,4 +241,4 @@ def axis_codes(grid: Grid) -> str:
 
 def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file atomically, compressed if its name ends in .gz."""
-    write_atomically(path, compressed(data) if os.fspath(path).endswith(".gz") else data)
+    write_atomically(path, gzip_bytes(data) if os.fspath(path).endswith(".gz") else data)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmm.io.files import existing, write_atomically
+from rdmm.io.files import require_file, write_atomically
 from rdmm.types import InputError, RdmmError, nearest
 
 
@@ -37,7 +37,7 @@ def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError)
         InputError: there is no such file.
         error: it is not UTF-8 text or not CSV.
     """
-    reader = csv.DictReader(_text(path, error))
+    reader = csv.DictReader(_open_text(path, error))
     try:
         reader.fieldnames = [c.strip() for c in reader.fieldnames or []]
         numbered = [(reader.line_num, row) for row in reader]
@@ -46,15 +46,15 @@ def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError)
     return Table(list(reader.fieldnames), [row for _, row in numbered], [line for line, _ in numbered])
 
 
-def _text(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> io.StringIO:
-    path = existing(path)
+def _open_text(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> io.StringIO:
+    path = require_file(path)
     try:
         return io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
     except UnicodeDecodeError as problem:
         raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start})") from problem
 
 
-def _points_table(path: str | os.PathLike[str], wanted: Sequence[str]) -> Table:
+def _read_points_table(path: str | os.PathLike[str], wanted: Sequence[str]) -> Table:
     """A table that has the columns ``wanted`` and at least one row."""
     table = read_rows(path)
     table.require(wanted, os.fspath(path))
@@ -63,7 +63,7 @@ def _points_table(path: str | os.PathLike[str], wanted: Sequence[str]) -> Table:
     return table
 
 
-def _numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: Sequence[str], first: int = 2) -> np.ndarray:
+def _parse_numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: Sequence[str], first: int = 2) -> np.ndarray:
     """Finite numbers (rows, columns); ``first``: the number of the first row in error messages."""
     out = np.empty((len(rows), len(columns)))
     for i, row in enumerate(rows):
@@ -84,8 +84,8 @@ def read_landmarks(path: str | os.PathLike[str], ndim: int = 3) -> tuple[np.ndar
         InputError: a column is missing, or a row (named) holds no number.
     """
     names = [f"{kind}_{axis}" for kind in ("fixed", "moving") for axis in "xyz"[:ndim]]
-    table = _points_table(path, names)
-    points = _numbers(path, table.rows, names)
+    table = _read_points_table(path, names)
+    points = _parse_numbers(path, table.rows, names)
     regions = [row["region"] for row in table.rows] if "region" in table.columns else [""] * len(table.rows)
     return points[:, :ndim], points[:, ndim:], regions
 
@@ -96,13 +96,13 @@ def read_keypoints(path: str | os.PathLike[str], ndim: int = 3) -> np.ndarray:
     Raises:
         InputError: a row (named) does not hold d numbers, or there is none.
     """
-    rows = [row for row in csv.reader(_text(path)) if row]
+    rows = [row for row in csv.reader(_open_text(path)) if row]
     wrong = next((i for i, row in enumerate(rows) if len(row) != ndim), None)
     if not rows or wrong is not None:
         what = "is empty" if not rows else f"row {wrong + 1} holds {len(rows[wrong])}"  # type: ignore[operator,index]
         raise InputError(f"{os.fspath(path)}: {what}; rows of {ndim} voxel coordinates without a header are wanted (Learn2Reg's keypoints)")
     columns = "xyz"[:ndim]
-    return _numbers(path, [dict(zip(columns, row, strict=True)) for row in rows], columns, first=1)
+    return _parse_numbers(path, [dict(zip(columns, row, strict=True)) for row in rows], columns, first=1)
 
 
 def read_points(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
@@ -111,7 +111,7 @@ def read_points(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
     Raises:
         InputError: as for ``read_landmarks``.
     """
-    return _numbers(path, _points_table(path, "xyz"[:ndim]).rows, "xyz"[:ndim])
+    return _parse_numbers(path, _read_points_table(path, "xyz"[:ndim]).rows, "xyz"[:ndim])
 
 
 def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:

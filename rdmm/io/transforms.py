@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 
 from rdmm.io.afni import AFNI
-from rdmm.io.files import existing
+from rdmm.io.files import require_file
 from rdmm.io.fsl import COEFFICIENT_INTENTS, FIELD_INTENT, FSL
 from rdmm.io.itk import VECTOR_INTENT, read_affine, read_warp, write_affine, write_affine_text, write_warp
 from rdmm.io.itk_h5 import read_h5, write_h5
 from rdmm.io.learn2reg import Learn2Reg
 from rdmm.io.nifti import peek_shape, read_raw
-from rdmm.io.vectors import IMAGES, Space, affine_matrix, grid_of
+from rdmm.io.vectors import IMAGES, Space, affine_matrix, choose_grid
 from rdmm.spatial.transform import Affine, Transform, compose_all, displacement, framed
 from rdmm.types import ConfigError, InputError, nearest
 
@@ -44,7 +44,7 @@ class ITK:
         if path.suffix in (".mat", ".txt", ".tfm"):
             matrix = affine_matrix(transform, path)
             return write_affine(path, matrix) if path.suffix == ".mat" else write_affine_text(path, matrix)
-        grid = grid_of(transform, space)
+        grid = choose_grid(transform, space)
         write_warp(path, displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64)), grid)
 
 
@@ -54,7 +54,7 @@ ITK_SUFFIXES = (*IMAGES, ".mat", ".txt", ".tfm", ".h5")
 SUFFIXES = (*ITK_SUFFIXES, ".npz", ".1D")
 
 
-def format_of(name: str, given: str | None) -> TransformFormat:
+def choose_format(name: str, given: str | None) -> TransformFormat:
     """The format ``given`` by name, or else the one that the file's name and (if it exists) its header show.
 
     Raises:
@@ -97,8 +97,8 @@ def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
         InputError: the file cannot be used.
         ConfigError: the format or a grid is missing.
     """
-    existing(name)
-    return format_of(name, form).read(Path(name), space)
+    require_file(name)
+    return choose_format(name, form).read(Path(name), space)
 
 
 def write_transform(name: str | os.PathLike[str], transform: Transform, form: str | None, space: Space) -> None:
@@ -107,7 +107,7 @@ def write_transform(name: str | os.PathLike[str], transform: Transform, form: st
     if not text.endswith(SUFFIXES):
         raise ConfigError(f"{text}: a transform's name ends in one of {', '.join(SUFFIXES)}")
     absent = str(Path("/nowhere", Path(text).name))  # the header of a file that will be replaced must not choose the format
-    format_of(absent, form).write(Path(text), transform, space)
+    choose_format(absent, form).write(Path(text), transform, space)
 
 
 def read_transform(name: str) -> Transform:
@@ -119,7 +119,7 @@ def read_transform(name: str) -> Transform:
     if name.startswith("[") and name.endswith("]"):
         return _read_bracketed(name)
     if not name.endswith(ITK_SUFFIXES):
-        existing(name)
+        require_file(name)
         raise InputError(f"{name}: a transform is a warp (.nii, .nii.gz), an ITK affine (.mat, .txt, .tfm) or composite (.h5)")
     return FORMATS["itk"].read(Path(name), Space())
 

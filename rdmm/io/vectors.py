@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdmm.io.files import existing, write_atomically
-from rdmm.io.nifti import file_grid, read_raw
+from rdmm.io.files import require_file, write_atomically
+from rdmm.io.nifti import make_grid, read_raw
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Dense, Placed, Transform, displacement, flat, framed
 from rdmm.types import ConfigError, InputError, OutputError, Tensor
 
 
-def lps(d: int) -> np.ndarray:
+def ras_to_lps(d: int) -> np.ndarray:
     """(d+1, d+1) matrix that converts RAS to LPS, and back."""
     return np.diag([-1.0, -1.0, 1.0, 1.0]) if d == 3 else np.diag([-1.0, -1.0, 1.0])
 
@@ -26,13 +26,13 @@ def from_itk_affine(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
     m = np.eye(d + 1)
     m[:d, :d] = parameters[: d * d].reshape(d, d)
     m[:d, d] = parameters[d * d :] + centre - m[:d, :d] @ centre
-    return lps(d) @ m @ lps(d)
+    return ras_to_lps(d) @ m @ ras_to_lps(d)
 
 
 def to_itk_affine(matrix: np.ndarray) -> np.ndarray:
     """ITK's d * d + d parameters of a RAS matrix (d+1, d+1), for the centre 0."""
     d = len(matrix) - 1
-    m = lps(d) @ matrix @ lps(d)
+    m = ras_to_lps(d) @ matrix @ ras_to_lps(d)
     return np.concatenate([m[:d, :d].ravel(), m[:d, d]])
 
 
@@ -82,7 +82,7 @@ class Space:
         return self.fixed, self.moving
 
 
-def grid_of(transform: Transform, space: Space) -> Grid:
+def choose_grid(transform: Transform, space: Space) -> Grid:
     """The fixed grid if it is known, else the grid of the first warp that a point goes through.
 
     Raises:
@@ -99,7 +99,7 @@ def voxel_indices(grid: Grid) -> np.ndarray:
     return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid.shape), indexing="ij"), -1)
 
 
-def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(*s, d) points under a homogeneous matrix."""
     return points @ matrix[:-1, :-1].T + matrix[:-1, -1]
 
@@ -116,7 +116,7 @@ def read_vectors(path: Path, grid: Grid | None) -> tuple[np.ndarray, Grid, int]:
         array = array[:, :, 0]
     if grid is not None and array.shape[:-1] != grid.shape:
         raise InputError(f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}")
-    own = grid if grid is not None else file_grid(path, array.shape[:-1], raw.affine)
+    own = grid if grid is not None else make_grid(path, array.shape[:-1], raw.affine)
     return array, own, int(raw.header["intent_code"])
 
 
@@ -144,7 +144,7 @@ def affine_matrix(transform: Transform, path: Path) -> np.ndarray:
 
 def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        lines = [line for line in existing(path).read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
+        lines = [line for line in require_file(path).read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
         numbers = np.array(" ".join(lines).split(), dtype=np.float64).reshape(shape)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {shape[0] * shape[1]} numbers in a text file are wanted ({error})") from error

@@ -16,7 +16,7 @@ def has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def compiled(x: Tensor) -> bool:
+def has_kernels(x: Tensor) -> bool:
     """Whether the compiled kernels can be used for a tensor: it is on the CPU, float32 or float64, and numba is installed."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and has_numba()
 

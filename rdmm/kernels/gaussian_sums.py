@@ -19,21 +19,21 @@ from numba import njit, prange
 from rdmm.kernels.simd import LOG2E, MIN_EXPONENT, exp2, f32
 from rdmm.types import Tensor
 
-WIDTH = 64
+POINTS_AT_ONCE = 64
 
 
 @njit(cache=True, inline="always", fastmath=True)
 def _kernel(x, q, j, c, w, r, k):  # type: ignore[no-untyped-def]
     """k[i] = sum_s w_s 2^(-c_s |x_i - q_j|^2) for WIDTH points x (d, WIDTH)."""
-    for i in range(WIDTH):
+    for i in range(POINTS_AT_ONCE):
         r[i] = f32(0)
         k[i] = f32(0)
     for a in range(x.shape[0]):
-        for i in range(WIDTH):
+        for i in range(POINTS_AT_ONCE):
             z = x[a, i] - q[a, j]
             r[i] += z * z
     for s in range(len(c)):
-        for i in range(WIDTH):
+        for i in range(POINTS_AT_ONCE):
             k[i] += w[s] * exp2(max(-c[s] * r[i], MIN_EXPONENT))
 
 
@@ -41,47 +41,47 @@ def _kernel(x, q, j, c, w, r, k):  # type: ignore[no-untyped-def]
 def _sums(x, q, p, c, w, out):  # type: ignore[no-untyped-def]
     """out_i = sum_j k(x_i - q_j) p_j; x, out (d, n), q, p (d, m)."""
     d, n = x.shape
-    for t in prange((n + WIDTH - 1) // WIDTH):
-        points, total = np.empty((d, WIDTH), np.float32), np.zeros((d, WIDTH), np.float32)
-        r, k = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    for t in prange((n + POINTS_AT_ONCE - 1) // POINTS_AT_ONCE):
+        points, total = np.empty((d, POINTS_AT_ONCE), np.float32), np.zeros((d, POINTS_AT_ONCE), np.float32)
+        r, k = np.empty(POINTS_AT_ONCE, np.float32), np.empty(POINTS_AT_ONCE, np.float32)
         for a in range(d):
-            for i in range(WIDTH):
-                points[a, i] = x[a, min(t * WIDTH + i, n - 1)]
+            for i in range(POINTS_AT_ONCE):
+                points[a, i] = x[a, min(t * POINTS_AT_ONCE + i, n - 1)]
         for j in range(q.shape[1]):
             _kernel(points, q, j, c, w, r, k)
             for a in range(d):
-                for i in range(WIDTH):
+                for i in range(POINTS_AT_ONCE):
                     total[a, i] += k[i] * p[a, j]
         for a in range(d):
-            for i in range(min(WIDTH, n - t * WIDTH)):
-                out[a, t * WIDTH + i] = total[a, i]
+            for i in range(min(POINTS_AT_ONCE, n - t * POINTS_AT_ONCE)):
+                out[a, t * POINTS_AT_ONCE + i] = total[a, i]
 
 
 @njit(cache=True, parallel=True, fastmath=True)
 def _slopes(x, g, q, p, c, w, out):  # type: ignore[no-untyped-def]
     """out_i = -sum_j k'(x_i - q_j) (g_i . p_j) (x_i - q_j)."""
     d, n = x.shape
-    for t in prange((n + WIDTH - 1) // WIDTH):
-        points, slopes = np.empty((d, WIDTH), np.float32), np.empty((d, WIDTH), np.float32)
-        total, dot = np.zeros((d, WIDTH), np.float32), np.empty(WIDTH, np.float32)
-        r, k = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    for t in prange((n + POINTS_AT_ONCE - 1) // POINTS_AT_ONCE):
+        points, slopes = np.empty((d, POINTS_AT_ONCE), np.float32), np.empty((d, POINTS_AT_ONCE), np.float32)
+        total, dot = np.zeros((d, POINTS_AT_ONCE), np.float32), np.empty(POINTS_AT_ONCE, np.float32)
+        r, k = np.empty(POINTS_AT_ONCE, np.float32), np.empty(POINTS_AT_ONCE, np.float32)
         for a in range(d):
-            for i in range(WIDTH):
-                points[a, i] = x[a, min(t * WIDTH + i, n - 1)]
-                slopes[a, i] = g[a, min(t * WIDTH + i, n - 1)]
+            for i in range(POINTS_AT_ONCE):
+                points[a, i] = x[a, min(t * POINTS_AT_ONCE + i, n - 1)]
+                slopes[a, i] = g[a, min(t * POINTS_AT_ONCE + i, n - 1)]
         for j in range(q.shape[1]):
             _kernel(points, q, j, c, w, r, k)
-            for i in range(WIDTH):
+            for i in range(POINTS_AT_ONCE):
                 dot[i] = f32(0)
             for a in range(d):
-                for i in range(WIDTH):
+                for i in range(POINTS_AT_ONCE):
                     dot[i] += slopes[a, i] * p[a, j]
             for a in range(d):
-                for i in range(WIDTH):
+                for i in range(POINTS_AT_ONCE):
                     total[a, i] -= k[i] * dot[i] * (points[a, i] - q[a, j])
         for a in range(d):
-            for i in range(min(WIDTH, n - t * WIDTH)):
-                out[a, t * WIDTH + i] = total[a, i]
+            for i in range(min(POINTS_AT_ONCE, n - t * POINTS_AT_ONCE)):
+                out[a, t * POINTS_AT_ONCE + i] = total[a, i]
 
 
 class _Sums(torch.autograd.Function):
@@ -89,20 +89,20 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
         ctx.save_for_backward(x, q, p)
         ctx.kernel = sigmas, weights
-        return _called(_sums, (x, q, p), sigmas, weights)
+        return _call_kernel(_sums, (x, q, p), sigmas, weights)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, q, p = ctx.saved_tensors
         sigmas, weights = ctx.kernel
         steep = [w / s**2 for s, w in zip(sigmas, weights, strict=True)]
-        by_x = _called(_slopes, (x, g, q, p), sigmas, steep) if ctx.needs_input_grad[0] else None
-        by_q = _called(_slopes, (q, p, x, g), sigmas, steep) if ctx.needs_input_grad[1] else None
-        by_p = _called(_sums, (q, x, g), sigmas, weights) if ctx.needs_input_grad[2] else None
+        by_x = _call_kernel(_slopes, (x, g, q, p), sigmas, steep) if ctx.needs_input_grad[0] else None
+        by_q = _call_kernel(_slopes, (q, p, x, g), sigmas, steep) if ctx.needs_input_grad[1] else None
+        by_p = _call_kernel(_sums, (q, x, g), sigmas, weights) if ctx.needs_input_grad[2] else None
         return by_x, by_q, by_p, None, None
 
 
-def _called(kernel: Any, clouds: Sequence[Tensor], sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
+def _call_kernel(kernel: Any, clouds: Sequence[Tensor], sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
     arrays = [np.ascontiguousarray(c.detach().numpy()) for c in clouds]
     c = np.array([0.5 / s**2 for s in sigmas], np.float32) * LOG2E
     out = np.empty_like(arrays[0])
@@ -119,10 +119,10 @@ def gaussian_sums(x: Tensor, q: Tensor, p: Tensor, sigmas: Sequence[float], weig
 def _pairs(q, p, j, c, w, points, momenta, z, k, dot):  # type: ignore[no-untyped-def]
     """z = q_i - q_j (d, WIDTH), k' and p_i . p_j of WIDTH points i, whose q and p are ``points`` and ``momenta``, with point j."""
     _kernel(points, q, j, c, w, dot, k)
-    for i in range(WIDTH):
+    for i in range(POINTS_AT_ONCE):
         dot[i] = f32(0)
     for a in range(q.shape[0]):
-        for i in range(WIDTH):
+        for i in range(POINTS_AT_ONCE):
             z[a, i] = points[a, i] - q[a, j]
             dot[i] += momenta[a, i] * p[a, j]
 
@@ -131,21 +131,21 @@ def _pairs(q, p, j, c, w, points, momenta, z, k, dot):  # type: ignore[no-untype
 def _forces(q, p, c, w, out):  # type: ignore[no-untyped-def]
     """out_i = sum_j k'(z) (p_i . p_j) z, z = q_i - q_j."""
     d, n = q.shape
-    for t in prange((n + WIDTH - 1) // WIDTH):
-        points, momenta = np.empty((d, WIDTH), np.float32), np.empty((d, WIDTH), np.float32)
-        z, total = np.empty((d, WIDTH), np.float32), np.zeros((d, WIDTH), np.float32)
-        k, dot = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    for t in prange((n + POINTS_AT_ONCE - 1) // POINTS_AT_ONCE):
+        points, momenta = np.empty((d, POINTS_AT_ONCE), np.float32), np.empty((d, POINTS_AT_ONCE), np.float32)
+        z, total = np.empty((d, POINTS_AT_ONCE), np.float32), np.zeros((d, POINTS_AT_ONCE), np.float32)
+        k, dot = np.empty(POINTS_AT_ONCE, np.float32), np.empty(POINTS_AT_ONCE, np.float32)
         for a in range(d):
-            for i in range(WIDTH):
-                points[a, i], momenta[a, i] = q[a, min(t * WIDTH + i, n - 1)], p[a, min(t * WIDTH + i, n - 1)]
+            for i in range(POINTS_AT_ONCE):
+                points[a, i], momenta[a, i] = q[a, min(t * POINTS_AT_ONCE + i, n - 1)], p[a, min(t * POINTS_AT_ONCE + i, n - 1)]
         for j in range(n):
             _pairs(q, p, j, c, w, points, momenta, z, k, dot)
             for a in range(d):
-                for i in range(WIDTH):
+                for i in range(POINTS_AT_ONCE):
                     total[a, i] += k[i] * dot[i] * z[a, i]
         for a in range(d):
-            for i in range(min(WIDTH, n - t * WIDTH)):
-                out[a, t * WIDTH + i] = total[a, i]
+            for i in range(min(POINTS_AT_ONCE, n - t * POINTS_AT_ONCE)):
+                out[a, t * POINTS_AT_ONCE + i] = total[a, i]
 
 
 @njit(cache=True, parallel=True, fastmath=True)
@@ -155,37 +155,37 @@ def _force_slopes(q, p, g, c, w, steeper, by_q, by_p):  # type: ignore[no-untype
     by_q_i = sum_j (p_i . p_j) (k' h - k'' (h . z) z),    by_p_i = sum_j k' (h . z) p_j.
     """
     d, n = q.shape
-    for t in prange((n + WIDTH - 1) // WIDTH):
-        points, momenta = np.empty((d, WIDTH), np.float32), np.empty((d, WIDTH), np.float32)
-        z, h = np.empty((d, WIDTH), np.float32), np.empty((d, WIDTH), np.float32)
-        sum_q, sum_p = np.zeros((d, WIDTH), np.float32), np.zeros((d, WIDTH), np.float32)
+    for t in prange((n + POINTS_AT_ONCE - 1) // POINTS_AT_ONCE):
+        points, momenta = np.empty((d, POINTS_AT_ONCE), np.float32), np.empty((d, POINTS_AT_ONCE), np.float32)
+        z, h = np.empty((d, POINTS_AT_ONCE), np.float32), np.empty((d, POINTS_AT_ONCE), np.float32)
+        sum_q, sum_p = np.zeros((d, POINTS_AT_ONCE), np.float32), np.zeros((d, POINTS_AT_ONCE), np.float32)
         k, steep, dot, along = (
-            np.empty(WIDTH, np.float32),
-            np.empty(WIDTH, np.float32),
-            np.empty(WIDTH, np.float32),
-            np.empty(WIDTH, np.float32),
+            np.empty(POINTS_AT_ONCE, np.float32),
+            np.empty(POINTS_AT_ONCE, np.float32),
+            np.empty(POINTS_AT_ONCE, np.float32),
+            np.empty(POINTS_AT_ONCE, np.float32),
         )
-        slopes = np.empty((d, WIDTH), np.float32)
+        slopes = np.empty((d, POINTS_AT_ONCE), np.float32)
         for a in range(d):
-            for i in range(WIDTH):
-                first = min(t * WIDTH + i, n - 1)
+            for i in range(POINTS_AT_ONCE):
+                first = min(t * POINTS_AT_ONCE + i, n - 1)
                 points[a, i], momenta[a, i], slopes[a, i] = q[a, first], p[a, first], g[a, first]
         for j in range(n):
             _kernel(points, q, j, c, steeper, dot, steep)
             _pairs(q, p, j, c, w, points, momenta, z, k, dot)
-            for i in range(WIDTH):
+            for i in range(POINTS_AT_ONCE):
                 along[i] = f32(0)
             for a in range(d):
-                for i in range(WIDTH):
+                for i in range(POINTS_AT_ONCE):
                     h[a, i] = slopes[a, i] - g[a, j]
                     along[i] += h[a, i] * z[a, i]
             for a in range(d):
-                for i in range(WIDTH):
+                for i in range(POINTS_AT_ONCE):
                     sum_q[a, i] += dot[i] * (k[i] * h[a, i] - steep[i] * along[i] * z[a, i])
                     sum_p[a, i] += k[i] * along[i] * p[a, j]
         for a in range(d):
-            for i in range(min(WIDTH, n - t * WIDTH)):
-                by_q[a, t * WIDTH + i], by_p[a, t * WIDTH + i] = sum_q[a, i], sum_p[a, i]
+            for i in range(min(POINTS_AT_ONCE, n - t * POINTS_AT_ONCE)):
+                by_q[a, t * POINTS_AT_ONCE + i], by_p[a, t * POINTS_AT_ONCE + i] = sum_q[a, i], sum_p[a, i]
 
 
 class _Forces(torch.autograd.Function):
@@ -193,7 +193,7 @@ class _Forces(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
         ctx.save_for_backward(q, p)
         ctx.kernel = sigmas, weights
-        return _called(_forces, (q, p), sigmas, [w / s**2 for s, w in zip(sigmas, weights, strict=True)])
+        return _call_kernel(_forces, (q, p), sigmas, [w / s**2 for s, w in zip(sigmas, weights, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -43,7 +43,7 @@ def _add_plane(acc, a, b, w, x, sign):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True)
-def _add_plane3(acc, f, x, sign):  # type: ignore[no-untyped-def]
+def _add_coefficients(acc, f, x, sign):  # type: ignore[no-untyped-def]
     for k in range(3):
         for y in range(f.shape[2]):
             for z in range(f.shape[3]):
@@ -140,12 +140,12 @@ def _second_sweep(a, b, w, radius, out, grad, scale, mean_scale, mean):  # type:
         x0, x1 = s * nx // slabs, (s + 1) * nx // slabs
         acc, row, line = np.zeros((3, ny, nz)), np.zeros((3, nz)), np.zeros((3, nz))
         for x in range(max(0, x0 - rx), min(nx, x0 + rx)):
-            _add_plane3(acc, out, x, 1.0)
+            _add_coefficients(acc, out, x, 1.0)
         for x in range(x0, x1):
             if x + rx < nx:
-                _add_plane3(acc, out, x + rx, 1.0)
+                _add_coefficients(acc, out, x + rx, 1.0)
             if x - rx - 1 >= 0 and x > x0:
-                _add_plane3(acc, out, x - rx - 1, -1.0)
+                _add_coefficients(acc, out, x - rx - 1, -1.0)
             row[:] = 0.0
             for y in range(min(ry, ny)):
                 _add_row(row, acc, y, 1.0)

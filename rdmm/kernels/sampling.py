@@ -104,7 +104,7 @@ def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, parallel=True)
-def _reach(points, scale, n, low, high):  # type: ignore[no-untyped-def]
+def _cell_range(points, scale, n, low, high):  # type: ignore[no-untyped-def]
     """First and last cell along x that contains a point of row k, for each k."""
     for k in prange(points.shape[1]):
         a, b = n, -1
@@ -173,7 +173,7 @@ class _Sample(torch.autograd.Function):
                 by_points[i % points.shape[0]] += torch.from_numpy(axes).view(points.shape[1:])
             if by_values is not None:
                 low, high = np.empty(p.shape[1], np.int64), np.empty(p.shape[1], np.int64)
-                _reach(p, scale, v.shape[1], low, high)
+                _cell_range(p, scale, v.shape[1], low, high)
                 target = by_values[i % values.shape[0]].numpy()
                 _by_values(p, scale, g, low, high, target if target.ndim == 4 else as_volume(target), min(SLABS, v.shape[1]))
         return by_values, by_points, None

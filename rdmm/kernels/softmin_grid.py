@@ -26,7 +26,7 @@ CUTOFF = np.float32(24.0)
 """Terms smaller than 2^-CUTOFF times the largest are below the precision of float32 and are skipped."""
 
 
-LOG_ZERO, NOTHING = np.float32(-1e30), np.float32(-1e29)
+LOG_ZERO, EMPTY = np.float32(-1e30), np.float32(-1e29)
 """Logarithm that stands for 0, and the bound below which a logarithm is taken for it."""
 
 
@@ -65,7 +65,7 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
     for k in range(blocks):
         top[:] = MIN_VALUE
         _find_top(g, f32(0), 0, k, highest[k], top)
-        active[k] = top.max() > NOTHING
+        active[k] = top.max() > EMPTY
     filled = active.copy()
     if not filled.any():
         out[:] = LOG_ZERO

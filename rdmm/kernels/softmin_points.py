@@ -20,7 +20,7 @@ TILE = 64
 """Points in a tile."""
 
 
-def order(x: np.ndarray) -> np.ndarray:
+def sort_into_tiles(x: np.ndarray) -> np.ndarray:
     """Indices that sort points x (n, d) into tiles of neighbours: the leaves of a k-d tree that splits the longest edge at its median."""
     parts, done = [np.arange(len(x))], []
     while parts:

@@ -18,7 +18,7 @@ from rdmm.config.renamed import current
 from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
-from rdmm.io.files import existing
+from rdmm.io.files import require_file
 from rdmm.runtime.resources import peak_memory
 from rdmm.stages.base import Result
 from rdmm.types import InputError
@@ -115,7 +115,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         InputError: it is missing, or not what a run of rdmm writes.
     """
     try:
-        run = json.loads(existing(path).read_text(encoding="utf-8"))
+        run = json.loads(require_file(path).read_text(encoding="utf-8"))
         wrong = [k for k in ("inputs", "config", "metrics", "seconds", "versions", "outputs") if not isinstance(run[k], dict)]
         wrong += [] if isinstance(run.get("warnings", []), list) else ["warnings"]
         if wrong or not all({"path", "sha256"} <= set(v) for v in run["inputs"].values()):

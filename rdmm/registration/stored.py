@@ -11,7 +11,7 @@ from rdmm.data.given import REREAD
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
-from rdmm.io.files import existing
+from rdmm.io.files import require_file
 from rdmm.registration.entry import build_settings
 from rdmm.registration.images import Registration
 from rdmm.spatial.grid import Grid
@@ -38,7 +38,7 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
     sums = {v["path"]: v["sha256"] for v in summary["inputs"].values()}
     sums |= {str(outputs.path(k)): v for k, v in summary["outputs"].items() if k != "report.html"}
     for name, wanted in sums.items():
-        if io.sha256(existing(name)) != wanted:
+        if io.sha256(require_file(name)) != wanted:
             raise InputError(f"{name}: not the file of this run any more (its sha256 differs); register again")
     further = {k: files[k] for k in REREAD if k in files}
     inputs = read_inputs(files["fixed"], files["moving"], **further, **summary["reading"], require_overlap=False)

@@ -150,7 +150,7 @@ def intensity_range(x: Tensor) -> Tensor:
     return torch.stack([low, torch.maximum(high, low + 1e-12)])
 
 
-def _unit(image: Image) -> Tensor:
+def _scale_intensity(image: Image) -> Tensor:
     """The first channel (*s), scaled to [0, 1]."""
     x = image.data[0, 0]
     low, high = intensity_range(x)
@@ -186,7 +186,7 @@ def image_figures(
 
 def _comparison(fixed: Image, warped: Image, moving: Image) -> str:
     grid = fixed.grid
-    scaled = [_unit(x) for x in (fixed, warped, moving)]
+    scaled = [_scale_intensity(x) for x in (fixed, warped, moving)]
     planes = PLANES[grid.ndim]
     figure, axes = panels(len(planes), 5)
     for row, (name, axis) in zip(axes, planes, strict=True):
@@ -202,7 +202,7 @@ def _comparison(fixed: Image, warped: Image, moving: Image) -> str:
 
 def _deformation(fixed: Image, displacement: Tensor) -> str:
     grid = fixed.grid
-    log, scaled = log_jacobian(displacement, grid)[0], _unit(fixed)
+    log, scaled = log_jacobian(displacement, grid)[0], _scale_intensity(fixed)
     limit = max(0.1, float(log.abs().max()))
     planes = PLANES[grid.ndim]
     figure, axes = panels(len(planes), 2)
@@ -240,7 +240,7 @@ def image_thumbnail(fixed: Image, warped: Image) -> str:
     """Fixed, warped and their difference (gray: none) side by side in the last plane, a small base64 JPEG."""
     grid = fixed.grid
     axis = PLANES[grid.ndim][-1][1]
-    a, b = (middle_slice(_unit(x), axis) for x in (fixed, warped))
+    a, b = (middle_slice(_scale_intensity(x), axis) for x in (fixed, warped))
     strip = np.concatenate([x[::-1] for x in (a, b, (b - a + 1) / 2)], 1)
     width = max(1, round(THUMBNAIL_HEIGHT * strip.shape[1] / strip.shape[0] / aspect(axis, grid)))
     return base64_picture(gray_picture(strip).resize((width, THUMBNAIL_HEIGHT)), "JPEG")

@@ -15,7 +15,7 @@ WORST_FIRST = {"dice": 1, "tre_mm": -1, "distance_after_mm": -1, "hd95_mm": -1, 
 
 
 @cache
-def _page(name: str) -> jinja2.Template:
+def _load_template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
     return jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.StrictUndefined).get_template(name)
 
@@ -41,7 +41,7 @@ def render(
     facts += [(k, f"{v['path']} (sha256 {v['sha256']})") for k, v in files.items()]
     facts += [(k, summary[k]) for k in ("device", "seed")]
     facts += [(f"version of {k}", v) for k, v in summary["versions"].items()]
-    return _page("pair.html").render(
+    return _load_template("pair.html").render(
         title=title,
         status=summary["status"],
         warnings=summary.get("warnings", []),
@@ -49,7 +49,7 @@ def render(
         frames=list(frames),
         lines=[{"t": frame["t"], "lines": [plane["lines"] for plane in frame["planes"]]} for frame in frames],
         points=points,
-        metrics=[(k, _text(v)) for k, v in summary["metrics"].items()],
+        metrics=[(k, _format_value(v)) for k, v in summary["metrics"].items()],
         facts=facts,
         config=yaml.safe_dump(summary["config"], sort_keys=False),
     )
@@ -73,7 +73,7 @@ def render_study(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
     shown = [
         {
-            "cells": [_cell(row.get(k)) for k in columns],
+            "cells": [_table_cell(row.get(k)) for k in columns],
             "failed": row["status"] != "done",
             "link": row.get("link"),
             "thumbnail": row.get("thumbnail"),
@@ -81,25 +81,25 @@ def render_study(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         for row in sorted(rows, key=badness)
     ]
     done = sum(row["status"] == "done" for row in rows)
-    means = [f"mean {k} {sum(v) / len(v):.4g} (n {len(v)})" for k in WORST_FIRST if (v := _numbers(rows, k))]
+    means = [f"mean {k} {sum(v) / len(v):.4g} (n {len(v)})" for k in WORST_FIRST if (v := _finite_values(rows, k))]
     summary = ", ".join([f"{done} of {len(rows)} done", *means])
-    return _page("study.html").render(title=title, columns=columns, rows=shown, summary=summary)
+    return _load_template("study.html").render(title=title, columns=columns, rows=shown, summary=summary)
 
 
-def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+def _finite_values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     found = [row.get(key) for row in rows if row["status"] == "done"]
     return [float(v) for v in found if isinstance(v, int | float) and math.isfinite(v)]
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """As one reads it; what is no number is a dash."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
+        return ", ".join(f"{k}: {_format_value(v)}" for k, v in value.items())
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _cell(value: Any) -> dict[str, Any]:
+def _table_cell(value: Any) -> dict[str, Any]:
     number = float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    return {"text": "" if value is None else _text(value), "number": number}
+    return {"text": "" if value is None else _format_value(value), "number": number}

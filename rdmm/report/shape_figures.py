@@ -77,7 +77,7 @@ def _draw_shape(panel: Any, shape: Measure, frame: Grid, plane: tuple[int, int],
         panel.add_collection(LineCollection(list(segments), colors=color, linewidths=1))
         panel.autoscale()
     else:
-        dots = _thinned(points)
+        dots = _thin(points)
         panel.scatter(dots[:, plane[0]], dots[:, plane[1]], s=0.5, c=color)
 
 
@@ -121,26 +121,26 @@ def shape_frames(fixed: Measure, steps: Iterable[tuple[float, Tensor]], frame: G
             "name": f"{'xyz'[i]}{'xyz'[j]} plane: fixed shape (grey), control points",
             "width": size[0],
             "height": size[1],
-            "picture": _dots(place(target, i, j), size),
+            "picture": _draw_dots(place(target, i, j), size),
             "lines": "".join(f"M{x:.1f},{y:.1f}h.01" for x, y in place(q, i, j)),
         }
 
     return [{"t": t, "planes": [plane(q, i, j) for i, j in PLANES[frame.ndim]]} for t, q in path]
 
 
-def _dots(points: np.ndarray, size: Sequence[float]) -> str:
+def _draw_dots(points: np.ndarray, size: Sequence[float]) -> str:
     """Points (n, 2), to the right and down, as gray dots on black: base64 PNG of four pixels a unit."""
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
     picture = Pillow.new("L", (round(4 * size[0]), round(4 * size[1])))
     draw = ImageDraw.Draw(picture)
-    for x, y in 4 * _thinned(points):
+    for x, y in 4 * _thin(points):
         draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill=150)
     return base64_picture(picture, "PNG")
 
 
-def _thinned(points: np.ndarray) -> np.ndarray:
+def _thin(points: np.ndarray) -> np.ndarray:
     return points[:: max(1, len(points) // MAX_DOTS)]
 
 

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from rdmm.kernels.available import compiled
+from rdmm.kernels.available import has_kernels
 from rdmm.similarity.statistics import VARIANCE_FLOOR, mean, overlap, variances_and_covariance
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -106,7 +106,7 @@ class MultiKernelLNCC:
         weight = overlap(moved, target)
         radii, total = self.radii(target.grid), sum(self.weights)
         weights = [w / total for w in self.weights]
-        if compiled(moved.data) if self.fused is None else self.fused:
+        if has_kernels(moved.data) if self.fused is None else self.fused:
             from rdmm.kernels.lncc import fused_correlation
 
             return 1 - fused_correlation(moved.data, target.data, weight, radii, weights, KAPPA)

@@ -81,14 +81,14 @@ class GridSinkhorn:
         weight = overlap(moved, target)
         a, b = (x.data if weight is None else x.data * weight for x in (moved, target))
         a, b = torch.broadcast_tensors(a, b)
-        masses = [_mass(x, name) for x, name in ((a, "moved"), (b, "target"))]
+        masses = [_masses(x, name) for x, name in ((a, "moved"), (b, "target"))]
         a, b = (x.clamp_min(0) if bool((x < 0).any()) else x for x in (a, b))
         if self.reach is not None:
             masses = [0.5 * (masses[0] + masses[1])] * 2 if self.normalise else [torch.ones_like(m) for m in masses]
         return a / expand_like(masses[0], a), b / expand_like(masses[1], b)
 
 
-def _mass(x: Tensor, name: str) -> Tensor:
+def _masses(x: Tensor, name: str) -> Tensor:
     """(b, c, 1...) sums of densities."""
     values = x.detach().flatten(0, 1)
     if not bool(torch.isfinite(values.sum())):

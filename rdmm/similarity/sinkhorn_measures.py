@@ -11,7 +11,7 @@ import torch
 from rdmm.kernels.pairwise import Pairwise, half_squared_distance
 from rdmm.similarity.measures import MeasureDivergence, directions_of, single_item, weights_of
 from rdmm.spatial.measure import Measure
-from rdmm.transport.on_points import Cloud, Solver, tiling
+from rdmm.transport.on_points import Cloud, Solver, tile_order
 from rdmm.transport.sinkhorn import Potentials, divergence
 from rdmm.types import ConfigError, Tensor
 
@@ -102,9 +102,9 @@ class SinkhornDivergence(MeasureDivergence):
             for i, x in enumerate(points):
                 a, b = (single_item(m.atoms(), i) for m in (moved, target))
                 solver, clouds = self._solver(moved.ndim), [Cloud(self._features(m), self._masses(m)) for m in (a, b)]
-                ta, tb = (c[tiling(c.x)] for c in clouds)
+                ta, tb = (c[tile_order(c.x)] for c in clouds)
                 found, eps = solver(ta, tb), self.blur**2
-                order = tiling(x.T)
+                order = tile_order(x.T)
                 rows = x.T[order].contiguous()
                 v = solver.slope(rows, ta, found.p[0] / eps, eps) - solver.slope(rows, tb, found.g[0] / eps, eps)
                 out.append(v[order.argsort()].T)
@@ -128,7 +128,7 @@ def _product_cost(d: int, alpha: float, k: int) -> Pairwise:
 
 def _solve_in_tiles(solver: Solver, a: Cloud, b: Cloud) -> tuple[Potentials, Tensor, Tensor]:
     """Potentials, and for both clouds the gradients by position of f - p, weighted by the marginals; solved in the order of tiles."""
-    orders = [tiling(c.x) for c in (a, b)]
+    orders = [tile_order(c.x) for c in (a, b)]
     ta, tb = (c[o] for c, o in zip((a, b), orders, strict=True))
     found = solver(ta, tb)
     eps, moves = solver.blur**2, []

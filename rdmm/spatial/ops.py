@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from rdmm.kernels.available import compiled
+from rdmm.kernels.available import has_kernels
 from rdmm.spatial.grid import SUM_BLOCK, Grid
 from rdmm.types import DivergenceError, Tensor
 
@@ -40,7 +40,7 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
     Raises:
         DivergenceError: a point is not finite.
     """
-    if mode == "linear" and outside == "edge" and compiled(values):
+    if mode == "linear" and outside == "edge" and has_kernels(values):
         from rdmm.kernels.sampling import sample as compiled_sample
 
         return compiled_sample(values, points, grid.spacing)
@@ -183,7 +183,7 @@ def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
     The determinant by central differences at a voxel is the mean of those at the corners that meet there: where none of them
     is negative, neither counts a fold.
     """
-    if compiled(u):
+    if has_kernels(u):
         from rdmm.kernels.barrier import barrier as compiled_barrier
 
         return compiled_barrier(u, grid.spacing, floor)

@@ -99,7 +99,7 @@ class Pair(Generic[S]):
         return self.moving.moved_onto(self.fixed, self.total_map(transform))
 
 
-def bounds(grids: Sequence[Grid]) -> str:
+def format_boxes(grids: Sequence[Grid]) -> str:
     """The world boxes of grids, for messages."""
     return " and ".join(f"[{', '.join(f'{a:.0f}..{b:.0f}' for a, b in g.corners().T)}] mm" for g in grids)
 

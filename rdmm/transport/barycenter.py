@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rdmm.transport.on_grids import coarser, halved_axes, log_density, prolong
+from rdmm.transport.on_grids import coarsen, halved_axes, log_density, prolong
 from rdmm.transport.sinkhorn import self_potential
 from rdmm.transport.softmin import LOG_ZERO, log_convolve
 from rdmm.types import ConfigError, Tensor
@@ -46,7 +46,7 @@ def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], bl
     levels = [(a / a.flatten(1).sum(1).view_as(w), tuple(spacing))]
     while axes := halved_axes(levels[-1][0].shape[1:], levels[-1][1]):
         finer, h = levels[-1]
-        levels.append((coarser(finer, axes), tuple(2 * x if i in axes else x for i, x in enumerate(h))))
+        levels.append((coarsen(finer, axes), tuple(2 * x if i in axes else x for i, x in enumerate(h))))
     log_b = log_u = None
     for number, (densities, h) in enumerate(reversed(levels)):
         logs = log_density(densities)

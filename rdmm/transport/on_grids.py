@@ -42,7 +42,7 @@ def potentials(
         tolerance: marginal error at which a level stops.
         iterations: at most, on each level.
     """
-    levels = _pyramid(a, b, tuple(spacing))
+    levels = _make_levels(a, b, tuple(spacing))
     start: tuple[Tensor, Tensor] | None = None
     for number, level in enumerate(reversed(levels)):
         finest = number == len(levels) - 1
@@ -75,12 +75,12 @@ def log_density(a: Tensor) -> Tensor:
     return a.clamp_min(1e-37).log_().masked_fill_(a <= 0, LOG_ZERO)
 
 
-def _pyramid(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
+def _make_levels(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
     levels = [Level(a, b, spacing)]
     while halved := halved_axes(levels[-1].a.shape[1:], levels[-1].spacing):
         last = levels[-1]
         h = tuple(2 * x if i in halved else x for i, x in enumerate(last.spacing))
-        levels.append(Level(coarser(last.a, halved), coarser(last.b, halved), h))
+        levels.append(Level(coarsen(last.a, halved), coarsen(last.b, halved), h))
     return levels
 
 
@@ -89,7 +89,7 @@ def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
     return [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SHORT_AXIS_VOXELS]
 
 
-def coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
+def coarsen(x: Tensor, axes: Sequence[int]) -> Tensor:
     """Densities with pairs of voxels along ``axes`` added up."""
     for i in axes:
         axis = i + 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rdmm.kernels.available import compiled
+from rdmm.kernels.available import has_kernels
 from rdmm.kernels.pairwise import Pairwise, half_squared_distance, reduce_pairs
 from rdmm.transport.sinkhorn import Potentials, alternate, damping, self_potential, warn_once
 from rdmm.types import Tensor
@@ -67,7 +67,7 @@ class Solver:
 
     def soft(self, x: Tensor, y: Cloud, g: Tensor, eps: float) -> Tensor:
         """L at x: log sum_j b_j exp(g_j - C(x, y_j) / eps); g in units of eps."""
-        if self.cost is None and compiled(x) and x.dtype == torch.float32:
+        if self.cost is None and has_kernels(x) and x.dtype == torch.float32:
             from rdmm.kernels.softmin_points import log_sum
 
             return log_sum(x, y.x, y.log_a + g, eps)[0]
@@ -76,7 +76,7 @@ class Solver:
 
     def slope(self, x: Tensor, y: Cloud, g: Tensor, eps: float) -> Tensor:
         """d/dx of -eps L(x), (n, d): the mean of d/dx C(x, y_j) under the plan's weights."""
-        if self.cost is None and compiled(x) and x.dtype == torch.float32:
+        if self.cost is None and has_kernels(x) and x.dtype == torch.float32:
             from rdmm.kernels.softmin_points import log_sum
 
             mean = log_sum(x, y.x, y.log_a + g, eps, mean=True)[1]
@@ -122,13 +122,13 @@ class Solver:
 
 
 def _sorted_into_tiles(a: Cloud) -> Cloud:
-    return a[tiling(a.x)]
+    return a[tile_order(a.x)]
 
 
-def tiling(x: Tensor) -> Tensor:
+def tile_order(x: Tensor) -> Tensor:
     """Indices that sort points (n, d) so that near ones are neighbours, as the compiled tiles need; without numba, the given order."""
-    if not compiled(x):
+    if not has_kernels(x):
         return torch.arange(len(x), device=x.device)
-    from rdmm.kernels.softmin_points import order
+    from rdmm.kernels.softmin_points import sort_into_tiles
 
-    return torch.as_tensor(np.ascontiguousarray(order(x.detach().numpy())))
+    return torch.as_tensor(np.ascontiguousarray(sort_into_tiles(x.detach().numpy())))

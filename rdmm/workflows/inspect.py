@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rdmm import io, metrics
-from rdmm.io.files import existing
+from rdmm.io.files import require_file
 from rdmm.io.nifti import axis_codes
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine
@@ -19,7 +19,7 @@ from rdmm.workflows.transforms import read_displacement
 
 def info(name: str) -> dict[str, Any]:
     """``rdmm info``."""
-    path = existing(name)
+    path = require_file(name)
     facts: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
     if name.endswith((".nii", ".nii.gz")):
         return facts | (_warp_facts(name) if io.nifti.peek_shape(name)[3:] in ((1, 3), (1, 2)) else _image_facts(name))

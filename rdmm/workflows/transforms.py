@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from rdmm import io, metrics
-from rdmm.io.files import checked_output
+from rdmm.io.files import check_output
 from rdmm.io.transforms import read_transform_as, write_transform
-from rdmm.io.vectors import Space, grid_of
+from rdmm.io.vectors import Space, choose_grid
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, composed, framed, invert
@@ -18,7 +18,7 @@ from rdmm.types import InputError, Tensor
 
 def apply(image: str, names: list[str], reference: str, out: str, *, labels: bool, invert: bool, overwrite: bool) -> dict[str, Any]:
     """``rdmm apply``."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     source = io.read_labels(image) if labels else io.read_image(image)
     grid = io.read_image(reference).grid
     transform = io.read_transforms(names)
@@ -56,7 +56,7 @@ def _parted(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
 
 def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str, Any]:
     """``rdmm points``."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     transform = io.read_transforms(names)
     d = _ndim(transform)
     x = io.read_points(csv, d)
@@ -90,7 +90,7 @@ def convert(
     source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
 ) -> dict[str, Any]:
     """``rdmm convert``: one transform, fixed -> moving, from one tool's form to another's."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     space = _space(fixed, moving)
     transform = read_transform_as(source, source_form, space)
     write_transform(path, transform, form, space)
@@ -99,7 +99,7 @@ def convert(
 
 def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, moving: str | None, overwrite: bool) -> dict[str, Any]:
     """``rdmm compose``: a list of -t arguments as one transform."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     write_transform(path, io.read_transforms(names), form, _space(fixed, moving))
     return {"written": str(path)}
 
@@ -109,10 +109,10 @@ def invert_transform(
 ) -> dict[str, Any]:
     """``rdmm invert``: an affine exactly; of anything with a warp its affine part exactly and the rest by iteration, on the warp's own
     grid (or the fixed image's), written on the moving image's where that is given."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     space = _space(fixed, moving)
     transform = read_transform_as(source, source_form, space)
-    grid = space.fixed if isinstance(transform, Affine) else grid_of(transform, space)
+    grid = space.fixed if isinstance(transform, Affine) else choose_grid(transform, space)
     inverse, residual = _inverse(transform, grid, source)  # type: ignore[arg-type]  # an affine map asks for no grid
     write_transform(path, inverse, form, Space(space.moving or grid, space.fixed))
     return {"residual_voxels": residual, "written": str(path)}
@@ -120,7 +120,7 @@ def invert_transform(
 
 def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[str, Any]:
     """``rdmm jacobian``."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     u, grid = read_displacement(warp)
     det = ops.jacobian_determinant(u.double(), grid)[None]
     io.write_image(path, det.clamp_min(1e-3).log() if take_log else det, grid)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from rdmm import io
-from rdmm.io.files import checked_output
+from rdmm.io.files import check_output
 from rdmm.similarity.sinkhorn_images import GridSinkhorn, require_density
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Identity, framed
@@ -18,7 +18,7 @@ from rdmm.types import InputError, Tensor
 
 def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool, blur: float, overwrite: bool) -> dict[str, Any]:
     """``rdmm barycenter``: of densities, or (``labels``) of each label of label maps."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     if not files:
         raise InputError("a barycenter needs at least one image")
     read = io.read_labels if labels else io.read_image
@@ -62,7 +62,7 @@ def _mean_labels(data: Tensor, weights: list[float], grid: Grid, blur: float) ->
 
 def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, reach: float | None, overwrite: bool) -> dict[str, Any]:
     """``rdmm transfer``: labels of a moving density to a fixed one by the plan between them."""
-    path = checked_output(out, overwrite=overwrite)
+    path = check_output(out, overwrite=overwrite)
     target, source = io.read_image(fixed), io.read_image(moving)
     grid = target.grid
     onto = framed(Identity(), grid)

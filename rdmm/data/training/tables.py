@@ -8,7 +8,7 @@ from pathlib import Path
 from rdmm.data.pair_list import Row, read_csv, read_json, read_pairs, require_list, require_mapping, require_unique, split_name, stem
 from rdmm.data.paths import below, plain_name
 from rdmm.data.training.sources import Item
-from rdmm.io.files import existing
+from rdmm.io.files import require_file
 from rdmm.types import ConfigError
 
 COLUMNS = ("image", "subject", "labels", "time", "split", "name")
@@ -26,7 +26,7 @@ class TableSource:
     root: str | None = None
 
     def items(self) -> list[Item]:
-        path = existing(self.path)
+        path = require_file(self.path)
         root = Path(self.root).expanduser() if self.root else path.parent
         items = _learn2reg(path, root) if path.suffix == ".json" else _table(path, root)
         require_unique([(i.name, i.where) for i in items], "name")
