@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rdmm.io import write_atomically, write_table
-from rdmm.registration.record import jsonable
+from rdmm.registration.record import nan_to_null
 
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ def write_tables(rows: Sequence[Row], out: Path, baseline: str | None = None) ->
     rows = [{k: v for k, v in row.items() if k != THUMBNAIL} for row in rows]
     write_table(out / "table.csv", rows)
     whole = {"rows": rows, "methods": summarize_methods(rows), "tests": compare_with_baseline(rows, baseline)}
-    write_atomically(out / "table.json", json.dumps(jsonable(whole), indent=1, allow_nan=False).encode())
+    write_atomically(out / "table.json", json.dumps(nan_to_null(whole), indent=1, allow_nan=False).encode())
     write_atomically(out / "table.md", markdown(rows, baseline).encode())
     write_atomically(out / "table.tex", latex(rows).encode())
 

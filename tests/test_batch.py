@@ -23,7 +23,7 @@ from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.io import Outputs
 from rdmm.spatial.grid import Grid
 from rdmm.types import ConfigError, InputError, OutputError
-from rdmm.workflows.batch import Batch, at_once, parse_shard, table
+from rdmm.workflows.batch import Batch, format_table, parallel_jobs, parse_shard
 from rdmm.workflows.job import Job
 from rdmm.workflows.launchers import Local
 
@@ -148,14 +148,14 @@ def test_resume_does_only_what_is_not_done(twenty_four, tmp_path):
 def test_settings_and_inputs_decide_what_is_done(pairs, whole):
     job = Job("", "", "", FAST, threads=1)
     jobs = Batch(str(pairs), str(whole), job).jobs()
-    assert all(j.finished(j.settings()) for j in jobs.values())
+    assert all(j.find_finished_run(j.settings()) for j in jobs.values())
     elsewhere = Batch(os.path.relpath(pairs), str(whole), replace(job, threads=2)).jobs()["p0"]
-    assert not Path(elsewhere.fixed).is_absolute() and elsewhere.finished(elsewhere.settings())
+    assert not Path(elsewhere.fixed).is_absolute() and elsewhere.find_finished_run(elsewhere.settings())
     folding = replace(jobs["p0"], max_folding=-1.0)
-    assert folding.finished(folding.settings()) is None
+    assert folding.find_finished_run(folding.settings()) is None
     for other in (replace(job, overrides=[*FAST, "similarity=ncc"]), replace(job, seed=1), replace(job, inputs={"nan": "zero"})):
         changed = Batch(str(pairs), str(whole), other).jobs()["p0"]
-        assert changed.finished(changed.settings()) is None
+        assert changed.find_finished_run(changed.settings()) is None
     with pytest.raises(OutputError, match="--resume goes on, --overwrite begins anew"):
         list(Batch(str(pairs), str(whole), job).run(Local(2)))
 
@@ -296,7 +296,7 @@ def test_learn2reg_keypoints_are_landmarks(tmp_path):
     done, *_ = job.run(job.read(), job.settings())
     assert done.metrics["tre_before_mm"] == pytest.approx(np.linalg.norm(worlds[0] - worlds[1], axis=1).mean())
     assert "--moving-keypoints" in json.loads((tmp_path / "out/run.json").read_text())["command"]
-    assert job.finished(job.settings()) is not None
+    assert job.find_finished_run(job.settings()) is not None
     for text, message in (
         ("", "is empty"),
         ("1,2\n", "row 1 holds 2"),
@@ -365,19 +365,21 @@ def test_as_many_at_once_as_memory_allows(pairs, monkeypatch):
     jobs = Batch(str(pairs), "out").jobs()
     need = max(job.memory() for job in jobs.values())
     monkeypatch.setattr("rdmm.workflows.batch.available_memory", lambda: 3 * need)
-    assert at_once(jobs, 4)[0] == 2
+    assert parallel_jobs(jobs, 4)[0] == 2
     monkeypatch.setattr("rdmm.workflows.batch.available_memory", lambda: 100 * need)
-    assert at_once(jobs, 3)[0] == 3 and at_once(jobs, 99)[0] == len(jobs)
+    assert parallel_jobs(jobs, 3)[0] == 3 and parallel_jobs(jobs, 99)[0] == len(jobs)
 
 
 def test_volume_nought_is_a_volume():
     job = Job("a", "b", "", inputs={"volume": 0, "strict": False, "landmarks": None, "nan": "zero"})
-    assert job.given == {"volume": 0, "nan": "zero"} and "--volume 0" in job.command
+    assert job.given_inputs == {"volume": 0, "nan": "zero"} and "--volume 0" in job.command
 
 
 def test_small_things(tmp_path):
     assert parse_shard(None) == (1, 1) and parse_shard("2/5") == (2, 5)
-    text = table([{"id": "a", "status": "done", "message": "odd", "dice": 0.5}, {"id": "b", "status": "InputError", "message": "gone"}])
+    text = format_table(
+        [{"id": "a", "status": "done", "message": "odd", "dice": 0.5}, {"id": "b", "status": "InputError", "message": "gone"}]
+    )
     assert "a   done        0.5" in text and text.endswith("a: warning: odd\nb: gone")
     with pytest.raises(InputError):
         read_pairs(tmp_path / "none.csv")

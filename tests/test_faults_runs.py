@@ -21,7 +21,7 @@ from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.regularizer.weights import by_region
 from rdmm.types import ConfigError
 from rdmm.workflows.job import Job
-from rdmm.workflows.launchers import outcome
+from rdmm.workflows.launchers import run_job
 
 FAST = ["dynamics=svf", "optimizer.iterations=[3,2,1]"]
 
@@ -76,7 +76,7 @@ def test_out_of_memory_costs_one_pair(good, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("rdmm.stages.AffineOpt.__call__", full)
-    row = outcome(Job(f"{good}/f.nii.gz", f"{good}/m.nii.gz", f"{good}/out/", FAST))
+    row = run_job(Job(f"{good}/f.nii.gz", f"{good}/m.nii.gz", f"{good}/out/", FAST))
     assert (row["status"], row["exit_code"]) == ("ResourceError", 3) and "optimizer.scales" in row["message"]
     assert not list((good / "out").iterdir())
 

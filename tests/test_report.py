@@ -19,7 +19,7 @@ from rdmm import Image, io
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.report.html import render_study
 from rdmm.types import InputError, OutputError
-from rdmm.workflows.reports import report, study_rows, write_index
+from rdmm.workflows.reports import study_rows, write_index, write_report
 
 HOSTILE = "<script>document.title='owned'<%2Fscript>&\"x'.nii.gz"
 """A name of a file (fault 85)."""
@@ -142,8 +142,8 @@ def test_the_same_page_again(study, tmp_path):
     path = study / "r0" / "report.html"
     before = path.read_text()
     with pytest.raises(OutputError, match="--overwrite"):
-        report(str(study / "r0"), overwrite=False)
-    assert report(str(study / "r0" / "run.json"), overwrite=True) == path
+        write_report(str(study / "r0"), overwrite=False)
+    assert write_report(str(study / "r0" / "run.json"), overwrite=True) == path
     after = path.read_text()
 
     def plain(text: str) -> str:
@@ -165,12 +165,12 @@ def test_a_run_whose_files_changed_is_refused(study, tmp_path):
     shutil.copytree(study / "r0", tmp_path / "r0")
     (tmp_path / "r0" / "1Warp.nii.gz").write_bytes(b"other")
     with pytest.raises(InputError, match=r"1Warp.nii.gz: not the file of this run"):
-        report(str(tmp_path / "r0"), overwrite=True)
+        write_report(str(tmp_path / "r0"), overwrite=True)
     (tmp_path / "r0" / "run.json").write_text("{}")
     with pytest.raises(InputError, match=r"not a run.json"):
-        report(str(tmp_path / "r0"), overwrite=True)
+        write_report(str(tmp_path / "r0"), overwrite=True)
     with pytest.raises(InputError, match="no run there"):
-        report(str(tmp_path / "r7"), overwrite=True)
+        write_report(str(tmp_path / "r7"), overwrite=True)
     assert study_rows(tmp_path)[0]["status"] == "unreadable"
 
 
@@ -213,4 +213,4 @@ def test_a_run_remembers_how_its_images_were_read(tmp_path):
     files = {"fixed": tmp_path / "f.nii.gz", "moving": tmp_path / "m.nii.gz"}
     rdmm.register(**files, nan="mask", affine="none", optimizer="none").save(f"{tmp_path}/out/")
     assert json.loads((tmp_path / "out/run.json").read_text())["reading"] == {"nan": "mask"}
-    assert report(f"{tmp_path}/out/", overwrite=True).exists()
+    assert write_report(f"{tmp_path}/out/", overwrite=True).exists()

@@ -6,8 +6,8 @@ import torch
 
 from rdmm import ConfigError, Grid, Image, InputError
 from rdmm.data.studies.brains import Brains, BrainSlices
-from rdmm.data.studies.knees import INTENSITY, Knees, strided
-from rdmm.data.studies.livers import Livers, hull
+from rdmm.data.studies.knees import LABEL_INTENSITIES, Knees, subsample_labels
+from rdmm.data.studies.livers import Livers, hull_mask
 from rdmm.data.studies.lungs import LungMasks, RightLung
 from rdmm.data.synthetic.label_images import distinct_intensities, intensities_of
 from rdmm.data.synthetic.scenes import OUTSIDE, SyntheticShapes, shapes_pair
@@ -88,10 +88,10 @@ def test_pictures_of_labels():
     pair, fixed, _ = shapes_pair(0, (32, 30, 24))
     from rdmm import Image
 
-    thin = strided(Image(fixed, pair.fixed.grid), (2, 3, 1))
+    thin = subsample_labels(Image(fixed, pair.fixed.grid), (2, 3, 1))
     assert thin.grid.shape == (16, 10, 24)
     assert np.allclose(thin.grid.voxel, (2, 3, 1))
-    picture = intensities_of(Image(fixed, pair.fixed.grid), INTENSITY).data
+    picture = intensities_of(Image(fixed, pair.fixed.grid), LABEL_INTENSITIES).data
     assert 0.9 < float(picture.max()) < 1.05  # the Gaussian of .6 voxels overshoots by a percent
 
 
@@ -107,13 +107,13 @@ def test_every_label_has_an_intensity_of_its_own():
     image = intensities_of(Image(torch.full((1, 1, 12, 10), 15000.0), grid))
     assert float((image.data - values[-1]).abs().max()) < 1e-5
     with pytest.raises(InputError, match="have no intensity"):
-        intensities_of(Image(torch.full((1, 1, 12, 10), 12.0), grid), INTENSITY)
+        intensities_of(Image(torch.full((1, 1, 12, 10), 12.0), grid), LABEL_INTENSITIES)
 
 
 def test_the_hull_holds_its_points_and_a_margin():
     pair, _, _ = shapes_pair(0, (32, 30, 24))
     grid, points = pair.fixed.grid, np.array([[8.0, 8, 8], [20, 8, 8], [8, 20, 8], [8, 8, 18]])
-    small, large = (hull(points, grid, m).data[0, 0] for m in (0.0, 3.0))
+    small, large = (hull_mask(points, grid, m).data[0, 0] for m in (0.0, 3.0))
     assert small[9, 9, 9] == 1 and small[25, 25, 20] == 0
     assert small[6, 9, 9] == 0 and large[6, 9, 9] == 1
     assert (large >= small).all()

@@ -15,9 +15,9 @@ from networks.unet import Basic
 from rdmm import LDDMM, RDMM, ConfigError, DivergenceError, InputError, Integrator, Problem, ResourceError
 from rdmm.data.inputs import Inputs
 from rdmm.data.synthetic.contrasts import Contrasts
-from rdmm.data.synthetic.random_maps import diffeomorphism
+from rdmm.data.synthetic.random_maps import random_diffeomorphism
 from rdmm.data.training.pairs import ContrastPairs, SyntheticPairs
-from rdmm.data.training.splits import generator
+from rdmm.data.training.splits import seeded_generator
 from rdmm.metrics import dice, mean_dice
 from rdmm.runtime.interrupt import stop
 from rdmm.similarity import NCC, SSD
@@ -62,7 +62,7 @@ def training(path, nets=None, make=objective, *, data=DATA, resume=False, world=
 
 def test_maps_that_invert_each_other_are_consistent():
     grid = GRIDS["2d"]
-    there = diffeomorphism(generator(0), grid, 0.02, 0.15)
+    there = random_diffeomorphism(seeded_generator(0), grid, 0.02, 0.15)
     u = there(grid.identity(torch.zeros(1))) - grid.identity(torch.zeros(1))
     w, _ = invert(u, grid)
     pair = Pair(*(Image(x.data.repeat(2, 1, 1, 1), grid) for x in (pair_of(grid).fixed, pair_of(grid).moving)))

@@ -13,12 +13,12 @@ from rdmm import ConfigError, InputError, io
 from rdmm.data.intensity import Normalize
 from rdmm.data.pair_list import read_pairs
 from rdmm.data.synthetic.contrasts import Contrasts
-from rdmm.data.synthetic.random_maps import diffeomorphism, noise
+from rdmm.data.synthetic.random_maps import random_diffeomorphism, smooth_noise
 from rdmm.data.training.augment import Augment
 from rdmm.data.training.library import CommonGrid, ImageCache
 from rdmm.data.training.pairs import ContrastPairs, ImagePairs, SyntheticPairs
 from rdmm.data.training.sources import FolderSource, Item
-from rdmm.data.training.splits import PairSampler, generator, split
+from rdmm.data.training.splits import PairSampler, seeded_generator, split
 from rdmm.data.training.tables import PairSource, TableSource
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -191,7 +191,7 @@ def test_lists_of_pairs_keep_linked_images_together(tmp_path):
     source = PairSource(str(path))
     groups = {i.name: i.subject for i in source.items()}
     assert groups["a"] == groups["b"] == groups["c"] != groups["d"] == groups["e"]
-    assert [(f.name, m.name) for f, m in source.couples()] == [("a", "b"), ("b", "c"), ("d", "e")]
+    assert [(f.name, m.name) for f, m in source.image_pairs()] == [("a", "b"), ("b", "c"), ("d", "e")]
     path.write_text("id,fixed,moving,split\n1,a.nii,b.nii,train\n2,b.nii,c.nii,test\n")
     with pytest.raises(ConfigError, match=r"b.nii is in 'train' .*line 2.* and in 'test' .*line 3"):
         PairSource(str(path)).items()
@@ -256,7 +256,7 @@ def test_bad_files_are_named_and_left_out_on_request(folder):
     data = pairs_of(folder, shares=(1, 0, 0), skip_bad=True)
     for i in range(40):
         data.pair(i)
-    assert list(data.bad) == ["s2"]
+    assert list(data.unreadable) == ["s2"]
     for i in range(6):
         (folder / f"s{i}.nii.gz").write_bytes(b"nothing")
     with pytest.raises(InputError, match="none of the 6 images"):
@@ -289,7 +289,7 @@ def test_the_common_grid_keeps_places_in_the_world(grid):
     shape = tuple(n + 6 for n in grid.shape)
     common = CommonGrid(shape, spacing=tuple(h * 1.25 for h in grid.voxel))
     target = common.grid(image)
-    moved, _ = common.onto(target, image, None)
+    moved, _ = common.resample(target, image, None)
     x = target.to_world(target.identity(image.data))
     index = torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim)
     inside = ((grid.from_world(x) > 0.05) & (grid.from_world(x) < index - 0.05)).all(1, keepdim=True)
@@ -303,7 +303,7 @@ def test_the_common_grid_keeps_places_in_the_world(grid):
     other = Image(image.data, Grid(grid.shape, far))
     for centre in ("image", "mass"):
         common = CommonGrid(shape, tuple(h * 1.25 for h in grid.voxel), centre)
-        a, b = (common.onto(target, i, i) for i in (image, other))
+        a, b = (common.resample(target, i, i) for i in (image, other))
         assert torch.allclose(a[0].data, b[0].data, atol=1e-3)
     with pytest.raises(ConfigError, match="2 or 3 sizes"):
         CommonGrid((4, 4))
@@ -316,7 +316,7 @@ def test_coarser_grids_come_after_a_low_pass(tmp_path):
     fine = Grid((64, 64), np.diag([1.0, 1, 1]))
     board = Image(((torch.arange(64).view(1, 1, 64, 1) + torch.arange(64)) % 2).float(), fine)
     common = CommonGrid((16, 16))
-    moved, _ = common.onto(common.grid(board), board, None)
+    moved, _ = common.resample(common.grid(board), board, None)
     assert float((moved.data[..., 2:-2, 2:-2] - 0.5).abs().max()) < 0.05
 
 
@@ -334,16 +334,16 @@ def test_files_are_read_once(folder, monkeypatch):
 @pytest.mark.parametrize("shape", [(48, 48), (24, 28, 20)])
 def test_random_diffeomorphisms_do_not_fold(shape):
     grid = Grid(shape, np.eye(len(shape) + 1))
-    transform = diffeomorphism(generator(1), grid, 0.03, 0.1)
+    transform = random_diffeomorphism(seeded_generator(1), grid, 0.03, 0.1)
     assert float(jacobian_determinant(transform.displacement.double(), transform.grid).min()) > 0
     assert float(transform.displacement.square().mean(dim=(0, *range(2, 2 + len(shape)))).sqrt().max()) > 0.01
-    field = noise(generator(2), 3, grid, 0.1)
+    field = smooth_noise(seeded_generator(2), 3, grid, 0.1)
     assert torch.allclose(field.square().flatten(2).mean(2), torch.ones(1, 3), atol=0.25)
 
 
 def test_labels_are_varied_as_their_image_is():
     data = SyntheticPairs((64, 64)).pair(3)
-    image, labels = Augment(0.02, turn=0.1, stretch=0.1, gamma=0.0)(data.pair.fixed, data.fixed_labels, generator(5))
+    image, labels = Augment(0.02, turn=0.1, stretch=0.1, gamma=0.0)(data.pair.fixed, data.fixed_labels, seeded_generator(5))
     inside = image.data[labels.data == 1]
     assert float((inside - 0.5).abs().median()) < 0.05  # the foreground's intensity
     assert not torch.equal(labels.data, data.fixed_labels.data)

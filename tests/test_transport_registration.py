@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 import rdmm
 from rdmm import LBFGS, LDDMM, ConfigError, Deform, Grid, Image, Measure, MultiGaussian, PointLDDMM, Problem
-from rdmm.data.studies.meshes import outline
+from rdmm.data.studies.meshes import trace_outline
 from rdmm.optim.initializers import Controls, Transported
 from rdmm.similarity import SSD, GridSinkhorn, SinkhornDivergence, Sum
 from rdmm.spatial.pair import Correspondence, Pair
@@ -124,7 +124,7 @@ def test_outlines_of_a_picture(tmp_path):
     y, x = np.mgrid[:100, :100]
     ring = ((x - 60) ** 2 + (y - 40) ** 2 < 30**2) & ~((x - 60) ** 2 + (y - 40) ** 2 < 10**2)
     matplotlib.image.imsave(tmp_path / "ring.png", np.where(ring, 0.0, 1.0), cmap="gray", vmin=0, vmax=1)
-    atoms = outline(str(tmp_path / "ring.png"), 200).atoms()
+    atoms = trace_outline(str(tmp_path / "ring.png"), 200).atoms()
     assert float(atoms.weights.sum()) == pytest.approx(2 * math.pi * 0.4, rel=0.08)
     assert torch.allclose(atoms.points.mean(2), torch.tensor([[60, 59]]) / 99, atol=0.01)
     gray = Pillow.fromarray(np.where(ring, 0, 255).astype(np.uint8))
@@ -138,10 +138,10 @@ def test_outlines_of_a_picture(tmp_path):
     }
     for name, picture in pictures.items():  # whatever the PNG counts in
         picture.save(tmp_path / f"{name}.png", **({"bits": 2} if name == "l2" else {}))
-        assert torch.equal(outline(str(tmp_path / f"{name}.png"), 200).points, outline(str(tmp_path / "ring.png"), 200).points)
+        assert torch.equal(trace_outline(str(tmp_path / f"{name}.png"), 200).points, trace_outline(str(tmp_path / "ring.png"), 200).points)
     (tmp_path / "text.png").write_text("no")
     with pytest.raises(rdmm.InputError, match="not a picture"):
-        outline(str(tmp_path / "text.png"), 10)
+        trace_outline(str(tmp_path / "text.png"), 10)
     matplotlib.image.imsave(tmp_path / "white.png", np.ones((9, 9)), cmap="gray", vmin=0, vmax=1)
     with pytest.raises(rdmm.InputError, match="nothing dark"):
-        outline(str(tmp_path / "white.png"), 10)
+        trace_outline(str(tmp_path / "white.png"), 10)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rdmm.data.inputs import Inputs
-from rdmm.data.training.library import stacked
+from rdmm.data.training.library import stack
 from rdmm.data.training.pairs import TrainingData
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
@@ -25,9 +25,9 @@ def stack_pairs(samples: Sequence[Inputs]) -> Inputs:
 
     def labels(name: str) -> Image | None:
         found = [getattr(s, name) for s in samples]
-        return None if any(x is None for x in found) else stacked(found)
+        return None if any(x is None for x in found) else stack(found)
 
-    pair = Pair(stacked([s.pair.fixed for s in samples]), stacked([s.pair.moving for s in samples]))
+    pair = Pair(stack([s.pair.fixed for s in samples]), stack([s.pair.moving for s in samples]))
     return Inputs(pair, labels("fixed_labels"), labels("moving_labels"), labels=samples[0].labels)
 
 
@@ -35,10 +35,10 @@ def both_ways(batch: Inputs) -> Inputs:
     """The batch, followed by the same batch with fixed and moving images swapped."""
 
     def joined(a: Image | None, b: Image | None) -> Image | None:
-        return None if a is None or b is None else stacked([a, b])
+        return None if a is None or b is None else stack([a, b])
 
     fixed, moving, a, b = batch.pair.fixed, batch.pair.moving, batch.fixed_labels, batch.moving_labels
-    pair = Pair(stacked([fixed, moving]), stacked([moving, fixed]))
+    pair = Pair(stack([fixed, moving]), stack([moving, fixed]))
     return replace(batch, pair=pair, fixed_labels=joined(a, b), moving_labels=joined(b, a))
 
 

@@ -17,7 +17,7 @@ from rdmm.config.compose import compose
 from rdmm.data.training.pairs import TrainingData
 from rdmm.kernels.available import set_threads
 from rdmm.runtime.interrupt import stop
-from rdmm.runtime.resources import chosen_device
+from rdmm.runtime.resources import select_device
 from rdmm.types import ConfigError, OutputError
 from train.checkpoint import BEST, LAST, STATE, Progress, RunFolder, flatten
 from train.log import Log
@@ -138,7 +138,7 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
         The best model file of each network, by name. After an interruption: of those whose training was complete.
     """
     set_threads(config["threads"])
-    device = chosen_device(config["device"])
+    device = select_device(config["device"])
     plans = plan_trainings(config, overrides)
     data: TrainingData = build(config["data"], "data")
     _check_folders(plans, out, config["resume"], config["overwrite"])

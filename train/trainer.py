@@ -18,7 +18,7 @@ from torch import nn
 from networks.model import Networks
 from rdmm.data.inputs import Inputs
 from rdmm.data.training.pairs import TrainingData
-from rdmm.data.training.splits import generator
+from rdmm.data.training.splits import seeded_generator
 from rdmm.runtime.interrupt import stop
 from rdmm.types import ConfigError, DivergenceError, ResourceError
 from train.batches import both_ways, stream, to_device
@@ -193,7 +193,7 @@ class Training:
     def _step(self, objective: Objective, optimizer: Any, parameters: list[nn.Parameter], batch: Inputs, progress: Progress) -> bool:
         """Take one step of the optimizer; whether the run was asked to stop."""
         t = self.trainer
-        draw = int(generator(self.seed, 5, progress.step, self.world.rank).integers(2**62))
+        draw = int(seeded_generator(self.seed, 5, progress.step, self.world.rank).integers(2**62))
         torch.manual_seed(draw)
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:

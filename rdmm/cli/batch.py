@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common, set_log, show
+from rdmm.cli.terminal import common_options, set_log, show
 
 
 @click.command(no_args_is_help=True)
@@ -28,7 +28,7 @@ from rdmm.cli.terminal import common, set_log, show
 @click.option("--threads", type=int, default=1, show_default=True, help="Of each pair.")
 @click.option("--seed", type=int, default=0)
 @click.option("--dry-run", is_flag=True, help="Check the list and the settings, estimate the memory, compute nothing.")
-@common
+@common_options
 def batch(pairs: str, overrides: tuple[str, ...], out: str, **options: Any) -> int:
     """Register the pairs of a CSV (columns fixed, moving[, id, fixed_labels, ...]) or of a Learn2Reg JSON.
 
@@ -57,7 +57,7 @@ def _batch(pairs: str, out: str, overrides: list[str], **o: Any) -> int:
     job = Job("", "", "", overrides, {"nan": o["nan"], "strict": o["strict"]}, **settings)
     whole = batches.Batch(pairs, out, job, o["root"], batches.parse_shard(o["shard"]))
     jobs = whole.jobs()
-    launcher: Launcher = batches.launcher(o["launcher"], jobs, o["jobs"], o["slurm"])
+    launcher: Launcher = batches.choose_launcher(o["launcher"], jobs, o["jobs"], o["slurm"])
     if o["dry_run"]:
         whole.check(jobs)
         show({"pairs": len(jobs), "launcher": str(launcher)}, o["as_json"])
@@ -67,13 +67,13 @@ def _batch(pairs: str, out: str, overrides: list[str], **o: Any) -> int:
         for id, row in whole.run(launcher, resume=o["resume"], overwrite=o["overwrite"]):
             rows[id] = row
             if not o["quiet"]:
-                click.echo(f"[{len(rows)}/{len(jobs)}] {batches.brief(id, row)}", err=True)
-    failed = [id for id, row in rows.items() if batches.failed(row)]
+                click.echo(f"[{len(rows)}/{len(jobs)}] {batches.format_outcome(id, row)}", err=True)
+    failed = [id for id, row in rows.items() if batches.has_failed(row)]
     listed = [{"id": id, **rows[id]} for id in jobs]
     if o["as_json"]:
         show({"pairs": len(jobs), "done": len(rows) - len(failed), "failed": failed, "rows": listed}, True)
     else:
-        click.echo(batches.table(listed))
+        click.echo(batches.format_table(listed))
         click.echo(f"{len(rows) - len(failed)} of {len(jobs)} pairs done; {whole.path('table.csv')}")
     if seen:
         return 128 + seen["signal"]

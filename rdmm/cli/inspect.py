@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common, set_log, show
+from rdmm.cli.terminal import common_options, set_log, show
 
 
 @click.command(no_args_is_help=True)
 @click.argument("file")
-@common
+@common_options
 def info(file: str, **o: Any) -> None:
     """What a file holds: image, warp, affine, initial conditions, trained model, run.
 
@@ -29,7 +29,7 @@ def info(file: str, **o: Any) -> None:
 
 @click.command(no_args_is_help=True)
 @click.argument("run")
-@common
+@common_options
 def report(run: str, overwrite: bool, **o: Any) -> None:
     """Make report.html of a run (its folder, prefix or run.json) anew, or index.html of a batch's folder.
 
@@ -42,4 +42,4 @@ def report(run: str, overwrite: bool, **o: Any) -> None:
     set_log(o["quiet"], o["debug"])
     from rdmm.workflows import reports as runs
 
-    show({"written": str(runs.report(run, overwrite=overwrite))}, o["as_json"])
+    show({"written": str(runs.write_report(run, overwrite=overwrite))}, o["as_json"])

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common, given_files, progress, set_log, show, split_arguments
-from rdmm.data.given import READING_OPTIONS, TYPED
+from rdmm.cli.terminal import common_options, optional_file_options, progress_bar, set_log, show, split_arguments
+from rdmm.data.given import COMMAND_LINE_INPUTS, READING_OPTIONS
 from rdmm.types import InputError, nearest
 
 
@@ -17,7 +17,7 @@ from rdmm.types import InputError, nearest
 @click.option("-f", "--fixed", help="Fixed image, instead of the first argument.")
 @click.option("-m", "--moving", help="Moving image, instead of the second.")
 @click.option("-o", "--out", required=True, help="Prefix of the results, or a folder (ends in /).")
-@given_files
+@optional_file_options
 @click.option("--weights", help="Model that train.py wrote: its prediction, refined with optimizer=refine.")
 @click.option("--init", type=click.Choice(["auto", "header", "com", "axes"]), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="What to do with NaN and Inf: an error without it.")
@@ -28,7 +28,7 @@ from rdmm.types import InputError, nearest
 @click.option("--threads", type=int, help="Threads on CPU.")
 @click.option("--seed", type=int, default=0)
 @click.option("--dry-run", is_flag=True, help="Check everything, compute nothing.")
-@common
+@common_options
 def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, **options: Any) -> int:
     """Register MOVING to FIXED: two images, or two shapes (.vtk, .ply: points, curves, surfaces).
 
@@ -45,7 +45,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     return _register(files[0], files[1], out, overrides, **options)
 
 
-FURTHER = (*(g.name for g in TYPED), *READING_OPTIONS)
+FURTHER = (*(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
 
 
 def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any) -> int:
@@ -62,14 +62,14 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any)
         need = job.memory() / 2**30
         show({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": settings.config}, o["as_json"])
         return 0
-    with job.writing(settings, overwrite=o["overwrite"]), interruptible() as seen, progress(o["quiet"]):
+    with job.reserve_outputs(settings, overwrite=o["overwrite"]), interruptible() as seen, progress_bar(o["quiet"]):
         result, written, summary = job.run(read, settings)
     shown = {k: v for k, v in result.metrics.items() if isinstance(v, float | int)}
     listed = {"seconds": result.result.seconds["total"], "files": [str(p) for p in written]}
     show(summary if o["as_json"] else {**shown, **listed}, o["as_json"])
     if seen:
         return 128 + seen["signal"]
-    job.require_unfolded(result.metrics)
+    job.check_folding(result.metrics)
     return 0
 
 
@@ -77,7 +77,7 @@ def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any)
 @click.argument("name", required=False, default="shapes")
 @click.option("-o", "--out", default="rdmm_demo/", show_default=True)
 @click.option("--seed", type=int, default=2, show_default=True, help="Of the pair of shapes.")
-@common
+@common_options
 def demo(name: str, out: str, seed: int, **o: Any) -> int:
     """Make the paper's synthetic shapes, register them with RDMM, write a report.
 

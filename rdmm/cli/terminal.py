@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from rdmm.data.given import TYPED
+from rdmm.data.given import COMMAND_LINE_INPUTS
 from rdmm.runtime.progress import progress_listener
 from rdmm.types import RdmmError
 
@@ -57,7 +57,7 @@ class Program(click.Group):
             sys.exit(1)
 
 
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command."""
     for option in (
         click.option("--overwrite", is_flag=True, help="Replace files that are there."),
@@ -69,19 +69,19 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def given_files(command: Callable[..., Any]) -> Callable[..., Any]:
+def optional_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of the files that a registration may be given besides its two images."""
-    for given in reversed(TYPED):
+    for given in reversed(COMMAND_LINE_INPUTS):
         command = click.option(given.option, help=given.help)(command)
     return command
 
 
-def transforms(command: Callable[..., Any]) -> Callable[..., Any]:
+def transform_option(command: Callable[..., Any]) -> Callable[..., Any]:
     text = "Warp or ITK affine, [AFFINE,1] for its inverse; repeat it. The last -t is applied first to an image, as in ANTs."
     return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
 
 
-def images_of(command: Callable[..., Any]) -> Callable[..., Any]:
+def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The images that a transform is between, for forms that count in voxels, and the form that is written."""
     for option in (
         click.option("--fixed", metavar="IMAGE", help="Fixed image: the grid of a warp that is written, and of FSL's and Learn2Reg's."),
@@ -92,7 +92,7 @@ def images_of(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def source_form(command: Callable[..., Any]) -> Callable[..., Any]:
+def source_format_option(command: Callable[..., Any]) -> Callable[..., Any]:
     text = "itk, fsl, afni or learn2reg; without it, what the file's name and header tell."
     return click.option("--from", "source_form", metavar="FORM", help=text)(command)
 
@@ -104,7 +104,7 @@ def set_log(quiet: bool, debug: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[None]:
+def progress_bar(quiet: bool) -> Iterator[None]:
     """A bar of the iterations on a terminal; elsewhere the log's one line per level."""
     if quiet or not sys.stderr.isatty():
         yield
@@ -137,9 +137,9 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
 def show(result: dict[str, Any], as_json: bool) -> None:
     """The result on stdout."""
     if as_json:
-        from rdmm.registration.record import jsonable
+        from rdmm.registration.record import nan_to_null
 
-        click.echo(json.dumps(jsonable(result), indent=1))
+        click.echo(json.dumps(nan_to_null(result), indent=1))
         return
     for key, value in result.items():
         if isinstance(value, list):

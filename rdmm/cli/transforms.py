@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common, images_of, set_log, show, source_form, transforms
+from rdmm.cli.terminal import common_options, conversion_options, set_log, show, source_format_option, transform_option
 from rdmm.types import ConfigError
 
 DIRECTION = "Warps pull back: they take a fixed point to the moving point that belongs there, y = A(x + u(x)), RAS+ world millimetres."
@@ -14,12 +14,12 @@ DIRECTION = "Warps pull back: they take a fixed point to the moving point that b
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
 @click.argument("image")
-@transforms
+@transform_option
 @click.option("-r", "--reference", required=True, help="Image whose grid the result gets.")
 @click.option("-o", "--out", required=True)
 @click.option("--labels", is_flag=True, help="Nearest neighbour, whole numbers.")
 @click.option("--invert", is_flag=True, help="Apply the inverse of the whole list, found by iteration where it holds a warp.")
-@common
+@common_options
 def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: bool, invert: bool, overwrite: bool, **o: Any) -> None:
     """Resample IMAGE onto the grid of a reference through transforms.
 
@@ -37,9 +37,9 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
 @click.argument("csv")
-@transforms
+@transform_option
 @click.option("-o", "--out", required=True)
-@common
+@common_options
 def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any) -> None:
     """Map points (columns x, y[, z]) of the fixed image into the moving one; they go through the first -t first.
 
@@ -58,9 +58,9 @@ def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any
 @click.command(no_args_is_help=True, epilog=DIRECTION)
 @click.argument("transform")
 @click.option("-o", "--out", required=True)
-@source_form
-@images_of
-@common
+@source_format_option
+@conversion_options
+@common_options
 def invert(transform: str, out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Invert a transform: an affine exactly, a warp on its own grid by iteration.
 
@@ -79,9 +79,9 @@ def invert(transform: str, out: str, as_json: bool, quiet: bool, debug: bool, **
 @click.command(no_args_is_help=True, epilog=DIRECTION)
 @click.argument("source")
 @click.argument("out")
-@source_form
-@images_of
-@common
+@source_format_option
+@conversion_options
+@common_options
 def convert(source: str, out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Convert a transform between ITK/ANTs (.nii.gz, .mat, .txt, .tfm, .h5), FSL (.mat, .nii.gz), AFNI (.aff12.1D, .nii.gz) and
     Learn2Reg (.npz, disp_*.nii.gz).
@@ -99,10 +99,10 @@ def convert(source: str, out: str, as_json: bool, quiet: bool, debug: bool, **op
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
-@transforms
+@transform_option
 @click.option("-o", "--out", required=True)
-@images_of
-@common
+@conversion_options
+@common_options
 def compose(names: tuple[str, ...], out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Make one transform of several: affines stay one affine, a .h5 keeps its parts, anything else becomes a warp on the fixed grid.
 
@@ -122,7 +122,7 @@ def compose(names: tuple[str, ...], out: str, as_json: bool, quiet: bool, debug:
 @click.argument("warp")
 @click.option("-o", "--out", required=True)
 @click.option("--log", "take_log", is_flag=True, help="The logarithm, with determinants clamped at 0.001.")
-@common
+@common_options
 def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> None:
     """Jacobian determinant of a warp, by central differences; folds on stdout.
 
@@ -141,9 +141,9 @@ def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> 
 @click.command(no_args_is_help=True)
 @click.option("--fixed-labels", help="Label map of the fixed image.")
 @click.option("--moving-labels", help="Label map of the moving image.")
-@transforms
+@transform_option
 @click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+).")
-@common
+@common_options
 def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None, **o: Any) -> None:
     """Dice, landmark error, folds of transforms made by any tool.
 

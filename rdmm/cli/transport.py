@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common, set_log, show
+from rdmm.cli.terminal import common_options, set_log, show
 from rdmm.types import ConfigError
 
 
@@ -16,7 +16,7 @@ from rdmm.types import ConfigError
 @click.option("--weights", help="One number an image, with commas between; the same for all where it is not given.")
 @click.option("--labels", is_flag=True, help="Label maps: the barycenter of each label; a voxel gets the largest.")
 @click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
-@common
+@common_options
 def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: bool, blur: float, overwrite: bool, **o: Any) -> None:
     """Wasserstein barycenter of density images (intensities >= 0), or of label maps.
 
@@ -45,7 +45,7 @@ def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: b
 @click.option("-o", "--out", required=True, help="Labels on the grid of FIXED, where it is above 0.")
 @click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
 @click.option("--reach", type=float, help="sqrt(rho): how far mass is moved rather than created; all of it where it is not given.")
-@common
+@common_options
 def transfer(fixed: str, moving: str, labels: str, out: str, blur: float, reach: float | None, overwrite: bool, **o: Any) -> None:
     """Carry LABELS of the density MOVING to the density FIXED by the transport plan between them.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rdmm import io
-from rdmm.data.given import FILE_NAMES
+from rdmm.data.given import INPUT_NAMES
 from rdmm.io.images import NanPolicy
 from rdmm.io.nifti import Source, peek_shape
 from rdmm.io.vectors import require_itk_grid
@@ -28,14 +28,14 @@ from rdmm.types import InputError, ResourceError, Tensor
 # Peaks of the default preset over what importing takes, measured on brains at 1 mm and 2 mm (benchmarks/README.md):
 # volumes of the images' size, and fields on the shooting grid, which the smoother keeps to about a million voxels.
 BYTES_PER_VOXEL = 250
-BYTES_PER_SHOT_VOXEL = 1000
+BYTES_PER_SHOOTING_VOXEL = 1000
 
 
 def check_memory(sources: Sequence[Source | Image]) -> int:
     """Estimated peak in bytes; raises ResourceError before anything is read if it does not fit."""
     shapes = [s.grid.shape if isinstance(s, Image) else peek_shape(s)[:3] for s in sources]
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
-    need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOT_VOXEL * min(voxels[0], 10**6)
+    need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
     have = available_memory()
     if need > 0.9 * have:
         shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
@@ -132,14 +132,14 @@ def read_inputs(
         InputError: a file cannot be used, or two do not fit each other.
         ResourceError: the images are too large for the memory that is free.
     """
-    given = {name: value for name, value in locals().items() if name in FILE_NAMES}
+    given = {name: value for name, value in locals().items() if name in INPUT_NAMES}
     check_memory([fixed, moving])
     images = [x.to_float32() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
     target, source = images
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
-    fixed_map, moving_map = _label_map(fixed_labels, target), _label_map(moving_labels, source)
-    fixed_region_map, region_map = _label_map(fixed_regions, target), _label_map(regions, source)
+    fixed_map, moving_map = _read_label_map(fixed_labels, target), _read_label_map(moving_labels, source)
+    fixed_region_map, region_map = _read_label_map(fixed_regions, target), _read_label_map(regions, source)
     target = target if fixed_mask is None else io.read_mask(fixed_mask, target)
     source = source if moving_mask is None else io.read_mask(moving_mask, source)
     stored = (target.grid, source.grid)
@@ -157,7 +157,7 @@ def read_inputs(
         points,
         fixed_region_map,
         labels,
-        files={k: os.fspath(given[k]) for k in FILE_NAMES if isinstance(given[k], str | os.PathLike) and Path(given[k]).is_file()},
+        files={k: os.fspath(given[k]) for k in INPUT_NAMES if isinstance(given[k], str | os.PathLike) and Path(given[k]).is_file()},
         stored=stored,
         reading={k: v for k, v in reading.items() if v not in ("error", None, False)},
     )
@@ -178,7 +178,7 @@ def _read_points(
     if keypoints and (landmarks is not None or len(keypoints) == 1):
         raise InputError(f"{os.fspath(keypoints[0])}: keypoints are given for both images, and instead of landmarks")
     if keypoints:
-        return _keypoints(keypoints, stored)
+        return _read_keypoints(keypoints, stored)
     if landmarks is None:
         return None
     points = Landmarks(*io.read_landmarks(landmarks, fixed.grid.ndim))
@@ -186,13 +186,13 @@ def _read_points(
     return points
 
 
-def _label_map(source: Source | Image | None, like: Image) -> Image | None:
+def _read_label_map(source: Source | Image | None, like: Image) -> Image | None:
     if source is None:
         return None
     return (source.to_float32() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
 
 
-def _keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:
+def _read_keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:
     """Corresponding keypoints of the fixed and the moving image, counted in the voxels of their files."""
     voxels = [io.read_keypoints(p, grid.ndim) for p, grid in zip(paths, grids, strict=True)]
     if len(voxels[0]) != len(voxels[1]):
@@ -252,7 +252,7 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     """Two shapes from .vtk or .ply files, or measures in world millimetres; planar ones (all z equal) become 2D."""
     found = [(x, None) if isinstance(x, Measure) else (None, io.read_mesh(x)) for x in (fixed, moving)]
     flat = all(np.ptp(mesh.points[:, 2]) == 0 for _, mesh in found if mesh is not None)
-    measures = [m if m is not None else _measure(mesh, 2 if flat else 3) for m, mesh in found]  # type: ignore[arg-type]
+    measures = [m if m is not None else _to_measure(mesh, 2 if flat else 3) for m, mesh in found]  # type: ignore[arg-type]
     if measures[0].ndim != measures[1].ndim:
         raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D")
     kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]
@@ -267,7 +267,7 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     return ShapeInputs(pair, frame, marks, {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike)})
 
 
-def _measure(mesh: io.Mesh, d: int) -> Measure:
+def _to_measure(mesh: io.Mesh, d: int) -> Measure:
     points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
     weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
     return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.data.given import PAIR_FILES
-from rdmm.data.paths import below, plain_name
+from rdmm.data.paths import require_plain_name, resolve_below
 from rdmm.io.files import require_file
 from rdmm.io.tables import read_rows
 from rdmm.types import ConfigError, nearest
@@ -54,10 +54,10 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
             raise ConfigError(f"{path}: no pairs: 'registration_val' and 'registration_test' are missing or empty")
     else:
         raw = read_csv(path, PAIR_COLUMNS, ("fixed", "moving"))
-    files = [{k: below(base, record[k], where, own) for k in PAIR_FILES if record.get(k)} for record, where in raw]
+    files = [{k: resolve_below(base, record[k], where, own) for k in PAIR_FILES if record.get(k)} for record, where in raw]
     named = [record.get("id") or _pair_name(f["fixed"], f["moving"]) for (record, _), f in zip(raw, files, strict=True)]
     out = [
-        Row(plain_name(name, where), f, split_name(record.get("split", ""), where), where)
+        Row(require_plain_name(name, where), f, require_split(record.get("split", ""), where), where)
         for name, (record, where), f in zip(named, raw, files, strict=True)
     ]
     require_unique([(r.id, r.where) for r in out], "id")
@@ -66,9 +66,9 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
 
 def _pair_name(fixed: Path, moving: Path) -> str:
     """Both cases' numbers, where the files are named as Learn2Reg does (NAME_<case>_<modality>), else both files' names."""
-    found = [re.fullmatch(r".*_(\d{4})_\d{4}", stem(p)) for p in (fixed, moving)]
+    found = [re.fullmatch(r".*_(\d{4})_\d{4}", image_stem(p)) for p in (fixed, moving)]
     numbers = [m.group(1) for m in found if m]
-    return "_".join(numbers if len(set(numbers)) == 2 else [stem(fixed), stem(moving)])
+    return "_".join(numbers if len(set(numbers)) == 2 else [image_stem(fixed), image_stem(moving)])
 
 
 def _further(data: dict[str, Any], path: Path) -> Callable[[dict[str, str]], dict[str, str]]:
@@ -129,13 +129,13 @@ def read_csv(path: Path, known: Sequence[str], wanted: Sequence[str]) -> list[tu
     return out
 
 
-def split_name(text: str, where: str) -> str:
+def require_split(text: str, where: str) -> str:
     if text and text not in SPLITS:
         raise ConfigError(f"{where}: split is one of {', '.join(SPLITS)}, not {text!r}{nearest(text, SPLITS)}")
     return text
 
 
-def stem(path: Path) -> str:
+def image_stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rdmm.types import ConfigError, InputError
 
 
-def folder(path: str | os.PathLike[str], part: str = "") -> Path:
+def require_folder(path: str | os.PathLike[str], part: str = "") -> Path:
     """A folder of a data set.
 
     Raises:
@@ -20,21 +20,21 @@ def folder(path: str | os.PathLike[str], part: str = "") -> Path:
     return out
 
 
-def inside(root: Path, path: Path, where: str) -> Path:
+def require_inside(root: Path, path: Path, where: str) -> Path:
     """``path``, or ConfigError where it leads out of the data set's folder (a link, or ..)."""
     if not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"{where}: {path} leads out of {root}; put the file into the data set's folder, or name another root")
     return path
 
 
-def below(root: Path, name: str, where: str, absolute: bool = False) -> Path:
+def resolve_below(root: Path, name: str, where: str, absolute: bool = False) -> Path:
     """A path below ``root``, links and .. included; where ``absolute`` ones are allowed, they say themselves where they lead."""
     if "\0" in name:
         raise ConfigError(f"{where}: {name!r} is no path")
-    return Path(name) if absolute and Path(name).is_absolute() else inside(root, root / name, where)
+    return Path(name) if absolute and Path(name).is_absolute() else require_inside(root, root / name, where)
 
 
-def plain_name(name: str, where: str) -> str:
+def require_plain_name(name: str, where: str) -> str:
     """A name that files can be called by."""
     if not name or name in (".", "..") or any(c in name for c in "/\\\0\n\r") or name.startswith("-"):
         raise ConfigError(f"{where}: {name!r} cannot name a result: it is empty, a path, or begins with -")

@@ -75,7 +75,7 @@ class FinishedRegistration(ABC):
         """A small base64 JPEG, for lists."""
 
     @final
-    def page(self, summary: Mapping[str, Any]) -> str:
+    def render_report(self, summary: Mapping[str, Any]) -> str:
         """report.html, of what run.json holds."""
         from rdmm.report.html import render
 
@@ -114,7 +114,7 @@ class FinishedRegistration(ABC):
         summary = self.summary()
         if report:
             summary["thumbnail"] = self.thumbnail()
-            io.write_atomically(outputs.path("report.html"), self.page(summary).encode())
+            io.write_atomically(outputs.path("report.html"), self.render_report(summary).encode())
             written.append(outputs.path("report.html"))
         return [*written, write_run(outputs, summary, written)], summary
 

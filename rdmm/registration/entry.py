@@ -25,7 +25,7 @@ from rdmm.registration.outputs import Output
 from rdmm.registration.record import Provenance
 from rdmm.registration.shapes import ShapeRegistration
 from rdmm.runtime.interrupt import stop
-from rdmm.runtime.resources import chosen_device, reset_peak_memory
+from rdmm.runtime.resources import reset_peak_memory, select_device
 from rdmm.runtime.warnings import collect_warnings
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
@@ -68,7 +68,7 @@ def build_settings(config: Mapping[str, Any]) -> Settings:
     return Settings(without_origins(config), **{k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config})
 
 
-def overrides_of(keys: Mapping[str, Any]) -> list[str]:
+def to_overrides(keys: Mapping[str, Any]) -> list[str]:
     """KEY=VALUE texts of keyword arguments; ``__`` in a name stands for a dot."""
 
     def text(name: str, value: Any) -> str:
@@ -99,7 +99,7 @@ def run(
         RdmmError: see rdmm.types.
     """
     torch.manual_seed(seed)
-    target = chosen_device(device)
+    target = select_device(device)
     if settings.config.get("weights"):
         inputs = replace(inputs, files={**inputs.files, "weights": str(settings.config["weights"])})
     with collect_warnings() as warnings:
@@ -120,17 +120,17 @@ def run_stages(stages: Stage, pair: Pair, device: str) -> Result:
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"out of memory on {device}: {error}; use smaller optimizer.scales or optimizer.shooting") from error
     cpu = torch.device("cpu")
-    result = replace(result, **{k: _to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
+    result = replace(result, **{k: _move_to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
     result.seconds["total"] = time.perf_counter() - begin
     return result
 
 
-def _to(x: Any, device: torch.device) -> Any:
+def _move_to(x: Any, device: torch.device) -> Any:
     """A frozen dataclass of tensors on another device."""
     if isinstance(x, Tensor):
         return x.detach().to(device)
     if hasattr(x, "__dataclass_fields__"):
-        return replace(x, **{k: _to(getattr(x, k), device) for k in x.__dataclass_fields__ if k != "grid"})
+        return replace(x, **{k: _move_to(getattr(x, k), device) for k in x.__dataclass_fields__ if k != "grid"})
     return x
 
 
@@ -171,7 +171,7 @@ def register(
     """
     set_threads(threads)
     more = [] if init is None else [f"affine.init={init}"]
-    settings = compose_settings([*overrides, *overrides_of(keys), *more])  # checked before any data is read
+    settings = compose_settings([*overrides, *to_overrides(keys), *more])  # checked before any data is read
     inputs = read_inputs(
         fixed,
         moving,
@@ -210,5 +210,5 @@ def register_shapes(
         landmarks: CSV as for images; they judge, and drive with landmark_weight.
     """
     set_threads(threads)
-    settings = compose_settings([*overrides, *overrides_of(keys)], "shapes")
+    settings = compose_settings([*overrides, *to_overrides(keys)], "shapes")
     return run(read_shapes(fixed, moving, landmarks), settings, device=device, seed=seed)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TIMES = tuple(k / 8 for k in range(9))
+ANIMATION_TIMES = tuple(k / 8 for k in range(9))
 """Times of the animation."""
 
-WEIGHT_FILES = 16
+MIN_WEIGHT_FILES = 16
 """Weights of at least so many Gaussians are looked for when files of an earlier run are removed."""
 
 
@@ -124,9 +124,9 @@ class Registration(FinishedRegistration):
             return list(dynamics.geodesic(ic, self.pair.fixed, times))  # type: ignore[arg-type]
 
     @cached_property
-    def moments(self) -> list[Snapshot]:
+    def animation_snapshots(self) -> list[Snapshot]:
         """The last deformable stage at TIMES."""
-        return self.geodesic(TIMES)
+        return self.geodesic(ANIMATION_TIMES)
 
     @property
     def shooting_grid(self) -> Grid:
@@ -135,7 +135,7 @@ class Registration(FinishedRegistration):
         return self.result.ic.grid(self.pair.fixed)
 
     @cached_property
-    def snapshots(self) -> list[Snapshot]:
+    def output_snapshots(self) -> list[Snapshot]:
         """The last deformable stage at ``output.times``."""
         return self.geodesic(self.output.times) if self.output.times else []
 
@@ -143,20 +143,20 @@ class Registration(FinishedRegistration):
         """The moving image on the fixed grid at a snapshot."""
         return self.pair.moving.moved_by(composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before), self.grid)
 
-    def on_the_way(self) -> Iterator[tuple[Snapshot, Transform]]:
+    def animation_maps(self) -> Iterator[tuple[Snapshot, Transform]]:
         """The moments, and the maps fixed -> moving at them."""
-        for moment in self.moments:
+        for moment in self.animation_snapshots:
             yield moment, composed(Dense(moment.displacement, self.shooting_grid), self.result.before)
 
     @cached_property
     def energy_drift(self) -> float:
         """Largest relative change of <m, v> over t in [0, 1]: 0 on a geodesic; NaN without one (SVF, affine)."""
         conserved = self.dynamics is not None and self.dynamics.conserves_energy
-        return energy_drift(self.moments) if conserved and self.moments else float("nan")
+        return energy_drift(self.animation_snapshots) if conserved and self.animation_snapshots else float("nan")
 
     def sigmas(self) -> tuple[Tensor, Tensor] | None:
         """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm; None where it is the same everywhere."""
-        start, end = (self.moments[i].sigma() if self.moments else None for i in (0, -1))
+        start, end = (self.animation_snapshots[i].sigma() if self.animation_snapshots else None for i in (0, -1))
         if start is None or end is None:
             return None
         shape = self.pair.fixed.grid.shape
@@ -183,9 +183,9 @@ class Registration(FinishedRegistration):
                 name = f"tre_{region}".rstrip("_")
                 out[f"{name}_before_mm"] = float(metrics.tre(fixed, moving).mean())
                 out[f"{name}_mm"] = float(metrics.tre(fixed, moving, self.transform).mean())
-        return out | self._by_region(u)
+        return out | self._region_metrics(u)
 
-    def _by_region(self, u: Tensor) -> dict[str, float]:
+    def _region_metrics(self, u: Tensor) -> dict[str, float]:
         """Dice of the moved region with the fixed one, and SDlogJ inside and outside of that, where both are known."""
         fixed, moving, grid = self.inputs.fixed_regions, self.pair.regions, self.pair.fixed.grid
         if fixed is None or moving is None:
@@ -200,9 +200,9 @@ class Registration(FinishedRegistration):
 
     def files(self) -> list[OutputFile]:
         gaussians = 0 if self.dynamics is None else len(self.dynamics.smoother.sigmas)
-        return image_files(self.output, max(WEIGHT_FILES, gaussians))
+        return image_files(self.output, max(MIN_WEIGHT_FILES, gaussians))
 
-    def _result(self) -> ImageResult:
+    def _image_result(self) -> ImageResult:
         from rdmm.report.figures import ImageResult
 
         return ImageResult(self.warped, self.deformation, self.sigmas())
@@ -212,15 +212,15 @@ class Registration(FinishedRegistration):
         from rdmm.report.figures import image_figures
 
         before = self.pair.moved_by(Identity())
-        return image_figures(self.pair.fixed, before, self._result(), self.metrics, self.result.history)
+        return image_figures(self.pair.fixed, before, self._image_result(), self.metrics, self.result.history)
 
     def frames(self) -> list[dict[str, Any]]:
         """The moving image and the grid on their way from t = 0 to t = 1: for the page's script. [] where there is no geodesic."""
         from rdmm.report.animation import image_frames
 
-        if not self.moments:
+        if not self.animation_snapshots:
             return []
-        steps = ((moment.t, moment.displacement, transform) for moment, transform in self.on_the_way())
+        steps = ((moment.t, moment.displacement, transform) for moment, transform in self.animation_maps())
         return image_frames(self.pair.fixed, self.pair.moving, steps, self.shooting_grid)
 
     def thumbnail(self) -> str:
@@ -235,4 +235,4 @@ class Registration(FinishedRegistration):
         from rdmm.report.figures import images_by_method
 
         pair = next(iter(done.values())).pair
-        return images_by_method(pair.fixed, pair.moved_by(Identity()), {name: r._result() for name, r in done.items()})
+        return images_by_method(pair.fixed, pair.moved_by(Identity()), {name: r._image_result() for name, r in done.items()})

@@ -62,7 +62,7 @@ def _write_warp(u: Callable[[Any], Tensor]) -> Callable[[Any, Path], None]:
     return lambda r, path: io.write_warp(path, u(r), r.grid, like=r.stored[0])
 
 
-def _whole(r: Any, transform: Any) -> Tensor:
+def _total_displacement(r: Any, transform: Any) -> Tensor:
     """A map between world millimetres as a displacement on the fixed grid."""
     return displacement(Framed(transform, r.grid), r.grid, r.deformation)
 
@@ -94,8 +94,10 @@ def image_files(output: Output, gaussians: int) -> list[OutputFile]:
             _write_fixed(lambda r: r.warped_labels.data, integer=True),
             when=lambda r: r.warped_labels is not None,
         ),
-        OutputFile("CompositeWarp.nii.gz", _write_warp(lambda r: _whole(r, r.transform)), when=lambda r: r.output.composite),
-        OutputFile("InverseCompositeWarp.nii.gz", _write_warp(lambda r: _whole(r, r.inverse)), when=lambda r: r.output.composite),
+        OutputFile("CompositeWarp.nii.gz", _write_warp(lambda r: _total_displacement(r, r.transform)), when=lambda r: r.output.composite),
+        OutputFile(
+            "InverseCompositeWarp.nii.gz", _write_warp(lambda r: _total_displacement(r, r.inverse)), when=lambda r: r.output.composite
+        ),
         OutputFile("Sigma0.nii.gz", _write_fixed(lambda r: r.sigmas()[0]), when=lambda r: r.sigmas() is not None),
         OutputFile("Sigma1.nii.gz", _write_fixed(lambda r: r.sigmas()[1]), when=lambda r: r.sigmas() is not None),
         *(file for k, t in enumerate(output.times) for file in snapshot_files(k, t, gaussians)),
@@ -112,7 +114,7 @@ def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
     """
 
     def at(r: Any) -> Any:
-        return r.snapshots[k]
+        return r.output_snapshots[k]
 
     def resized(r: Any, field: str) -> Tensor:
         return ops.resize(getattr(at(r), field), r.grid.shape)
@@ -121,7 +123,7 @@ def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
         return ops.jacobian_determinant(resized(r, "displacement"), r.grid).clamp_min(1e-3).log()[None]
 
     def exists(r: Any) -> bool:
-        return bool(r.snapshots)
+        return bool(r.output_snapshots)
 
     def has_weight(r: Any, i: int) -> bool:
         return exists(r) and at(r).weights is not None and at(r).weights.shape[1] > i

@@ -66,12 +66,12 @@ def run_summary(
     }
 
 
-def jsonable(x: Any) -> Any:
+def nan_to_null(x: Any) -> Any:
     """Without NaN and infinity, which JSON does not have: null."""
     if isinstance(x, dict):
-        return {str(k): jsonable(v) for k, v in x.items()}
+        return {str(k): nan_to_null(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
-        return [jsonable(v) for v in x]
+        return [nan_to_null(v) for v in x]
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
@@ -98,11 +98,11 @@ def write_run(outputs: Outputs, summary: Mapping[str, Any], written: Sequence[Pa
     """run.json, the last file of a run: it vouches for the others by their checksums."""
     path = outputs.path("run.json")
     whole = {**summary, "outputs": {outputs.name(p): io.sha256(p) for p in written}}
-    io.write_atomically(path, json.dumps(jsonable(whole), indent=1, allow_nan=False).encode())
+    io.write_atomically(path, json.dumps(nan_to_null(whole), indent=1, allow_nan=False).encode())
     return path
 
 
-def outputs_of(run: str) -> Outputs:
+def find_outputs(run: str) -> Outputs:
     """The files of a run that is named by its folder, its prefix or its run.json."""
     text = run.removesuffix("run.json")
     return Outputs(f"{text}/" if Path(text or ".").is_dir() and not text.endswith("/") else text)
@@ -121,13 +121,13 @@ def read_summary(path: Path) -> dict[str, Any]:
         if wrong or not all({"path", "sha256"} <= set(v) for v in run["inputs"].values()):
             raise TypeError(f"{(wrong or ['inputs'])[0]} is not as a run writes it")
         table_metrics(run)
-        reading = run["reading"] if "reading" in run else _reading_of(run.get("command", ""))
+        reading = run["reading"] if "reading" in run else _parse_reading(run.get("command", ""))
         return {**run, "config": current(run["config"]), "reading": reading}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a run.json of rdmm ({type(error).__name__}: {error})") from error
 
 
-def _reading_of(command: str) -> dict[str, Any]:
+def _parse_reading(command: str) -> dict[str, Any]:
     """How the images were read, of a run.json of version 0.1.0 that tells it by its command alone."""
     words = shlex.split(command)
     found: dict[str, Any] = {name: words[words.index(f"--{name}") + 1] for name in ("nan", "volume") if f"--{name}" in words}

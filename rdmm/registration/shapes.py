@@ -22,7 +22,7 @@ from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine, Identity, Transform, composed, flat
 
-TIMES = tuple(k / 10 for k in range(11))
+PATH_TIMES = tuple(k / 10 for k in range(11))
 """Times of the control points' paths."""
 
 
@@ -31,7 +31,7 @@ class ShapeRegistration(FinishedRegistration):
     """A finished registration of shapes: ``result.transform`` pushes the moving shape forward, in domain units of the frame."""
 
     inputs: ShapeInputs
-    times: ClassVar[Sequence[float]] = TIMES
+    times: ClassVar[Sequence[float]] = PATH_TIMES
     frames_are_points: ClassVar[bool] = True
 
     @property
@@ -64,7 +64,7 @@ class ShapeRegistration(FinishedRegistration):
         if ic is None or dynamics is None:
             return []
         with torch.no_grad():
-            return list(dynamics.geodesic(ic, self.pair.moving, TIMES))  # type: ignore[arg-type]
+            return list(dynamics.geodesic(ic, self.pair.moving, PATH_TIMES))  # type: ignore[arg-type]
 
     @cached_property
     def metrics(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm import io
-from rdmm.data.given import REREAD
+from rdmm.data.given import REPORT_INPUTS
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
@@ -40,32 +40,32 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
     for name, wanted in sums.items():
         if io.sha256(require_file(name)) != wanted:
             raise InputError(f"{name}: not the file of this run any more (its sha256 differs); register again")
-    further = {k: files[k] for k in REREAD if k in files}
+    further = {k: files[k] for k in REPORT_INPUTS if k in files}
     inputs = read_inputs(files["fixed"], files["moving"], **further, **summary["reading"], require_overlap=False)
     settings = build_settings(summary["config"])
     found = deforms(settings.stages)
-    result = _result(outputs, inputs, summary, found[0].problem.dynamics if len(found) == 1 and "initial" not in files else None)
+    result = _restore_result(outputs, inputs, summary, found[0].problem.dynamics if len(found) == 1 and "initial" not in files else None)
     return Registration(inputs, result, settings.config, output=settings.output, status=summary["status"])
 
 
-def _result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any], dynamics: Any) -> Result:
+def _restore_result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any], dynamics: Any) -> Result:
     """What the run found; its initial conditions only where ``dynamics`` is what they are shot by."""
     grid = inputs.pair.fixed.grid
-    before = _transform(outputs, "0GenericAffine.mat", grid)
-    u, w = (_transform(outputs, name, grid) for name in ("1Warp.nii.gz", "1InverseWarp.nii.gz"))
+    before = _read_transform(outputs, "0GenericAffine.mat", grid)
+    u, w = (_read_transform(outputs, name, grid) for name in ("1Warp.nii.gz", "1InverseWarp.nii.gz"))
     inverse = composed(before.inverse(), w) if isinstance(before, Affine) else w
     conditions = outputs.path("initial_conditions.safetensors")
-    ic = _conditions(conditions) if dynamics is not None and conditions.exists() else None
+    ic = _read_conditions(conditions) if dynamics is not None and conditions.exists() else None
     history, seconds = list(summary["history"]), dict(summary["seconds"])
     return Result(composed(u, before), inverse, dict(summary["energy"]), ic, history, seconds, before, None if ic is None else dynamics)
 
 
-def _transform(outputs: Outputs, name: str, grid: Grid) -> Transform:
+def _read_transform(outputs: Outputs, name: str, grid: Grid) -> Transform:
     path = outputs.path(name)
     return framed(io.read_transform(str(path)), grid) if path.exists() else Identity()
 
 
-def _conditions(path: Path) -> InitialConditions:
+def _read_conditions(path: Path) -> InitialConditions:
     from safetensors.torch import load
 
     try:

@@ -19,7 +19,7 @@ from rdmm import io
 from rdmm.data.pair_list import Row, read_pairs
 from rdmm.io import Outputs
 from rdmm.registration.entry import Settings
-from rdmm.registration.record import jsonable, table_metrics, warning_text
+from rdmm.registration.record import nan_to_null, table_metrics, warning_text
 from rdmm.runtime.resources import available_memory
 from rdmm.types import ConfigError, OutputError, RdmmError
 from rdmm.workflows.job import Job
@@ -28,10 +28,10 @@ from rdmm.workflows.reports import write_index
 
 log = logging.getLogger(__name__)
 
-FIRST = ("id", "status", "exit_code", "message", "seconds", "peak_memory_mb")
+LEADING_COLUMNS = ("id", "status", "exit_code", "message", "seconds", "peak_memory_mb")
 
 
-RESERVED = ("logs", "table.csv", "failures.json", "index.html")
+RESERVED_NAMES = ("logs", "table.csv", "failures.json", "index.html")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Batch:
         """The registration of each row of this shard."""
         i, n = self.shard
         rows = read_pairs(self.pairs, self.root)
-        taken = [r for r in rows if r.id in RESERVED or r.id.startswith(".")]
+        taken = [r for r in rows if r.id in RESERVED_NAMES or r.id.startswith(".")]
         if taken:
-            raise ConfigError(f"{taken[0].where}: {taken[0].id!r} cannot name a pair: the batch writes {', '.join(RESERVED)} itself")
+            raise ConfigError(f"{taken[0].where}: {taken[0].id!r} cannot name a pair: the batch writes {', '.join(RESERVED_NAMES)} itself")
         if n > len(rows):
             raise ConfigError(f"--shard {i}/{n}: there are only {len(rows)} pairs")
         return {row.id: self._of(row) for row in rows[i - 1 :: n]}
@@ -73,7 +73,7 @@ class Batch:
 
     def check(self, jobs: Mapping[str, Job]) -> dict[bool, Settings]:
         """The settings of images (False) and of shapes (True), as far as there are any."""
-        return {kind: job.settings() for kind, job in {j.of_shapes: j for j in jobs.values()}.items()}
+        return {kind: job.settings() for kind, job in {j.for_shapes: j for j in jobs.values()}.items()}
 
     def path(self, name: str) -> Path:
         """A file of the whole batch, or of this shard."""
@@ -91,7 +91,7 @@ class Batch:
         settings = self.check(jobs)
         Outputs.prepare(self.out + os.sep, [], overwrite=True)
         with Outputs(str(self.path("batch."))).locked():
-            done = {id: run for id, job in jobs.items() if resume and (run := job.finished(settings[job.of_shapes])) is not None}
+            done = {id: run for id, job in jobs.items() if resume and (run := job.find_finished_run(settings[job.for_shapes])) is not None}
             there = [id for id, job in jobs.items() if Path(job.out, "run.json").exists()]
             if there and not (resume or overwrite):
                 raise OutputError(f"{Path(self.out, there[0])}: is there already; --resume goes on, --overwrite begins anew")
@@ -117,20 +117,22 @@ class Batch:
     def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome]) -> None:
         """table.csv and failures.json, in the order of the list."""
         table = [{"id": id, **rows[id]} for id in jobs if id in rows]
-        io.write_table(self.path("table.csv"), table, FIRST)
-        failures = [{**{k: r[k] for k in ("id", "status", "message", "exit_code")}, **_pair(jobs[r["id"]])} for r in table if failed(r)]
-        io.write_atomically(self.path("failures.json"), json.dumps(jsonable(failures), indent=1).encode())
+        io.write_table(self.path("table.csv"), table, LEADING_COLUMNS)
+        failures = [
+            {**{k: r[k] for k in ("id", "status", "message", "exit_code")}, **_pair_files(jobs[r["id"]])} for r in table if has_failed(r)
+        ]
+        io.write_atomically(self.path("failures.json"), json.dumps(nan_to_null(failures), indent=1).encode())
 
 
-def failed(row: Mapping[str, Any]) -> bool:
+def has_failed(row: Mapping[str, Any]) -> bool:
     return row["status"] != "done"
 
 
-def _pair(job: Job) -> dict[str, str]:
+def _pair_files(job: Job) -> dict[str, str]:
     return {"fixed": job.fixed, "moving": job.moving, "out": job.out}
 
 
-def at_once(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, float]:
+def parallel_jobs(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, float]:
     """How many pairs are registered at a time, and the GiB that the largest needs: as many as were asked for, or as cores and
     memory allow. A pair whose size is unknown or too large fails on its own.
 
@@ -153,18 +155,18 @@ def at_once(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, float]:
     return max(1, min(chosen, fitting, len(jobs))), largest / 2**30
 
 
-def launcher(name: str, jobs: Mapping[str, Job], wanted: int | None, slurm: Sequence[str]) -> Launcher:
+def choose_launcher(name: str, jobs: Mapping[str, Job], wanted: int | None, slurm: Sequence[str]) -> Launcher:
     """``local`` or ``submitit``, with what --jobs and --slurm say."""
     if name == "local":
         if slurm:
             raise ConfigError("--slurm goes with --launcher submitit")
-        number, gib = at_once(jobs, wanted)
+        number, gib = parallel_jobs(jobs, wanted)
         log.info("%d pairs, %d at a time, each up to about %.2f GiB", len(jobs), number, gib)
         return Local(number)
     wrong = [s for s in slurm if "=" not in s]
     if wrong:
         raise ConfigError(f"--slurm {wrong[0]}: NAME=VALUE is wanted, e.g. partition=cpu")
-    _, gib = at_once(jobs, wanted)
+    _, gib = parallel_jobs(jobs, wanted)
     return Submitit(dict(s.split("=", 1) for s in slurm), 2 + math.ceil(1.5 * gib), wanted or len(jobs))
 
 
@@ -178,23 +180,23 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-SHOWN = ("dice", "tre_mm", "folds_percent", "seconds")
+SUMMARY_COLUMNS = ("dice", "tre_mm", "folds_percent", "seconds")
 
 
-def brief(id: str, row: Outcome) -> str:
+def format_outcome(id: str, row: Outcome) -> str:
     """One line of a pair's outcome."""
-    if failed(row):
+    if has_failed(row):
         return f"{id}: {row['status']}: {row['message']}"
     warning = f"; warning: {row['message']}" if row["message"] else ""
-    return f"{id}: " + ", ".join(f"{k} {row[k]:.4g}" for k in SHOWN if k in row) + warning
+    return f"{id}: " + ", ".join(f"{k} {row[k]:.4g}" for k in SUMMARY_COLUMNS if k in row) + warning
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a text table, what faults and warnings say under it."""
-    columns = [k for k in SHOWN if any(k in r for r in rows)]
+    columns = [k for k in SUMMARY_COLUMNS if any(k in r for r in rows)]
     lines = [["id", "status", *columns]]
     lines += [[str(r["id"]), str(r["status"]), *(f"{r[k]:.4g}" if k in r else "-" for k in columns)] for r in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    messages = [f"{r['id']}: {'' if failed(r) else 'warning: '}{r['message']}" for r in rows if r["message"]]
+    messages = [f"{r['id']}: {'' if has_failed(r) else 'warning: '}{r['message']}" for r in rows if r["message"]]
     return "\n".join([*text, *([""] if messages else []), *messages])

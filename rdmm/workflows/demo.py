@@ -14,7 +14,7 @@ def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
     from rdmm.data.synthetic.scenes import shapes_pair
     from rdmm.io.files import Outputs
     from rdmm.registration.base import file_names
-    from rdmm.registration.images import WEIGHT_FILES
+    from rdmm.registration.images import MIN_WEIGHT_FILES
     from rdmm.registration.outputs import Output, image_files
 
     pair, fixed_labels, moving_labels = shapes_pair(seed, variation="together")
@@ -28,7 +28,7 @@ def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
     }
     names = {k: f"{k}.nii.gz" for k in images}
     outputs = Outputs.prepare(
-        os.path.join(out, ""), [*names.values(), *file_names(image_files(Output(), WEIGHT_FILES))], overwrite=overwrite
+        os.path.join(out, ""), [*names.values(), *file_names(image_files(Output(), MIN_WEIGHT_FILES))], overwrite=overwrite
     )
     for name, image in images.items():
         io.write_image(outputs.path(names[name]), image.data, image.grid, integer="fixed" != name != "moving")

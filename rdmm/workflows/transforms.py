@@ -23,7 +23,7 @@ def apply(image: str, names: list[str], reference: str, out: str, *, labels: boo
     grid = io.read_image(reference).grid
     transform = io.read_transforms(names)
     if invert:
-        transform, _ = _inverse(transform, source.grid, " ".join(names))
+        transform, _ = _invert_in_world(transform, source.grid, " ".join(names))
     if grid.ndim != source.grid.ndim:
         raise InputError(f"{image} is {source.grid.ndim}D but the reference {reference} is {grid.ndim}D")
     moved = source.moved_by(framed(transform, grid), grid, mode="nearest" if labels else "linear")
@@ -31,19 +31,19 @@ def apply(image: str, names: list[str], reference: str, out: str, *, labels: boo
     return {"written": str(path)}
 
 
-def _inverse(transform: Transform, grid: Grid, name: str) -> tuple[Transform, float]:
+def _invert_in_world(transform: Transform, grid: Grid, name: str) -> tuple[Transform, float]:
     """Inverse of a world transform, and the residual in voxels: exact for affine maps, else of the affine part exactly and of the rest
     by iteration on ``grid``."""
     if isinstance(transform, Affine):
         return transform.inverse(), 0.0
-    affine, u = _parted(framed(transform, grid), grid)
+    affine, u = _split_affine(framed(transform, grid), grid)
     w, residual = invert(u, grid)
     if residual > 0.5:
         raise InputError(f"{name}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
     return Placed(composed(affine.inverse(), Dense(w, grid)), grid), residual
 
 
-def _parted(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
+def _split_affine(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
     """(A, u) with T = A ∘ (id + u) at the voxels: A the affine map nearest to T there."""
     x = grid.identity(torch.zeros(1, dtype=torch.float64))
     ends = transform(x)
@@ -81,7 +81,7 @@ def read_displacement(name: str) -> tuple[torch.Tensor, Grid]:
     return transform.transform.displacement, transform.grid
 
 
-def _space(fixed: str | None, moving: str | None) -> Space:
+def _read_space(fixed: str | None, moving: str | None) -> Space:
     """The grids, as stored, of the images that are named."""
     return Space(*(None if name is None else io.read_image(name, nan="mask").grid for name in (fixed, moving)))
 
@@ -91,7 +91,7 @@ def convert(
 ) -> dict[str, Any]:
     """``rdmm convert``: one transform, fixed -> moving, from one tool's form to another's."""
     path = check_output(out, overwrite=overwrite)
-    space = _space(fixed, moving)
+    space = _read_space(fixed, moving)
     transform = read_transform_as(source, source_form, space)
     write_transform(path, transform, form, space)
     return {"written": str(path)}
@@ -100,7 +100,7 @@ def convert(
 def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, moving: str | None, overwrite: bool) -> dict[str, Any]:
     """``rdmm compose``: a list of -t arguments as one transform."""
     path = check_output(out, overwrite=overwrite)
-    write_transform(path, io.read_transforms(names), form, _space(fixed, moving))
+    write_transform(path, io.read_transforms(names), form, _read_space(fixed, moving))
     return {"written": str(path)}
 
 
@@ -110,10 +110,10 @@ def invert_transform(
     """``rdmm invert``: an affine exactly; of anything with a warp its affine part exactly and the rest by iteration, on the warp's own
     grid (or the fixed image's), written on the moving image's where that is given."""
     path = check_output(out, overwrite=overwrite)
-    space = _space(fixed, moving)
+    space = _read_space(fixed, moving)
     transform = read_transform_as(source, source_form, space)
     grid = space.fixed if isinstance(transform, Affine) else choose_grid(transform, space)
-    inverse, residual = _inverse(transform, grid, source)  # type: ignore[arg-type]  # an affine map asks for no grid
+    inverse, residual = _invert_in_world(transform, grid, source)  # type: ignore[arg-type]  # an affine map asks for no grid
     write_transform(path, inverse, form, Space(space.moving or grid, space.fixed))
     return {"residual_voxels": residual, "written": str(path)}
 

@@ -10,13 +10,13 @@ import torch
 
 from rdmm import io
 from rdmm.data.inputs import Inputs, read_inputs
-from rdmm.data.paths import folder
+from rdmm.data.paths import require_folder
 from rdmm.spatial.image import Image
 
 STRUCTURES = (2, 3, 4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60)
 
 
-def halved(image: Image, labels: Image) -> tuple[Image, Image]:
+def halve(image: Image, labels: Image) -> tuple[Image, Image]:
     """Twice the voxel: means of 2 x 2 x 2 voxels; every second label."""
     data = torch.nn.functional.avg_pool3d(image.data, 2)
     return Image(data, image.grid.pooled((2, 2, 2))), Image(labels.data[..., ::2, ::2, ::2], image.grid.strided((2, 2, 2)))
@@ -34,11 +34,11 @@ class Brains:
         return {f"brain_{p.replace(':', '-')}": partial(self._read, p) for p in self.pairs}
 
     def _read(self, pair: str) -> Inputs:
-        files = folder(self.root, "brain_mri")
+        files = require_folder(self.root, "brain_mri")
         read = [
             (io.read_image(files / f"brain_{s}_t1.nii.gz"), io.read_labels(files / f"brain_{s}_labels.nii.gz")) for s in pair.split(":")
         ]
-        (fixed, a), (moving, b) = (halved(*x) for x in read) if self.half else read
+        (fixed, a), (moving, b) = (halve(*x) for x in read) if self.half else read
         return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, labels=STRUCTURES)
 
 
@@ -53,6 +53,6 @@ class BrainSlices:
         return {f"slice_{p.replace(':', '-')}": partial(self._read, p) for p in self.pairs}
 
     def _read(self, pair: str) -> Inputs:
-        files = folder(self.root, "slices_2d/oasis_trt20_labelled")
+        files = require_folder(self.root, "slices_2d/oasis_trt20_labelled")
         (fixed, a), (moving, b) = ((files / f"{n}_t1.nii.gz", files / f"{n}_labels.nii.gz") for n in pair.split(":"))
         return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b)

@@ -8,17 +8,17 @@ from functools import partial
 
 from rdmm import io
 from rdmm.data.inputs import Inputs, read_inputs
-from rdmm.data.paths import folder
+from rdmm.data.paths import require_folder
 from rdmm.data.synthetic.label_images import intensities_of
 from rdmm.spatial.image import Image
 
-INTENSITY = (0.0, 0.5, 1.0, 0.4, 0.9, 0.3, 0.8, 0.5, 0.4, 0.3)
+LABEL_INTENSITIES = (0.0, 0.5, 1.0, 0.4, 0.9, 0.3, 0.8, 0.5, 0.4, 0.3)
 """Of background, femur, its cartilage, tibia, its cartilage, patella, its cartilage, and lesions of the three bones."""
 
-PAIRS = ("9055361_00m:9055361_96m", "9275309_00m:9275309_96m", "9055361_00m:9275309_00m")
+KNEE_PAIRS = ("9055361_00m:9055361_96m", "9275309_00m:9275309_96m", "9055361_00m:9275309_00m")
 
 
-def strided(labels: Image, steps: Sequence[int]) -> Image:
+def subsample_labels(labels: Image, steps: Sequence[int]) -> Image:
     """Every n-th voxel along each axis."""
     x, y, z = steps
     return Image(labels.data[..., ::x, ::y, ::z], labels.grid.strided(steps))
@@ -33,14 +33,14 @@ class Knees:
     """
 
     root: str
-    pairs: Sequence[str] = PAIRS
+    pairs: Sequence[str] = KNEE_PAIRS
     steps: Sequence[int] = (2, 3, 3)
 
     def cases(self) -> dict[str, Callable[[], Inputs]]:
         return {p.replace(":", "-"): partial(self._read, p) for p in self.pairs}
 
     def _read(self, pair: str) -> Inputs:
-        files = folder(self.root, "knee_mri")
-        a, b = (strided(io.read_labels(files / f"oai_{name}_labels.nii.gz"), self.steps) for name in pair.split(":"))
-        fixed, moving = (intensities_of(x, INTENSITY) for x in (a, b))
+        files = require_folder(self.root, "knee_mri")
+        a, b = (subsample_labels(io.read_labels(files / f"oai_{name}_labels.nii.gz"), self.steps) for name in pair.split(":"))
+        fixed, moving = (intensities_of(x, LABEL_INTENSITIES) for x in (a, b))
         return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, labels=range(1, 7), require_overlap=False)

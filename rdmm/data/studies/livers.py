@@ -11,12 +11,12 @@ import torch
 
 from rdmm import io
 from rdmm.data.inputs import Inputs, read_inputs
-from rdmm.data.paths import folder
+from rdmm.data.paths import require_folder
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 
 
-def hull(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
+def hull_mask(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
     """1 within ``margin`` millimetres of the convex hull of points (n, 3), else 0: an organ's outline, for want of one."""
     from scipy.ndimage import distance_transform_edt
     from scipy.spatial import Delaunay
@@ -40,11 +40,11 @@ class Livers:
         return {f"liver{p.replace('_cyc_', '_')}": partial(self._read, p) for p in self.pairs}
 
     def _read(self, name: str) -> Inputs:
-        files = folder(self.root, "liver_mr")
+        files = require_folder(self.root, "liver_mr")
         subject, _, moment = name.partition("_")
         fixed, moving = (io.read_image(files / f"subject_{subject}_{s}.nii.gz") for s in ("exhale", moment))
         landmarks = files / f"subject_{subject}_exhale_{moment}_landmarks.csv"
         a, b, regions = io.read_landmarks(landmarks)
         inside = np.array([r == "liver" for r in regions])
-        outlines = [hull(points[inside], image.grid, self.margin) for points, image in ((a, fixed), (b, moving))]
+        outlines = [hull_mask(points[inside], image.grid, self.margin) for points, image in ((a, fixed), (b, moving))]
         return read_inputs(fixed, moving, landmarks=landmarks, fixed_regions=outlines[0], regions=outlines[1])

@@ -8,11 +8,11 @@ from functools import partial
 
 from rdmm import io
 from rdmm.data.inputs import Inputs, read_inputs
-from rdmm.data.paths import folder
+from rdmm.data.paths import require_folder
 from rdmm.spatial.image import Image
 
 
-def coarsened(image: Image, voxel: float) -> Image:
+def coarsen(image: Image, voxel: float) -> Image:
     """Resampled to voxels of about ``voxel`` millimetres, never finer than they are."""
     shape = [round((n - 1) * v / max(voxel, v)) + 1 for n, v in zip(image.grid.shape, image.grid.voxel, strict=True)]
     return image.resampled(image.grid.resized(shape))
@@ -29,8 +29,8 @@ class RightLung:
         return {"right_lung": self._read}
 
     def _read(self) -> Inputs:
-        files = folder(self.root, "lung_ct/right_lung")
-        fixed, moving = (coarsened(io.read_image(files / f"{s}.nii.gz"), self.voxel) for s in ("baseline", "followup"))
+        files = require_folder(self.root, "lung_ct/right_lung")
+        fixed, moving = (coarsen(io.read_image(files / f"{s}.nii.gz"), self.voxel) for s in ("baseline", "followup"))
         a, b = (io.read_labels(files / f"{s}_mask.nii.gz") for s in ("baseline", "followup"))
         return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, fixed_regions=a, regions=b)
 
@@ -47,8 +47,8 @@ class LungMasks:
         return {f"copd{i:02d}": partial(self._read, i) for i in self.numbers}
 
     def _read(self, number: int) -> Inputs:
-        files = folder(self.root, "lung_ct/copd_masks")
+        files = require_folder(self.root, "lung_ct/copd_masks")
         a, b = (io.read_labels(files / f"case_{number:02d}_{s}_mask.nii.gz") for s in ("exhale", "inhale"))
         landmarks = files / f"case_{number:02d}_landmarks.csv"
-        images = [coarsened(x, self.voxel) for x in (a, b)]
+        images = [coarsen(x, self.voxel) for x in (a, b)]
         return read_inputs(*images, fixed_labels=a, moving_labels=b, fixed_regions=a, regions=b, landmarks=landmarks)

@@ -12,7 +12,7 @@ import torch
 
 from rdmm import io
 from rdmm.data.inputs import ShapeInputs, read_shapes
-from rdmm.data.paths import folder
+from rdmm.data.paths import require_folder
 from rdmm.spatial.measure import Measure, voxels
 from rdmm.spatial.pair import Pair
 from rdmm.types import InputError
@@ -37,7 +37,7 @@ class Meshes:
         return {name: partial(self._read, *files) for name, files in self.pairs.items()}
 
     def _read(self, fixed: str, moving: str) -> ShapeInputs:
-        files = folder(self.root)
+        files = require_folder(self.root)
         whole = read_shapes(str(files / fixed), str(files / moving))
         if self.count is None:
             return whole
@@ -64,18 +64,18 @@ class Amoebas:
         return {"amoeba": self._read}
 
     def _read(self) -> ShapeInputs:
-        files = folder(self.root, "shapes/amoebas")
-        moving, fixed = (outline(str(files / f"amoeba_{k}.png"), self.points) for k in (1, 2))
+        files = require_folder(self.root, "shapes/amoebas")
+        moving, fixed = (trace_outline(str(files / f"amoeba_{k}.png"), self.points) for k in (1, 2))
         marks = [np.array([[x / 1000, 1 - y / 1000] for x, y in rows]) for rows in (self.FIXED, self.MOVING)]
         whole = read_shapes(fixed, moving)
         return ShapeInputs(whole.pair, whole.frame, (marks[0], marks[1]))
 
 
-def outline(path: str, count: int) -> Measure:
+def trace_outline(path: str, count: int) -> Measure:
     """The outlines of what is dark in a picture, about ``count`` segments; the longer edge is 1, y upwards."""
     from contourpy import contour_generator
 
-    dark = 1 - _brightness(path)
+    dark = 1 - _read_brightness(path)
     lines = [np.asarray(line) for line in contour_generator(z=np.pad(dark, 1)[::-1]).lines(0.5)]
     lengths = [float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()) for line in lines]
     points, cells, start = [], [], 0
@@ -95,7 +95,7 @@ def outline(path: str, count: int) -> Measure:
     return Measure(torch.as_tensor(x.T[None].copy(), dtype=torch.float32), cells=torch.as_tensor(np.concatenate(cells)))
 
 
-def _brightness(path: str) -> np.ndarray:
+def _read_brightness(path: str) -> np.ndarray:
     """Gray values (rows, columns) of a picture in [0, 1], the mean of its colors, first row on top."""
     from PIL import Image as Pillow
 
@@ -130,10 +130,10 @@ class KneeVoxels:
         return {"knee": self._read}
 
     def _read(self) -> ShapeInputs:
-        fixed, moving = (self._voxels(name) for name in "ba")
+        fixed, moving = (self._read_voxels(name) for name in "ba")
         return read_shapes(fixed, moving)
 
-    def _voxels(self, name: str) -> Measure:
-        labels = io.read_labels(folder(self.root, "knee_mri") / f"oai_cartilage_{name}.nii.gz")
+    def _read_voxels(self, name: str) -> Measure:
+        labels = io.read_labels(require_folder(self.root, "knee_mri") / f"oai_cartilage_{name}.nii.gz")
         points = voxels((labels.data == self.label).float(), labels.grid).points
         return Measure((points - points.mean(2, keepdim=True))[:, :, :: self.step].contiguous())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rdmm.data.inputs import Inputs
-from rdmm.data.synthetic.random_maps import affine, diffeomorphism, noise
+from rdmm.data.synthetic.random_maps import random_affine, random_diffeomorphism, smooth_noise
 from rdmm.spatial.gaussian import gaussian
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -68,20 +68,20 @@ class Contrasts:
     def _anatomy(self, rng: np.random.Generator, grid: Grid) -> Image:
         """Where each of several random fields is the largest, inside an ellipsoid with a wavy surface."""
         half = self.regions // 2
-        fields = [noise(rng, n, grid, s) for n, s in ((half, self.detail), (self.regions - half, 3 * self.detail))]
+        fields = [smooth_noise(rng, n, grid, s) for n, s in ((half, self.detail), (self.regions - half, 3 * self.detail))]
         region = torch.cat(fields, 1).argmax(1, keepdim=True) + 1
         x = (grid.identity(fields[0]) / torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim) - 0.5) * 2
         radii = torch.from_numpy(rng.uniform(0.65, 0.9, grid.ndim)).float().view(1, -1, *(1,) * grid.ndim)
-        inside = (x / radii).square().sum(1, keepdim=True) + 0.15 * noise(rng, 1, grid, 2 * self.detail) < 1
+        inside = (x / radii).square().sum(1, keepdim=True) + 0.15 * smooth_noise(rng, 1, grid, 2 * self.detail) < 1
         return Image((region * inside).float(), grid)
 
     def _image(self, rng: np.random.Generator, anatomy: Image, levels: Tensor) -> tuple[Image, Image]:
         grid = anatomy.grid
-        transform = affine(rng, grid, self.turn, self.stretch, self.shift)
+        transform = random_affine(rng, grid, self.turn, self.stretch, self.shift)
         for part in (1.0, 0.5):
-            transform = composed(transform, diffeomorphism(rng, grid, part * self.deformation, part * self.width))  # type: ignore[assignment]
+            transform = composed(transform, random_diffeomorphism(rng, grid, part * self.deformation, part * self.width))  # type: ignore[assignment]
         labels = anatomy.moved_by(transform, mode="nearest")
         data = gaussian(levels[labels.data.long()], float(rng.uniform(0.3, 0.9)) * max(grid.spacing), grid)
-        data = data * (0.15 * noise(rng, 1, grid, 0.3)).exp()
+        data = data * (0.15 * smooth_noise(rng, 1, grid, 0.3)).exp()
         data = data + float(rng.uniform(0, 0.04)) * torch.from_numpy(rng.standard_normal(data.shape, dtype=np.float32))
         return Image(data.clamp_min(0), grid), labels

@@ -13,7 +13,7 @@ from rdmm.spatial.transform import Affine, Dense
 from rdmm.types import Tensor
 
 
-def noise(rng: np.random.Generator, channels: int, grid: Grid, sigma: float) -> Tensor:
+def smooth_noise(rng: np.random.Generator, channels: int, grid: Grid, sigma: float) -> Tensor:
     """Smooth random fields (1, channels, *s) of mean square 1, sigma in domain units."""
     coarse = grid.resized([min(n, max(4, round(2 * e / sigma) + 1)) for n, e in zip(grid.shape, grid.extent, strict=True)])
     x = torch.from_numpy(rng.standard_normal((1, channels, *coarse.shape), dtype=np.float32))
@@ -22,13 +22,13 @@ def noise(rng: np.random.Generator, channels: int, grid: Grid, sigma: float) -> 
     return resize(x, grid.shape)
 
 
-def diffeomorphism(rng: np.random.Generator, grid: Grid, size: float, sigma: float) -> Dense:
+def random_diffeomorphism(rng: np.random.Generator, grid: Grid, size: float, sigma: float) -> Dense:
     """The flow of a random stationary velocity: ``size`` its root mean square along each axis, in domain units."""
     coarse = grid.scaled(0.5)
-    return Dense(exponential(size * noise(rng, grid.ndim, coarse, sigma), coarse, 16), coarse)
+    return Dense(exponential(size * smooth_noise(rng, grid.ndim, coarse, sigma), coarse, 16), coarse)
 
 
-def affine(rng: np.random.Generator, grid: Grid, turn: float, stretch: float, shift: float) -> Affine:
+def random_affine(rng: np.random.Generator, grid: Grid, turn: float, stretch: float, shift: float) -> Affine:
     """A random affine map about the middle: standard deviations of its angles (radians), log-scales and shear, and shift."""
     d = grid.ndim
     middle = torch.tensor(grid.extent) / 2

@@ -18,13 +18,13 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.types import ConfigError, Tensor
 
-KINDS = ("ellipse", "rectangle", "triangle")
+SOLID_KINDS = ("ellipse", "rectangle", "triangle")
 
 
 FOREGROUND, INSIDE, OUTSIDE = 1, 2, 4  # labels: 1; 2 and 3; 4 and above
 
 
-INTENSITY = {0: 0.0, 1: 0.5, 2: 0.9, 3: 0.75}
+LABEL_INTENSITIES = {0: 0.0, 1: 0.5, 2: 0.9, 3: 0.75}
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Solid:
         return Solid(self.kind, self.centre - arm + turned + shift, self.radii * scale, self.angle + angle, self.label)
 
 
-def _scene(rng: np.random.Generator, d: int) -> list[Solid]:
+def _random_scene(rng: np.random.Generator, d: int) -> list[Solid]:
     """A large object in the middle, two inside, two to five around."""
     middle = np.full(d, 0.5)
-    kinds = rng.choice(KINDS[:2], 1).tolist() + rng.choice(KINDS, 2).tolist()
+    kinds = rng.choice(SOLID_KINDS[:2], 1).tolist() + rng.choice(SOLID_KINDS, 2).tolist()
     turn = rng.uniform(0, math.pi)
     big = Solid(kinds[0], middle, np.full(d, 0.26) * rng.uniform(0.9, 1.1, d), turn, FOREGROUND)
     direction = np.array([math.cos(turn), math.sin(turn), *(0.0,) * (d - 2)])
@@ -75,12 +75,12 @@ def _scene(rng: np.random.Generator, d: int) -> list[Solid]:
         angle = start + 2 * math.pi * i / count
         centre = middle + 0.4 * np.array([math.cos(angle), math.sin(angle), *(0.0,) * (d - 2)])
         scene.append(
-            Solid(str(rng.choice(KINDS)), centre, np.full(d, 0.055) * rng.uniform(0.8, 1.2, d), rng.uniform(0, math.pi), OUTSIDE + i)
+            Solid(str(rng.choice(SOLID_KINDS)), centre, np.full(d, 0.055) * rng.uniform(0.8, 1.2, d), rng.uniform(0, math.pi), OUTSIDE + i)
         )
     return scene
 
 
-def _each_its_own(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
+def _vary_separately(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
     """Random shift, scale and rotation of every object; those inside go along with the foreground's shift."""
     d = len(scene[0].centre)
     shift, out = rng.uniform(-0.03, 0.03, d), []
@@ -91,7 +91,7 @@ def _each_its_own(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
     return out
 
 
-def _together(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
+def _vary_together(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
     """One similarity transform of all; the two objects inside vary on top of it, more than the others do."""
     d, middle = len(scene[0].centre), scene[0].centre
     shift, scale, angle = rng.uniform(-0.03, 0.03, d), np.full(d, rng.uniform(0.92, 1.08)), rng.uniform(-0.15, 0.15)
@@ -103,17 +103,17 @@ def _together(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
     return out
 
 
-def _drawn(scene: list[Solid], grid: Grid) -> tuple[Tensor, Tensor]:
+def _draw(scene: list[Solid], grid: Grid) -> tuple[Tensor, Tensor]:
     x = grid.identity(torch.zeros(1, dtype=torch.float64))[0].numpy() / np.reshape(grid.extent, (-1, *(1,) * grid.ndim))
     labels = np.zeros(grid.shape, dtype=np.float32)
     for solid in scene:
         labels[solid.inside(x)] = solid.label
-    image = np.select([labels == k for k in INTENSITY], list(INTENSITY.values()), default=0.65).astype(np.float32)
+    image = np.select([labels == k for k in LABEL_INTENSITIES], list(LABEL_INTENSITIES.values()), default=0.65).astype(np.float32)
     smooth = gaussian(torch.from_numpy(image)[None, None], 0.6 * max(grid.spacing), grid)
     return smooth, torch.from_numpy(labels)[None, None]
 
 
-VARIATIONS = {"own": _each_its_own, "together": _together}
+VARIATIONS = {"own": _vary_separately, "together": _vary_together}
 
 
 def shapes_pair(
@@ -131,8 +131,8 @@ def shapes_pair(
     """
     rng = np.random.default_rng(seed)
     grid = Grid(tuple(shape), np.eye(len(shape) + 1))
-    scene = _scene(rng, len(shape))
-    (fixed, fixed_labels), (moving, moving_labels) = (_drawn(VARIATIONS[variation](scene, rng), grid) for _ in range(2))
+    scene = _random_scene(rng, len(shape))
+    (fixed, fixed_labels), (moving, moving_labels) = (_draw(VARIATIONS[variation](scene, rng), grid) for _ in range(2))
     regions = Image((moving_labels > 0).float() * (moving_labels < OUTSIDE), grid)
     return Pair(Image(fixed, grid), Image(moving, grid), regions=regions), fixed_labels, moving_labels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rdmm.data.synthetic.random_maps import affine, diffeomorphism
+from rdmm.data.synthetic.random_maps import random_affine, random_diffeomorphism
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import composed
 from rdmm.types import ConfigError
@@ -38,8 +38,8 @@ class Augment:
 
     def __call__(self, image: Image, labels: Image | None, rng: np.random.Generator) -> tuple[Image, Image | None]:
         grid = image.grid
-        first = affine(rng, grid, self.turn, self.stretch, self.shift)
-        transform = composed(first, diffeomorphism(rng, grid, self.deformation, self.width)) if self.deformation else first
+        first = random_affine(rng, grid, self.turn, self.stretch, self.shift)
+        transform = composed(first, random_diffeomorphism(rng, grid, self.deformation, self.width)) if self.deformation else first
         moved = image.moved_by(transform)
         data = moved.data.clamp(0, 1) ** float(np.exp(self.gamma * rng.standard_normal()))
         data = data + self.noise * torch.from_numpy(rng.standard_normal(data.shape, dtype=np.float32))

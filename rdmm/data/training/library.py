@@ -21,10 +21,10 @@ from rdmm.types import ConfigError, InputError
 
 log = logging.getLogger(__name__)
 
-Centre = Literal["world", "image", "mass"]
+CenterMode = Literal["world", "image", "mass"]
 
 
-Read = tuple[Image, Image | None]
+LabeledImage = tuple[Image, Image | None]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class CommonGrid:
 
     shape: Sequence[int]
     spacing: Sequence[float] | None = None
-    centre: Centre = "world"
+    centre: CenterMode = "world"
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 3) or min(self.shape) < 8:
             raise ConfigError(f"shape must be 2 or 3 sizes of 8 voxels and more, not {list(self.shape)}")
         if self.spacing is not None and (len(self.spacing) != len(self.shape) or min(self.spacing) <= 0):
             raise ConfigError(f"data.spacing must be {len(self.shape)} lengths in mm, one per axis, not {list(self.spacing)}")
-        if self.centre not in get_args(Centre):
-            raise ConfigError(f"data.centre must be one of {', '.join(get_args(Centre))}, not {self.centre!r}")
+        if self.centre not in get_args(CenterMode):
+            raise ConfigError(f"data.centre must be one of {', '.join(get_args(CenterMode))}, not {self.centre!r}")
 
     def grid(self, first: Image) -> Grid:
         """The common grid, around the middle of ``first``."""
@@ -59,15 +59,15 @@ class CommonGrid:
         affine = np.diag([*spacing, 1.0])
         axes = first.grid.directions
         affine[:-1, :-1] = axes * np.asarray(spacing)
-        affine[:-1, -1] = middle(first.grid) - affine[:-1, :-1] @ ((np.asarray(self.shape) - 1) / 2)
+        affine[:-1, -1] = grid_center(first.grid) - affine[:-1, :-1] @ ((np.asarray(self.shape) - 1) / 2)
         return Grid(tuple(self.shape), affine)
 
-    def onto(self, grid: Grid, image: Image, labels: Image | None) -> Read:
+    def resample(self, grid: Grid, image: Image, labels: Image | None) -> LabeledImage:
         """An image (after a low-pass, where the grid is coarser) and its labels on the common grid."""
         shift = np.eye(grid.ndim + 1)
         if self.centre != "world":
-            centre = middle(image.grid) if self.centre == "image" else _mass(image)
-            shift[:-1, -1] = centre - middle(grid)
+            centre = grid_center(image.grid) if self.centre == "image" else _center_of_mass(image)
+            shift[:-1, -1] = centre - grid_center(grid)
         transform = Affine.from_world(shift, grid)
         level = image.scaled(min(1.0, min(image.grid.voxel) / min(grid.voxel)))
         same = level.grid == grid and self.centre == "world"
@@ -75,12 +75,12 @@ class CommonGrid:
         return moved, None if labels is None else labels.moved_by(transform, grid, mode="nearest")
 
 
-def middle(grid: Grid) -> np.ndarray:
+def grid_center(grid: Grid) -> np.ndarray:
     """World millimetres of the middle of a grid."""
     return np.asarray(grid.corners().mean(0))
 
 
-def _mass(image: Image) -> np.ndarray:
+def _center_of_mass(image: Image) -> np.ndarray:
     x = image.grid.to_world(image.grid.identity(image.data.double()))[0].flatten(1)
     mass = image.data[0, 0].double().flatten()
     mass = mass - mass.min()
@@ -100,43 +100,43 @@ class ImageCache:
     common: CommonGrid
     prepare: Callable[[Image, str], Image]
     skip_bad: bool = False
-    bad: dict[str, str] = field(default_factory=dict)
-    _read: dict[str, Read] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    _read: dict[str, LabeledImage] = field(default_factory=dict)
 
     @cached_property
     def grid(self) -> Grid:
         """The common grid; it takes the first item that can be read."""
         for item in self.items:
             try:
-                return self.common.grid(self._file(item)[0])
+                return self.common.grid(self._read_files(item)[0])
             except InputError as error:
-                self._failed(item, error)
-        raise InputError(f"none of the {len(self.items)} images can be read; the first: {next(iter(self.bad.values()))}")
+                self._leave_out(item, error)
+        raise InputError(f"none of the {len(self.items)} images can be read; the first: {next(iter(self.unreadable.values()))}")
 
-    def __call__(self, item: Item) -> Read | None:
+    def __call__(self, item: Item) -> LabeledImage | None:
         """Image and labels on the common grid; None for one that is left out."""
-        if item.name in self.bad:
+        if item.name in self.unreadable:
             return None
         if item.name not in self._read:
             grid = self.grid
             try:
-                image, labels = self._file(item)
-                moved, marked = self.common.onto(grid, image, labels)
+                image, labels = self._read_files(item)
+                moved, marked = self.common.resample(grid, image, labels)
                 self._read[item.name] = (self.prepare(moved, str(item.image or item.labels)), marked)
             except InputError as error:
-                self._failed(item, error)
+                self._leave_out(item, error)
                 return None
         return self._read[item.name]
 
-    def _failed(self, item: Item, error: InputError) -> None:
+    def _leave_out(self, item: Item, error: InputError) -> None:
         if not self.skip_bad:
             raise InputError(f"{error} (data.skip_bad=true leaves such files out)") from error
-        if item.name not in self.bad:
-            self.bad[item.name] = str(error)
-            log.warning("left out, %d so far: %s", len(self.bad), error)
+        if item.name not in self.unreadable:
+            self.unreadable[item.name] = str(error)
+            log.warning("left out, %d so far: %s", len(self.unreadable), error)
 
     @staticmethod
-    def _file(item: Item) -> Read:
+    def _read_files(item: Item) -> LabeledImage:
         if item.image is None:
             assert item.labels is not None
             labels = io.read_labels(item.labels).canonical()
@@ -146,6 +146,6 @@ class ImageCache:
         return image.canonical(), marked
 
 
-def stacked(images: Sequence[Image]) -> Image:
+def stack(images: Sequence[Image]) -> Image:
     """Images of one grid as a batch."""
     return Image(torch.cat([i.data for i in images]), images[0].grid)

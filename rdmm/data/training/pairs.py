@@ -14,9 +14,9 @@ from rdmm.data.intensity import Normalize
 from rdmm.data.synthetic.contrasts import Contrasts
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.data.training.augment import Augment
-from rdmm.data.training.library import Centre, CommonGrid, ImageCache
+from rdmm.data.training.library import CenterMode, CommonGrid, ImageCache
 from rdmm.data.training.sources import Item, Items
-from rdmm.data.training.splits import ItemPair, PairSampler, generator, split
+from rdmm.data.training.splits import ItemPair, PairSampler, seeded_generator, split
 from rdmm.data.training.tables import PairSource
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -26,7 +26,7 @@ from rdmm.types import ConfigError, InputError
 Part = Literal["validation", "test"]
 
 
-TRIES = 20
+MAX_REDRAWS = 20
 """Pairs that are drawn anew, where files are left out, before the data set is given up."""
 
 
@@ -68,7 +68,7 @@ class ImagePairs:
     source: Items
     shape: Sequence[int]
     spacing: Sequence[float] | None = None
-    centre: Centre = "world"
+    centre: CenterMode = "world"
     sampling: Literal["all", "within", "between", "longitudinal", "listed"] = "all"
     shares: Sequence[float] = (0.8, 0.1, 0.1)
     seed: int = 0
@@ -90,20 +90,20 @@ class ImagePairs:
         return split(self.source.items(), self.shares, self.seed)
 
     @cached_property
-    def _library(self) -> ImageCache:
+    def _cache(self) -> ImageCache:
         common = CommonGrid(self.shape, self.spacing, self.centre)
         return ImageCache(self.parts["train"], common, self.intensity, self.skip_bad)
 
     @property
     def grid(self) -> Grid:
-        return self._library.grid
+        return self._cache.grid
 
     @property
-    def bad(self) -> Mapping[str, str]:
+    def unreadable(self) -> Mapping[str, str]:
         """Files left out so far, by the item's name."""
-        return self._library.bad
+        return self._cache.unreadable
 
-    def couples(self, part: str) -> Sequence[ItemPair]:
+    def image_pairs(self, part: str) -> Sequence[ItemPair]:
         """(fixed, moving) of a part."""
         if self.sampling != "listed":
             try:
@@ -112,30 +112,30 @@ class ImagePairs:
                 raise ConfigError(f"{part}: {error}; change data.shares ({list(self.shares)}), where 0 leaves a part out") from error
         assert isinstance(self.source, PairSource)
         names = {i.name for i in self.parts[part]}
-        return [c for c in self.source.couples() if c[0].name in names and c[1].name in names]
+        return [c for c in self.source.image_pairs() if c[0].name in names and c[1].name in names]
 
     @cached_property
     def _training(self) -> Sequence[ItemPair]:
-        found = self.couples("train")
+        found = self.image_pairs("train")
         if not found:
             raise ConfigError("no pair is left to train on; see data.shares, or the column split")
         return found
 
-    def _drawn(self, number: int, attempt: int = 0) -> tuple[ItemPair, np.random.Generator]:
-        rng = generator(self.seed, 2, number, attempt)
+    def _draw(self, number: int, attempt: int = 0) -> tuple[ItemPair, np.random.Generator]:
+        rng = seeded_generator(self.seed, 2, number, attempt)
         return self._training[int(rng.integers(len(self._training)))], rng
 
     def name(self, number: int) -> str:
-        return " and ".join(str(i.image or i.labels) for i in self._drawn(number)[0])
+        return " and ".join(str(i.image or i.labels) for i in self._draw(number)[0])
 
     def pair(self, number: int) -> Inputs:
-        for attempt in range(TRIES):
-            couple, rng = self._drawn(number, attempt)
-            read = [self._library(i) for i in couple]
+        for attempt in range(MAX_REDRAWS):
+            chosen, rng = self._draw(number, attempt)
+            read = [self._cache(i) for i in chosen]
             if all(r is not None for r in read):
                 varied = [r if self.augment is None else self.augment(*r, rng) for r in read if r is not None]
                 return self._inputs(*varied[0], *varied[1])
-        raise InputError(f"{len(self.bad)} files cannot be read: no pair to train on was found in {TRIES} draws")
+        raise InputError(f"{len(self.unreadable)} files cannot be read: no pair to train on was found in {MAX_REDRAWS} draws")
 
     def _inputs(self, fixed: Image, fixed_labels: Image | None, moving: Image, moving_labels: Image | None) -> Inputs:
         return Inputs(Pair(fixed, moving), fixed_labels, moving_labels, labels=self.labels)
@@ -143,14 +143,14 @@ class ImagePairs:
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
         if not self.parts[part]:
             return {}
-        found = self.couples(part)
+        found = self.image_pairs(part)
         chosen = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(self.limit, len(found)))}) if found else []
-        return {f"{found[i][0].name}-{found[i][1].name}": partial(self._as_is, found[i]) for i in chosen}
+        return {f"{found[i][0].name}-{found[i][1].name}": partial(self._read_pair, found[i]) for i in chosen}
 
-    def _as_is(self, couple: ItemPair) -> Inputs:
-        read = [self._library(i) for i in couple]
+    def _read_pair(self, chosen: ItemPair) -> Inputs:
+        read = [self._cache(i) for i in chosen]
         if any(r is None for r in read):
-            raise InputError(next(self.bad[i.name] for i in couple if i.name in self.bad))
+            raise InputError(next(self.unreadable[i.name] for i in chosen if i.name in self.unreadable))
         (fixed, a), (moving, b) = (r for r in read if r is not None)
         return self._inputs(fixed, a, moving, b)
 
@@ -173,21 +173,21 @@ class SyntheticPairs:
         return Grid(tuple(self.shape), np.eye(len(self.shape) + 1))
 
     def _seed(self, part: int, number: int) -> int:
-        return int(generator(self.seed, part, number).integers(2**62))
+        return int(seeded_generator(self.seed, part, number).integers(2**62))
 
     def name(self, number: int) -> str:
         return f"shapes of seed {self._seed(2, number)}"
 
     def pair(self, number: int) -> Inputs:
-        return self._made(self._seed(2, number))
+        return self._generate(self._seed(2, number))
 
-    def _made(self, seed: int) -> Inputs:
+    def _generate(self, seed: int) -> Inputs:
         pair, fixed, moving = shapes_pair(seed, self.shape, self.variation)
         return Inputs(pair, Image(fixed, pair.fixed.grid), Image(moving, pair.fixed.grid))
 
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
         kind = {"validation": 3, "test": 4}[part]
-        return {f"shapes{i:02d}": partial(self._made, self._seed(kind, i)) for i in range(self.limit)}
+        return {f"shapes{i:02d}": partial(self._generate, self._seed(kind, i)) for i in range(self.limit)}
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,14 @@ class ContrastPairs:
         return f"random anatomy {number}"
 
     def pair(self, number: int) -> Inputs:
-        return self._made(2, number)
+        return self._generate(2, number)
 
-    def _made(self, part: int, number: int) -> Inputs:
-        found = self.contrasts.pair(generator(self.seed, part, number))
+    def _generate(self, part: int, number: int) -> Inputs:
+        found = self.contrasts.pair(seeded_generator(self.seed, part, number))
         normal = Normalize()
         pair = Pair(normal(found.pair.fixed), normal(found.pair.moving))
         return Inputs(pair, found.fixed_labels, found.moving_labels)
 
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
         kind = {"validation": 3, "test": 4}[part]
-        return {f"anatomy{i:02d}": partial(self._made, kind, i) for i in range(self.limit)}
+        return {f"anatomy{i:02d}": partial(self._generate, kind, i) for i in range(self.limit)}

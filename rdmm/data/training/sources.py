@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rdmm.data.paths import folder, inside
+from rdmm.data.paths import require_folder, require_inside
 from rdmm.types import ConfigError, InputError, nearest
 
 
@@ -41,7 +41,7 @@ class Items(Protocol):
     def items(self) -> list[Item]: ...
 
 
-FIELDS = ("subject", "time", "id")
+PATTERN_FIELDS = ("subject", "time", "id")
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ class FolderSource:
 
     def __post_init__(self) -> None:
         for pattern in (self.images, self.labels):
-            unknown = [f for f in re.findall(r"{(.*?)}", pattern or "{subject}") if f not in FIELDS]
+            unknown = [f for f in re.findall(r"{(.*?)}", pattern or "{subject}") if f not in PATTERN_FIELDS]
             if unknown:
                 raise ConfigError(
-                    f"pattern {pattern!r}: no field {unknown[0]!r}{nearest(unknown[0], FIELDS)}; there are {', '.join(FIELDS)}"
+                    f"pattern {pattern!r}: unknown field {unknown[0]!r}{nearest(unknown[0], PATTERN_FIELDS)}; "
+                    f"known fields are {', '.join(PATTERN_FIELDS)}"
                 )
             if pattern is not None and "{subject}" not in pattern:
                 raise ConfigError(
@@ -79,14 +80,14 @@ class FolderSource:
             raise ConfigError("a folder needs a pattern of images, of labels, or of both")
 
     def items(self) -> list[Item]:
-        root = folder(self.root)
+        root = require_folder(self.root)
         out = []
         first = self.images or self.labels
         assert first is not None
-        for path, fields in _matches(root, first):
-            name = "_".join(fields[k] for k in FIELDS if k in fields)
-            labels = None if self.labels is None else inside(root, root / self.labels.format(**fields), str(path))
-            image = None if self.images is None else inside(root, path, str(path))
+        for path, fields in _match_files(root, first):
+            name = "_".join(fields[k] for k in PATTERN_FIELDS if k in fields)
+            labels = None if self.labels is None else require_inside(root, root / self.labels.format(**fields), str(path))
+            image = None if self.images is None else require_inside(root, path, str(path))
             if labels is not None and not labels.exists():
                 raise InputError(f"{path}: its label map {labels} is missing; take the pattern of labels out, or add the file")
             out.append(Item(name, fields["subject"], image, labels, fields.get("time", ""), where=str(path)))
@@ -95,7 +96,7 @@ class FolderSource:
         return out
 
 
-def _matches(root: Path, pattern: str) -> list[tuple[Path, dict[str, str]]]:
+def _match_files(root: Path, pattern: str) -> list[tuple[Path, dict[str, str]]]:
     seen: set[str] = set()
 
     def field(match: re.Match[str]) -> str:

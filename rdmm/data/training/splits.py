@@ -20,7 +20,7 @@ Sampling = Literal["all", "within", "between", "longitudinal"]
 ItemPair = tuple[Item, Item]
 
 
-def generator(*numbers: int) -> np.random.Generator:
+def seeded_generator(*numbers: int) -> np.random.Generator:
     """Random numbers that are a function of whole numbers alone: the same in every process, whatever was drawn before."""
     return np.random.default_rng(np.random.SeedSequence(numbers))
 
@@ -39,9 +39,9 @@ def split(items: Sequence[Item], shares: Sequence[float], seed: int) -> dict[str
         raise ConfigError(f"split must be three shares (train, validation, test) that sum to 1, not {list(shares)}")
     subjects = by_subject(items)
     if any(i.split for i in items):
-        return _given(items, subjects)
+        return _use_given_splits(items, subjects)
     names = sorted(subjects)
-    generator(seed, 1).shuffle(names)
+    seeded_generator(seed, 1).shuffle(names)
     counts = [max(1, round(s * len(names))) if s > 0 else 0 for s in shares[1:]]
     if sum(counts) >= len(names):
         raise ConfigError(f"{len(names)} subjects are too few for a split of {list(shares)}: each part needs one at least")
@@ -50,7 +50,7 @@ def split(items: Sequence[Item], shares: Sequence[float], seed: int) -> dict[str
     return {k: [i for name in sorted(part) for i in subjects[name]] for k, part in zip(SPLITS, parts, strict=True)}
 
 
-def _given(items: Sequence[Item], subjects: dict[str, list[Item]]) -> dict[str, list[Item]]:
+def _use_given_splits(items: Sequence[Item], subjects: dict[str, list[Item]]) -> dict[str, list[Item]]:
     for subject, own in subjects.items():
         first = own[0]
         other = next((i for i in own if i.split != first.split), None)

@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdmm.data.pair_list import Row, read_csv, read_json, read_pairs, require_list, require_mapping, require_unique, split_name, stem
-from rdmm.data.paths import below, plain_name
+from rdmm.data.pair_list import (
+    Row,
+    image_stem,
+    read_csv,
+    read_json,
+    read_pairs,
+    require_list,
+    require_mapping,
+    require_split,
+    require_unique,
+)
+from rdmm.data.paths import require_plain_name, resolve_below
 from rdmm.data.training.sources import Item
 from rdmm.io.files import require_file
 from rdmm.types import ConfigError
 
-COLUMNS = ("image", "subject", "labels", "time", "split", "name")
+IMAGE_COLUMNS = ("image", "subject", "labels", "time", "split", "name")
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class TableSource:
     def items(self) -> list[Item]:
         path = require_file(self.path)
         root = Path(self.root).expanduser() if self.root else path.parent
-        items = _learn2reg(path, root) if path.suffix == ".json" else _table(path, root)
+        items = _read_learn2reg(path, root) if path.suffix == ".json" else _read_table(path, root)
         require_unique([(i.name, i.where) for i in items], "name")
         return items
 
@@ -47,7 +57,7 @@ class PairSource:
         """Every image of the list, once."""
         return list(self._linked()[0].values())
 
-    def couples(self) -> list[tuple[Item, Item]]:
+    def image_pairs(self) -> list[tuple[Item, Item]]:
         """(fixed, moving) of every row."""
         items, rows = self._linked()
         return [(items[r.files["fixed"]], items[r.files["moving"]]) for r in rows]
@@ -67,7 +77,7 @@ class PairSource:
         for row in rows:
             for kind in ("fixed", "moving"):
                 image = row.files[kind]
-                new = Item(stem(image), str(first(image)), image, row.files.get(f"{kind}_labels"), split=row.split, where=row.where)
+                new = Item(image_stem(image), str(first(image)), image, row.files.get(f"{kind}_labels"), split=row.split, where=row.where)
                 old = out.setdefault(image, new)
                 if old.split != new.split:
                     raise ConfigError(
@@ -77,18 +87,18 @@ class PairSource:
         return out, rows
 
 
-def _table(path: Path, root: Path) -> list[Item]:
+def _read_table(path: Path, root: Path) -> list[Item]:
     out = []
-    for record, where in read_csv(path, COLUMNS, ("image", "subject")):
-        image = below(root, record["image"], where)
-        labels = below(root, record["labels"], where) if record.get("labels") else None
-        split = split_name(record.get("split", ""), where)
-        name = plain_name(record.get("name") or stem(image), where)
+    for record, where in read_csv(path, IMAGE_COLUMNS, ("image", "subject")):
+        image = resolve_below(root, record["image"], where)
+        labels = resolve_below(root, record["labels"], where) if record.get("labels") else None
+        split = require_split(record.get("split", ""), where)
+        name = require_plain_name(record.get("name") or image_stem(image), where)
         out.append(Item(name, record["subject"], image, labels, record.get("time", ""), split, where))
     return out
 
 
-def _learn2reg(path: Path, root: Path) -> list[Item]:
+def _read_learn2reg(path: Path, root: Path) -> list[Item]:
     """``training`` and ``test`` of the published schema: {"image": "./imagesTr/NAME_0001_0000.nii.gz", "label": ...}.
 
     Learn2Reg names a case NAME_<case>_<modality>; the case is the subject.
@@ -98,11 +108,11 @@ def _learn2reg(path: Path, root: Path) -> list[Item]:
         for i, entry in enumerate(require_list(data.get(key, []), f"{path}: {key}")):
             where = f"{path}: {key}[{i}]"
             record = {"image": entry} if isinstance(entry, str) else require_mapping(entry, where, ("image",))
-            image = below(root, record["image"], where)
-            labels = below(root, record["label"], where) if record.get("label") else None
-            parts = stem(image).rsplit("_", 2)
-            case, modality = (parts[-2], parts[-1]) if len(parts) == 3 else (stem(image), "")
-            out.append(Item(stem(image), case, image, labels, modality, split, where))
+            image = resolve_below(root, record["image"], where)
+            labels = resolve_below(root, record["label"], where) if record.get("label") else None
+            parts = image_stem(image).rsplit("_", 2)
+            case, modality = (parts[-2], parts[-1]) if len(parts) == 3 else (image_stem(image), "")
+            out.append(Item(image_stem(image), case, image, labels, modality, split, where))
     if not out:
         raise ConfigError(f"{path}: no images: 'training' and 'test' are missing or empty; is it a Learn2Reg data set?")
     return out
