@@ -156,7 +156,7 @@ def test_settings_and_inputs_decide_what_is_done(pairs, whole):
     for other in (replace(job, overrides=[*FAST, "similarity=ncc"]), replace(job, seed=1), replace(job, inputs={"nan": "zero"})):
         changed = Batch(str(pairs), str(whole), other).jobs()["p0"]
         assert changed.find_finished_run(changed.settings()) is None
-    with pytest.raises(OutputError, match="--resume goes on, --overwrite begins anew"):
+    with pytest.raises(OutputError, match="already exists; use --resume to continue, or --overwrite to start again"):
         list(Batch(str(pairs), str(whole), job).run(Local(2)))
 
 
@@ -317,7 +317,7 @@ def test_learn2reg_keypoints_are_landmarks(tmp_path):
     ("words", "message"),
     [
         (["--shard", "3/2"], "1 <= i <= n"),
-        (["--shard", "half"], "i/n is wanted"),
+        (["--shard", "half"], "must be i/n"),
         (["--shard", "1/9"], "only 4 pairs"),
         (["--jobs", "0"], "at least 1"),
         (["--slurm", "a=b"], "--launcher submitit"),

@@ -164,12 +164,12 @@ def test_the_same_page_again(study, tmp_path):
 def test_a_run_whose_files_changed_is_refused(study, tmp_path):
     shutil.copytree(study / "r0", tmp_path / "r0")
     (tmp_path / "r0" / "1Warp.nii.gz").write_bytes(b"other")
-    with pytest.raises(InputError, match=r"1Warp.nii.gz: not the file of this run"):
+    with pytest.raises(InputError, match=r"1Warp.nii.gz: the file has changed since this run"):
         write_report(str(tmp_path / "r0"), overwrite=True)
     (tmp_path / "r0" / "run.json").write_text("{}")
     with pytest.raises(InputError, match=r"not a run.json"):
         write_report(str(tmp_path / "r0"), overwrite=True)
-    with pytest.raises(InputError, match="no run there"):
+    with pytest.raises(InputError, match="no run found"):
         write_report(str(tmp_path / "r7"), overwrite=True)
     assert study_rows(tmp_path)[0]["status"] == "unreadable"
 

@@ -105,7 +105,7 @@ def test_folders_by_pattern(tmp_path):
     (tmp_path / "9001/12m_left/labels.nii.gz").unlink()
     with pytest.raises(InputError, match=r"its label map .* is missing"):
         FolderSource(str(tmp_path), "{subject}/{time}_{id}/image.nii.gz", "{subject}/{time}_{id}/labels.nii.gz").items()
-    with pytest.raises(InputError, match="no file there is like"):
+    with pytest.raises(InputError, match="no file matches the pattern"):
         FolderSource(str(tmp_path), "{subject}.mha").items()
     for pattern, message in (
         ("{sbject}.nii", "did you mean 'subject'"),
@@ -130,14 +130,14 @@ def test_tables_of_images(tmp_path):
     [
         ("image,subjet\na,b\n", "line 1: no column 'subject' (did you mean 'subjet'?)"),
         ("image,subject,lables\na,b,c\n", "unknown column 'lables' (did you mean 'labels'?)"),
-        ("image,subject\na,s\na,t\n", "name 'a' is there twice: {0}: line 2 and {0}: line 3"),
+        ("image,subject\na,s\na,t\n", "name 'a' occurs twice: {0}: line 2 and {0}: line 3"),
         ("image,subject\n../a.nii,s\n", "line 2: {1}/../a.nii leads out of"),
         ("image,subject\n/etc/passwd,s\n", "leads out of"),
         ("image,subject,split\na,s,trian\n", "did you mean 'train'"),
         ("image,subject\n,s\n", "line 2: image is empty"),
         ("image,subject\na,s,t\n", "line 2: more fields"),
         ("image,subject\n", "no rows"),
-        ("image,subject,name\na,s,../x\n", "cannot name a result"),
+        ("image,subject,name\na,s,../x\n", "cannot be the name of a result"),
     ],
 )
 @pytest.mark.fault(74, 75, 78)
@@ -177,7 +177,7 @@ def test_learn2reg(tmp_path):
     for text, message in (
         ("[]", "an object"),
         ("{", "not JSON"),
-        ('{"training": 3}', "a list is wanted"),
+        ('{"training": 3}', "must be a list"),
         ('{"training": [{"img": "a"}]}', "an object with image"),
     ):
         path.write_text(text)
@@ -196,7 +196,7 @@ def test_lists_of_pairs_keep_linked_images_together(tmp_path):
     with pytest.raises(ConfigError, match=r"b.nii is in 'train' .*line 2.* and in 'test' .*line 3"):
         PairSource(str(path)).items()
     path.write_text("id,fixed,moving\n1,a.nii,b.nii\n1,c.nii,d.nii\n")
-    with pytest.raises(ConfigError, match=r"id '1' is there twice: .*line 2 and .*line 3"):
+    with pytest.raises(ConfigError, match=r"id '1' occurs twice: .*line 2 and .*line 3"):
         read_pairs(path)
 
 

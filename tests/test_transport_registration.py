@@ -143,5 +143,5 @@ def test_outlines_of_a_picture(tmp_path):
     with pytest.raises(rdmm.InputError, match="not a picture"):
         trace_outline(str(tmp_path / "text.png"), 10)
     matplotlib.image.imsave(tmp_path / "white.png", np.ones((9, 9)), cmap="gray", vmin=0, vmax=1)
-    with pytest.raises(rdmm.InputError, match="nothing dark"):
+    with pytest.raises(rdmm.InputError, match="no dark area"):
         trace_outline(str(tmp_path / "white.png"), 10)

@@ -1,8 +1,4 @@
-"""The command line: what a user types.
-
-``program`` lists the commands, the other files define them, ``terminal`` holds what they share (options, log, progress bar, errors).
-No torch here, so that ``rdmm --help`` answers at once; each command calls its function in ``rdmm.workflows``.
-"""
+"""The command line. It parses what is typed and calls ``rdmm.workflows``. Nothing here imports torch, so ``rdmm --help`` is fast."""
 
 from rdmm.cli.program import main
 

@@ -1,4 +1,4 @@
-"""Commands that look at files and runs."""
+"""``rdmm info`` and ``rdmm report``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common_options, set_log, show
+from rdmm.cli.terminal import common_options, prints_result
 
 
 @click.command(no_args_is_help=True)
 @click.argument("file")
 @common_options
-def info(file: str, **o: Any) -> None:
-    """What a file holds: image, warp, affine, initial conditions, trained model, run.
+@prints_result
+def info(file: str, overwrite: bool) -> dict[str, Any]:
+    """Describe a file: image, warp, affine, initial conditions, trained model or run.
 
     \b
     Examples:
@@ -21,17 +22,17 @@ def info(file: str, **o: Any) -> None:
       rdmm info out/1Warp.nii.gz
       rdmm info out/0GenericAffine.mat --json
     """
-    set_log(o["quiet"], o["debug"])
-    from rdmm.workflows import inspect as commands
+    from rdmm.workflows.inspect import info as describe
 
-    show(commands.info(file), o["as_json"])
+    return describe(file)
 
 
 @click.command(no_args_is_help=True)
 @click.argument("run")
 @common_options
-def report(run: str, overwrite: bool, **o: Any) -> None:
-    """Make report.html of a run (its folder, prefix or run.json) anew, or index.html of a batch's folder.
+@prints_result
+def report(run: str, overwrite: bool) -> dict[str, Any]:
+    """Write report.html of a run again (give its folder, prefix or run.json), or index.html of a batch (give its folder).
 
     \b
     Examples:
@@ -39,7 +40,6 @@ def report(run: str, overwrite: bool, **o: Any) -> None:
       rdmm report out/run1_ --overwrite
       rdmm report study/ --overwrite
     """
-    set_log(o["quiet"], o["debug"])
-    from rdmm.workflows import reports as runs
+    from rdmm.workflows.reports import write_report
 
-    show({"written": str(runs.write_report(run, overwrite=overwrite))}, o["as_json"])
+    return {"written": str(write_report(run, overwrite=overwrite))}

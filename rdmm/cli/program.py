@@ -1,4 +1,4 @@
-"""The command line. Heavy modules are imported where they are used: ``rdmm --help`` answers at once."""
+"""The group of all commands. Commands import heavy modules only when they run, so ``rdmm --help`` is fast."""
 
 from __future__ import annotations
 

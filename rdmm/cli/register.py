@@ -1,31 +1,37 @@
-"""``rdmm register``."""
+"""``rdmm register`` and ``rdmm demo``."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rdmm.cli.terminal import common_options, optional_file_options, progress_bar, set_log, show, split_arguments
+from rdmm.cli.terminal import common_options, optional_file_options, print_result, progress_bar, set_log, split_arguments
 from rdmm.data.given import COMMAND_LINE_INPUTS, READING_OPTIONS
 from rdmm.types import InputError, nearest
+
+if TYPE_CHECKING:
+    from rdmm.workflows.job import Job
+
+INPUT_OPTIONS = (*(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
+JOB_OPTIONS = ("init", "weights", "device", "threads", "seed", "max_folding")
 
 
 @click.command(no_args_is_help=True)
 @click.argument("arguments", nargs=-1, metavar="[FIXED MOVING] [KEY=VALUE]...")
 @click.option("-f", "--fixed", help="Fixed image, instead of the first argument.")
-@click.option("-m", "--moving", help="Moving image, instead of the second.")
-@click.option("-o", "--out", required=True, help="Prefix of the results, or a folder (ends in /).")
+@click.option("-m", "--moving", help="Moving image, instead of the second argument.")
+@click.option("-o", "--out", required=True, help="Prefix of the result files, or a folder (ends in /).")
 @optional_file_options
-@click.option("--weights", help="Model that train.py wrote: its prediction, refined with optimizer=refine.")
+@click.option("--weights", help="Model that train.py wrote. Its prediction is the result; optimizer=refine improves it.")
 @click.option("--init", type=click.Choice(["auto", "header", "com", "axes"]), help="Start of the affine search.")
-@click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="What to do with NaN and Inf: an error without it.")
-@click.option("--volume", type=int, help="Volume of a 4D file.")
+@click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="How to treat NaN and Inf; by default they are an error.")
+@click.option("--volume", type=int, help="Which volume of a 4D file to use.")
 @click.option("--strict", is_flag=True, help="Refuse images without s-form and q-form.")
-@click.option("--max-folding", type=float, help="Exit 5 if more than this percentage of cells folds.")
+@click.option("--max-folding", type=float, help="Exit with code 5 if more than this percentage of cells folds.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
-@click.option("--threads", type=int, help="Threads on CPU.")
+@click.option("--threads", type=int, help="Number of CPU threads.")
 @click.option("--seed", type=int, default=0)
 @click.option("--dry-run", is_flag=True, help="Check everything, compute nothing.")
 @common_options
@@ -39,46 +45,52 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
       rdmm register -f fixed.nii.gz -m moving.nii.gz -o out/run1_ --weights model.safetensors --threads 2
     """
     files, overrides = split_arguments(arguments)
-    files = [*([fixed] if fixed else []), *([moving] if moving else []), *files] if not (moving and not fixed) else [*files, moving]
+    if fixed:
+        files.insert(0, fixed)
+    if moving:
+        files.insert(1, moving)
     if len(files) != 2:
-        raise click.UsageError(f"two images are wanted, FIXED and MOVING; got {len(files)}: {' '.join(files)}")
-    return _register(files[0], files[1], out, overrides, **options)
-
-
-FURTHER = (*(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
-
-
-def _register(fixed: str, moving: str, out: str, overrides: list[str], **o: Any) -> int:
-    set_log(o["quiet"], o["debug"])
-    from rdmm.runtime.interrupt import interruptible
+        raise click.UsageError(
+            f"give two images, FIXED and MOVING; got {len(files)}: {' '.join(files)} (settings are KEY=VALUE, without spaces around =)"
+        )
+    set_log(options["quiet"], options["debug"])
     from rdmm.workflows.job import Job
 
-    inputs = {k: o[k] for k in FURTHER}
-    options = {k: o[k] for k in ("init", "weights", "device", "threads", "seed", "max_folding")}
-    job = Job(fixed, moving, out, overrides, inputs, **options)
+    inputs = {k: options[k] for k in INPUT_OPTIONS}
+    job = Job(files[0], files[1], out, overrides, inputs, **{k: options[k] for k in JOB_OPTIONS})
+    return run(job, **{k: options[k] for k in ("dry_run", "overwrite", "quiet", "as_json")})
+
+
+def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool = False) -> int:
+    """Run a registration, or only check it, and print its result. Returns the exit code; 128 + the signal's number if interrupted."""
+    from rdmm.runtime.interrupt import interruptible
+
     settings = job.settings()
-    read = job.read()
-    if o["dry_run"]:
-        need = job.memory() / 2**30
-        show({"fixed": fixed, "moving": moving, "memory_gib": round(need, 2), "config": settings.config}, o["as_json"])
+    inputs = job.read()
+    if dry_run:
+        gib = round(job.memory() / 2**30, 2)
+        print_result({"fixed": job.fixed, "moving": job.moving, "memory_gib": gib, "config": settings.config}, as_json)
         return 0
-    with job.reserve_outputs(settings, overwrite=o["overwrite"]), interruptible() as seen, progress_bar(o["quiet"]):
-        result, written, summary = job.run(read, settings)
-    shown = {k: v for k, v in result.metrics.items() if isinstance(v, float | int)}
-    listed = {"seconds": result.result.seconds["total"], "files": [str(p) for p in written]}
-    show(summary if o["as_json"] else {**shown, **listed}, o["as_json"])
+    with job.reserve_outputs(settings, overwrite=overwrite), interruptible() as seen, progress_bar(quiet):
+        finished, written, summary = job.run(inputs, settings)
+    if as_json:
+        print_result(summary, as_json)
+    else:
+        numbers = {k: v for k, v in finished.metrics.items() if isinstance(v, float | int)}
+        files = [str(p) for p in written]
+        print_result({**numbers, "seconds": finished.result.seconds["total"], "files": files}, as_json)
     if seen:
         return 128 + seen["signal"]
-    job.check_folding(result.metrics)
+    job.check_folding(finished.metrics)
     return 0
 
 
 @click.command()
 @click.argument("name", required=False, default="shapes")
 @click.option("-o", "--out", default="rdmm_demo/", show_default=True)
-@click.option("--seed", type=int, default=2, show_default=True, help="Of the pair of shapes.")
+@click.option("--seed", type=int, default=2, show_default=True, help="Seed of the random shapes.")
 @common_options
-def demo(name: str, out: str, seed: int, **o: Any) -> int:
+def demo(name: str, out: str, seed: int, overwrite: bool, as_json: bool, quiet: bool, debug: bool) -> int:
     """Make the paper's synthetic shapes, register them with RDMM, write a report.
 
     \b
@@ -88,14 +100,14 @@ def demo(name: str, out: str, seed: int, **o: Any) -> int:
       rdmm demo shapes --overwrite
     """
     if name != "shapes":
-        raise InputError(f"there is no demo {name!r}{nearest(name, ['shapes'])}; there is: shapes")
-    set_log(o["quiet"], o["debug"])
-    from rdmm.workflows import demo as commands
+        raise InputError(f"unknown demo {name!r}{nearest(name, ['shapes'])}; the only one is: shapes")
+    set_log(quiet, debug)
+    from rdmm.workflows.demo import make_demo
+    from rdmm.workflows.job import Job
 
-    files = commands.make_demo(out, seed, overwrite=o["overwrite"])
-    options = {"fixed_labels": files["fixed_labels"], "moving_labels": files["moving_labels"], "regions": files["regions"]}
-    rest = dict.fromkeys((*FURTHER, "weights", "init", "threads", "max_folding"))
-    given = {**o, **rest, **options, "device": "cpu", "seed": 0, "dry_run": False, "overwrite": True}
-    code = _register(files["fixed"], files["moving"], out, ["experiment=synthetic_predefined"], **given)
+    files = make_demo(out, seed, overwrite=overwrite)
+    labels = {k: files[k] for k in ("fixed_labels", "moving_labels", "regions")}
+    job = Job(files["fixed"], files["moving"], out, ["experiment=synthetic_predefined"], labels)
+    code = run(job, overwrite=True, quiet=quiet, as_json=as_json)
     click.echo(f"report: {os.path.join(out, 'report.html')}")
     return code

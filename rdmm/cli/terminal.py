@@ -1,8 +1,9 @@
-"""What every command shares: faults in one line, options, the log, interruption, the progress bar."""
+"""What all commands share: error messages, common options, logging, Ctrl-C, the progress bar, printing of results."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -20,14 +21,14 @@ from rdmm.types import RdmmError
 
 
 class Program(click.Group):
-    """Turns faults into one line and an exit code."""
+    """A group of commands that reports an error as one line on stderr and as an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in sys.argv
         interrupted: list[int] = []
 
         def handler(number: int, frame: Any) -> None:
-            """Ctrl-C where nothing is searched for yet; it may come up as any error of what it fell into (an import, say)."""
+            """Ctrl-C before the search starts. The interrupted code, such as an import, may turn KeyboardInterrupt into another error."""
             interrupted.append(number)
             raise KeyboardInterrupt
 
@@ -58,46 +59,60 @@ class Program(click.Group):
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command."""
+    """Add the options that every command has."""
     for option in (
-        click.option("--overwrite", is_flag=True, help="Replace files that are there."),
+        click.option("--overwrite", is_flag=True, help="Replace existing files."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-        click.option("--quiet", is_flag=True, help="No log on stderr but warnings."),
+        click.option("--quiet", is_flag=True, help="Log only warnings on stderr."),
         click.option("--debug", is_flag=True, help="Full log, and the traceback of an error."),
     ):
         command = option(command)
     return command
 
 
+def prints_result(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Handle --quiet, --debug and --json for a command that returns its result as a dictionary: set up the log, print the result."""
+
+    @functools.wraps(command)
+    def run_and_print(*, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+        set_log(quiet, debug)
+        print_result(command(**options), as_json)
+
+    return run_and_print
+
+
 def optional_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of the files that a registration may be given besides its two images."""
+    """Add one option for each optional input file of a registration."""
     for given in reversed(COMMAND_LINE_INPUTS):
         command = click.option(given.option, help=given.help)(command)
     return command
 
 
 def transform_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    text = "Warp or ITK affine, [AFFINE,1] for its inverse; repeat it. The last -t is applied first to an image, as in ANTs."
+    """Add the repeatable option -t."""
+    text = "Warp or ITK affine; [AFFINE,1] is its inverse. Repeat -t for several. For images, the last -t is applied first, as in ANTs."
     return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
 
 
 def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The images that a transform is between, for forms that count in voxels, and the form that is written."""
+    """Add the format to write, and the two images, whose grids some formats need."""
     for option in (
-        click.option("--fixed", metavar="IMAGE", help="Fixed image: the grid of a warp that is written, and of FSL's and Learn2Reg's."),
-        click.option("--moving", metavar="IMAGE", help="Moving image, for FSL, AFNI and Learn2Reg."),
-        click.option("--to", "form", metavar="FORM", help="itk, fsl, afni or learn2reg; without it, by the name of OUT."),
+        click.option("--fixed", metavar="IMAGE", help="Fixed image: its grid is used for a written warp, and for FSL and Learn2Reg."),
+        click.option("--moving", metavar="IMAGE", help="Moving image; FSL, AFNI and Learn2Reg need it."),
+        click.option("--to", "form", metavar="FORM", help="itk, fsl, afni or learn2reg; by default chosen by the name of OUT."),
     ):
         command = option(command)
     return command
 
 
 def source_format_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    text = "itk, fsl, afni or learn2reg; without it, what the file's name and header tell."
+    """Add the format of the transform that is read."""
+    text = "itk, fsl, afni or learn2reg; by default found from the file's name and header."
     return click.option("--from", "source_form", metavar="FORM", help=text)(command)
 
 
 def set_log(quiet: bool, debug: bool) -> None:
+    """Log rdmm's messages to stderr: info and above, or as --quiet or --debug asks."""
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("rdmm").setLevel(level)
@@ -105,7 +120,7 @@ def set_log(quiet: bool, debug: bool) -> None:
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool) -> Iterator[None]:
-    """A bar of the iterations on a terminal; elsewhere the log's one line per level."""
+    """Show a progress bar if stderr is a terminal; otherwise the log has one line per level."""
     if quiet or not sys.stderr.isatty():
         yield
         return
@@ -129,13 +144,13 @@ def progress_bar(quiet: bool) -> Iterator[None]:
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Files, and KEY=VALUE settings; a file whose name holds a = is still a file."""
+    """Split arguments into files and KEY=VALUE settings. An existing file whose name contains = counts as a file."""
     files = [a for a in arguments if "=" not in a or os.path.exists(a)]
     return files, [a for a in arguments if a not in files]
 
 
-def show(result: dict[str, Any], as_json: bool) -> None:
-    """The result on stdout."""
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result on stdout, as ``name: value`` lines or as JSON."""
     if as_json:
         from rdmm.registration.record import nan_to_null
 

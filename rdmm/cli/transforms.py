@@ -1,4 +1,4 @@
-"""Commands on transforms."""
+"""Commands on transforms: apply, points, invert, convert, compose, jacobian, evaluate."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common_options, conversion_options, set_log, show, source_format_option, transform_option
+from rdmm.cli.terminal import common_options, conversion_options, prints_result, source_format_option, transform_option
 from rdmm.types import ConfigError
 
-DIRECTION = "Warps pull back: they take a fixed point to the moving point that belongs there, y = A(x + u(x)), RAS+ world millimetres."
+DIRECTION = "A transform maps points of the fixed image to the moving image, as in ANTs: y = A(x + u(x)), RAS+ world millimetres."
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
 @click.argument("image")
 @transform_option
-@click.option("-r", "--reference", required=True, help="Image whose grid the result gets.")
+@click.option("-r", "--reference", required=True, help="The result has the grid of this image.")
 @click.option("-o", "--out", required=True)
-@click.option("--labels", is_flag=True, help="Nearest neighbour, whole numbers.")
-@click.option("--invert", is_flag=True, help="Apply the inverse of the whole list, found by iteration where it holds a warp.")
+@click.option("--labels", is_flag=True, help="IMAGE is a label map: nearest neighbour, integers.")
+@click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together; a warp is inverted by iteration.")
 @common_options
-def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: bool, invert: bool, overwrite: bool, **o: Any) -> None:
-    """Resample IMAGE onto the grid of a reference through transforms.
+@prints_result
+def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: bool, invert: bool, overwrite: bool) -> dict[str, Any]:
+    """Resample IMAGE through transforms onto the grid of a reference.
 
     \b
     Examples:
@@ -29,10 +30,9 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: 
       rdmm apply labels.nii.gz --labels -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped_labels.nii.gz
       rdmm apply fixed.nii.gz -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -r moving.nii.gz -o inverse_warped.nii.gz
     """
-    set_log(o["quiet"], o["debug"])
-    from rdmm.workflows import transforms as commands
+    from rdmm.workflows import transforms
 
-    show(commands.apply(image, list(names), reference, out, labels=labels, invert=invert, overwrite=overwrite), o["as_json"])
+    return transforms.apply(image, list(names), reference, out, labels=labels, invert=invert, overwrite=overwrite)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
@@ -40,8 +40,9 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: 
 @transform_option
 @click.option("-o", "--out", required=True)
 @common_options
-def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any) -> None:
-    """Map points (columns x, y[, z]) of the fixed image into the moving one; they go through the first -t first.
+@prints_result
+def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool) -> dict[str, Any]:
+    """Map points of the fixed image (columns x, y[, z]) to the moving image. For points, the first -t is applied first.
 
     \b
     Examples:
@@ -49,10 +50,9 @@ def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any
       rdmm points moving_points.csv -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -o fixed_points.csv
       rdmm points p.csv -t affine.mat -o q.csv
     """
-    set_log(o["quiet"], o["debug"])
-    from rdmm.workflows import transforms as commands
+    from rdmm.workflows import transforms
 
-    show(commands.points(csv, list(names), out, overwrite=overwrite), o["as_json"])
+    return transforms.points(csv, list(names), out, overwrite=overwrite)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
@@ -61,8 +61,9 @@ def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool, **o: Any
 @source_format_option
 @conversion_options
 @common_options
-def invert(transform: str, out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
-    """Invert a transform: an affine exactly, a warp on its own grid by iteration.
+@prints_result
+def invert(transform: str, out: str, **options: Any) -> dict[str, Any]:
+    """Invert a transform: an affine exactly, a warp by iteration on its own grid.
 
     \b
     Examples:
@@ -70,10 +71,9 @@ def invert(transform: str, out: str, as_json: bool, quiet: bool, debug: bool, **
       rdmm invert Composite.h5 -o inverse.nii.gz --fixed fixed.nii.gz
       rdmm invert flirt.mat -o inverse.mat --fixed fixed.nii.gz --moving moving.nii.gz --to fsl
     """
-    set_log(quiet, debug)
-    from rdmm.workflows import transforms as commands
+    from rdmm.workflows import transforms
 
-    show(commands.invert_transform(transform, out, **options), as_json)
+    return transforms.invert_transform(transform, out, **options)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
@@ -82,7 +82,8 @@ def invert(transform: str, out: str, as_json: bool, quiet: bool, debug: bool, **
 @source_format_option
 @conversion_options
 @common_options
-def convert(source: str, out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+@prints_result
+def convert(source: str, out: str, **options: Any) -> dict[str, Any]:
     """Convert a transform between ITK/ANTs (.nii.gz, .mat, .txt, .tfm, .h5), FSL (.mat, .nii.gz), AFNI (.aff12.1D, .nii.gz) and
     Learn2Reg (.npz, disp_*.nii.gz).
 
@@ -92,10 +93,9 @@ def convert(source: str, out: str, as_json: bool, quiet: bool, debug: bool, **op
       rdmm convert out/1Warp.nii.gz fnirt.nii.gz --to fsl --fixed fixed.nii.gz --moving moving.nii.gz
       rdmm convert out/CompositeWarp.nii.gz disp_0001_0002.npz --fixed fixed.nii.gz --moving moving.nii.gz
     """
-    set_log(quiet, debug)
-    from rdmm.workflows import transforms as commands
+    from rdmm.workflows import transforms
 
-    show(commands.convert(source, out, **options), as_json)
+    return transforms.convert(source, out, **options)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
@@ -103,8 +103,9 @@ def convert(source: str, out: str, as_json: bool, quiet: bool, debug: bool, **op
 @click.option("-o", "--out", required=True)
 @conversion_options
 @common_options
-def compose(names: tuple[str, ...], out: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
-    """Make one transform of several: affines stay one affine, a .h5 keeps its parts, anything else becomes a warp on the fixed grid.
+@prints_result
+def compose(names: tuple[str, ...], out: str, **options: Any) -> dict[str, Any]:
+    """Compose several transforms into one: affines give an affine, a .h5 keeps the parts, anything else gives a warp on the fixed grid.
 
     \b
     Examples:
@@ -112,19 +113,20 @@ def compose(names: tuple[str, ...], out: str, as_json: bool, quiet: bool, debug:
       rdmm compose -t out/1Warp.nii.gz -t out/0GenericAffine.mat -o Composite.h5
       rdmm compose -t [a.mat,1] -t b.mat -o c.mat
     """
-    set_log(quiet, debug)
-    from rdmm.workflows import transforms as commands
+    from rdmm.workflows import transforms
 
-    show(commands.compose(list(names), out, **options), as_json)
+    return transforms.compose(list(names), out, **options)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
 @click.argument("warp")
 @click.option("-o", "--out", required=True)
-@click.option("--log", "take_log", is_flag=True, help="The logarithm, with determinants clamped at 0.001.")
+@click.option("--log", "take_log", is_flag=True, help="Write the logarithm; determinants below 0.001 are set to 0.001 first.")
 @common_options
-def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> None:
-    """Jacobian determinant of a warp, by central differences; folds on stdout.
+@prints_result
+def jacobian(warp: str, out: str, take_log: bool, overwrite: bool) -> dict[str, Any]:
+    """Jacobian determinant of a warp, by central differences. Counts of folds are printed. An affine that belongs to the warp is not
+    included.
 
     \b
     Examples:
@@ -132,10 +134,9 @@ def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> 
       rdmm jacobian out/1Warp.nii.gz -o log_jacobian.nii.gz --log
       rdmm jacobian warp.nii.gz -o jacobian.nii.gz --json
     """
-    set_log(o["quiet"], o["debug"])
-    from rdmm.workflows import transforms as commands
+    from rdmm.workflows import transforms
 
-    show(commands.jacobian(warp, out, take_log=take_log, overwrite=overwrite), o["as_json"])
+    return transforms.jacobian(warp, out, take_log=take_log, overwrite=overwrite)
 
 
 @click.command(no_args_is_help=True)
@@ -144,8 +145,11 @@ def jacobian(warp: str, out: str, take_log: bool, overwrite: bool, **o: Any) -> 
 @transform_option
 @click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+).")
 @common_options
-def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None, **o: Any) -> None:
-    """Dice, landmark error, folds of transforms made by any tool.
+@prints_result
+def evaluate(
+    fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """Dice, landmark error and folds of transforms, made by any tool.
 
     \b
     Examples:
@@ -153,9 +157,8 @@ def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[s
       rdmm evaluate -t out/1Warp.nii.gz -t out/0GenericAffine.mat --landmarks points.csv
       rdmm evaluate -t out/1Warp.nii.gz --json
     """
-    set_log(o["quiet"], o["debug"])
     if (fixed_labels is None) != (moving_labels is None):
         raise ConfigError("give both --fixed-labels and --moving-labels, or neither")
-    from rdmm.workflows import transforms as commands
+    from rdmm.workflows import transforms
 
-    show(commands.evaluate(list(names), fixed_labels, moving_labels, landmarks), o["as_json"])
+    return transforms.evaluate(list(names), fixed_labels, moving_labels, landmarks)

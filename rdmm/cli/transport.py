@@ -1,4 +1,4 @@
-"""Commands of optimal transport."""
+"""``rdmm barycenter`` and ``rdmm transfer``: optimal transport."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common_options, set_log, show
+from rdmm.cli.terminal import common_options, prints_result
 from rdmm.types import ConfigError
 
 
 @click.command(no_args_is_help=True)
 @click.argument("images", nargs=-1)
 @click.option("-o", "--out", required=True, help="Barycenter, on the grid of the first image.")
-@click.option("--weights", help="One number an image, with commas between; the same for all where it is not given.")
-@click.option("--labels", is_flag=True, help="Label maps: the barycenter of each label; a voxel gets the largest.")
+@click.option("--weights", help="One number per image, separated by commas; by default all equal.")
+@click.option("--labels", is_flag=True, help="The images are label maps: each voxel gets the label whose barycenter is largest there.")
 @click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
 @common_options
-def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: bool, blur: float, overwrite: bool, **o: Any) -> None:
+@prints_result
+def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: bool, blur: float, overwrite: bool) -> dict[str, Any]:
     """Wasserstein barycenter of density images (intensities >= 0), or of label maps.
 
     \b
@@ -26,28 +27,40 @@ def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: b
       rdmm barycenter a.nii.gz b.nii.gz -o quarter.nii.gz --weights .75,.25
       rdmm barycenter labels_1.nii.gz labels_2.nii.gz -o mean_labels.nii.gz --labels
     """
-    set_log(o["quiet"], o["debug"])
-    try:
-        shares = [float(w) for w in weights.split(",")] if weights else []
-    except ValueError:
-        raise ConfigError(f"--weights is a list of numbers with commas between, e.g. .5,.5; not {weights!r}") from None
-    if shares and len(shares) != len(images):
-        raise ConfigError(f"{len(images)} images but {len(shares)} weights; give one weight an image")
-    from rdmm.workflows import transport as commands
+    numbers = parse_weights(weights, len(images))
+    from rdmm.workflows import transport
 
-    show(commands.barycenter(list(images), out, weights=shares, labels=labels, blur=blur, overwrite=overwrite), o["as_json"])
+    return transport.barycenter(list(images), out, weights=numbers, labels=labels, blur=blur, overwrite=overwrite)
+
+
+def parse_weights(text: str | None, count: int) -> list[float]:
+    """The numbers of --weights, one for each of ``count`` images; [] if there are none.
+
+    Raises:
+        ConfigError: it is not a list of numbers, or not one per image.
+    """
+    if not text:
+        return []
+    try:
+        weights = [float(w) for w in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--weights must be numbers separated by commas, e.g. .5,.5; got {text!r}") from None
+    if len(weights) != count:
+        raise ConfigError(f"{count} images but {len(weights)} weights; give one weight per image")
+    return weights
 
 
 @click.command(no_args_is_help=True)
 @click.argument("fixed")
 @click.argument("moving")
 @click.argument("labels")
-@click.option("-o", "--out", required=True, help="Labels on the grid of FIXED, where it is above 0.")
+@click.option("-o", "--out", required=True, help="Labels on the grid of FIXED, at voxels where FIXED is above 0.")
 @click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
-@click.option("--reach", type=float, help="sqrt(rho): how far mass is moved rather than created; all of it where it is not given.")
+@click.option("--reach", type=float, help="sqrt(rho): mass farther apart is created or destroyed, not moved. By default all mass is moved.")
 @common_options
-def transfer(fixed: str, moving: str, labels: str, out: str, blur: float, reach: float | None, overwrite: bool, **o: Any) -> None:
-    """Carry LABELS of the density MOVING to the density FIXED by the transport plan between them.
+@prints_result
+def transfer(fixed: str, moving: str, labels: str, out: str, blur: float, reach: float | None, overwrite: bool) -> dict[str, Any]:
+    """Transfer LABELS from the density MOVING to the density FIXED along the transport plan between them.
 
     \b
     Examples:
@@ -55,7 +68,6 @@ def transfer(fixed: str, moving: str, labels: str, out: str, blur: float, reach:
       rdmm transfer fixed.nii.gz moving.nii.gz moving_labels.nii.gz -o labels.nii.gz --blur .02
       rdmm transfer fixed.nii.gz moving.nii.gz moving_labels.nii.gz -o labels.nii.gz --reach .1
     """
-    set_log(o["quiet"], o["debug"])
-    from rdmm.workflows import transport as commands
+    from rdmm.workflows import transport
 
-    show(commands.transfer(fixed, moving, labels, out, blur=blur, reach=reach, overwrite=overwrite), o["as_json"])
+    return transport.transfer(fixed, moving, labels, out, blur=blur, reach=reach, overwrite=overwrite)

@@ -1,7 +1,7 @@
-"""What is registered: inputs, intensities, lists of pairs, and data sets.
+"""Data to register: inputs, intensities, lists of pairs, and data sets.
 
-``given`` is the table of all inputs and ``inputs`` reads them; ``training`` and ``studies`` hold data sets to train and to evaluate on.
-``synthetic`` makes pairs from nothing. The names below are those that YAML files use.
+``given`` is the table of optional inputs, and ``inputs`` reads all inputs. ``training`` and ``studies`` have data sets for training and
+for evaluation; ``synthetic`` makes random pairs. YAML files use the names below.
 """
 
 from rdmm.lazy import lazy_names

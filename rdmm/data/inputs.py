@@ -1,4 +1,4 @@
-"""What a registration is given: a pair, and what it is evaluated by, read and checked."""
+"""Read and check the inputs of a registration: the pair, and labels, landmarks and regions for its evaluation."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fracti
 from rdmm.spatial.transform import Identity, framed
 from rdmm.types import InputError, ResourceError, Tensor
 
-# Peaks of the default preset over what importing takes, measured on brains at 1 mm and 2 mm (benchmarks/README.md):
-# volumes of the images' size, and fields on the shooting grid, which the smoother keeps to about a million voxels.
+# Peak memory of the default settings, without that of the libraries, measured on brains at 1 mm and 2 mm (benchmarks/README.md):
+# volumes of the images' size, and fields on the shooting grid, which has at most about a million voxels (set by the smoother).
 BYTES_PER_VOXEL = 250
 BYTES_PER_SHOOTING_VOXEL = 1000
 
 
 def check_memory(sources: Sequence[Source | Image]) -> int:
-    """Estimated peak in bytes; raises ResourceError before anything is read if it does not fit."""
+    """Estimated peak memory in bytes, from the images' headers alone.
+
+    Raises:
+        ResourceError: it exceeds the free memory.
+    """
     shapes = [s.grid.shape if isinstance(s, Image) else peek_shape(s)[:3] for s in sources]
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
     need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
@@ -40,15 +44,15 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
     if need > 0.9 * have:
         shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
         raise ResourceError(
-            f"an image of {shape} voxels needs about {need / 2**30:.1f} GiB and {have / 2**30:.1f} GiB are free; "
-            "shrink the images, or crop them to the region of interest"
+            f"an image of {shape} voxels needs about {need / 2**30:.1f} GiB, but only {have / 2**30:.1f} GiB are free; "
+            "downsample the images, or crop them to the region of interest"
         )
     return need
 
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Corresponding points (n, d), world millimetres (RAS+), and the region of each ('' where none is named)."""
+    """Corresponding points (n, d) in world millimetres (RAS+), and the name of each one's region ('' for none)."""
 
     fixed: np.ndarray
     moving: np.ndarray
@@ -62,18 +66,18 @@ class Landmarks:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Everything a registration is given, read and checked.
+    """The inputs of a registration of images, read and checked.
 
     Args:
-        pair: with the moving image's regions, where the regularizer is pre-defined.
-        fixed_labels, moving_labels: for Dice.
-        landmarks: for the registration error.
-        fixed_regions: the same region (label > 0) in the fixed image, to judge the map inside and outside of it.
-        labels: those that Dice is taken of; None: all.
-        files: what was read, by name.
-        stored: how the fixed and moving files order their voxels.
-        reading: how the images were read, where that differs from the defaults (READING_OPTIONS).
-        warnings: what was odd about them.
+        pair: the images; also the regions of the moving image, if the regularizer is pre-defined.
+        fixed_labels, moving_labels: label maps for Dice.
+        landmarks: corresponding points, to measure the registration error.
+        fixed_regions: the same regions (label > 0) in the fixed image: the map is evaluated inside and outside them.
+        labels: labels to compute Dice of; None: all.
+        files: paths of the files that were read, by input name.
+        stored: grids of the fixed and the moving file, with the voxel order of the files.
+        reading: reading options that differ from the defaults (READING_OPTIONS).
+        warnings: warnings logged while reading.
     """
 
     pair: Pair
@@ -88,10 +92,10 @@ class Inputs:
     warnings: Sequence[str] = ()
 
     def prepare(self, normalize: Callable[[Image, str], Image], device: torch.device) -> Pair[Image]:
-        """The pair to register: intensities normalized, landmarks in domain units of the fixed frame, all on ``device``.
+        """The pair to register, on ``device``: intensities normalized, landmarks in domain units of the fixed grid.
 
         Raises:
-            OutputError: the fixed grid is sheared, which warps on disk cannot hold.
+            OutputError: the fixed grid is sheared; NIfTI warps cannot store such a grid.
         """
         names = [self.files.get(k, k) for k in ("fixed", "moving")]
         require_itk_grid(self.pair.fixed.grid, names[0])
@@ -126,11 +130,11 @@ def read_inputs(
     strict: bool = False,
     require_overlap: bool = True,
 ) -> Inputs:
-    """Read and check everything that a registration of images is given (``rdmm.data.given`` says what each is).
+    """Read and check the inputs of a registration of images. ``rdmm.data.given`` describes each input.
 
     Raises:
-        InputError: a file cannot be used, or two do not fit each other.
-        ResourceError: the images are too large for the memory that is free.
+        InputError: a file cannot be used, or two files do not fit together.
+        ResourceError: the images are too large for the free memory.
     """
     given = {name: value for name, value in locals().items() if name in INPUT_NAMES}
     check_memory([fixed, moving])
@@ -148,7 +152,8 @@ def read_inputs(
     pair = Pair(target, source, start, region_map)
     if require_overlap:
         _check_overlap(pair)
-    points = _read_points(landmarks, [k for k in (fixed_keypoints, moving_keypoints) if k is not None], target, stored)
+    keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
+    points = _read_points(landmarks, keypoints, target, stored)
     reading = {"nan": nan, "volume": volume, "strict": strict}
     return Inputs(
         pair,
@@ -157,26 +162,32 @@ def read_inputs(
         points,
         fixed_region_map,
         labels,
-        files={k: os.fspath(given[k]) for k in INPUT_NAMES if isinstance(given[k], str | os.PathLike) and Path(given[k]).is_file()},
+        files=_file_paths(given),
         stored=stored,
         reading={k: v for k, v in reading.items() if v not in ("error", None, False)},
     )
 
 
+def _file_paths(given: Mapping[str, Any]) -> dict[str, str]:
+    """The paths of those inputs that were given as files, in the order of INPUT_NAMES."""
+    paths = {name: os.fspath(given[name]) for name in INPUT_NAMES if isinstance(given[name], str | os.PathLike)}
+    return {name: path for name, path in paths.items() if Path(path).is_file()}
+
+
 def _check_overlap(pair: Pair[Image]) -> None:
     if overlap_fraction(pair) == 0:
         raise InputError(
-            f"the images do not overlap in the world: {format_boxes([pair.fixed.grid, pair.moving.grid])}; "
-            "if their geometry is wrong, start from their centres of mass with --init com"
+            f"the images do not overlap in world space: {format_boxes([pair.fixed.grid, pair.moving.grid])}; "
+            "if their headers are wrong, align their centers of mass first with --init com"
         )
 
 
 def _read_points(
     landmarks: str | os.PathLike[str] | None, keypoints: Sequence[str | os.PathLike[str]], fixed: Image, stored: tuple[Grid, Grid]
 ) -> Landmarks | None:
-    """Landmarks of a CSV, or keypoints of both images; None where there are neither."""
+    """Landmarks from a CSV, or keypoints of both images; None if there are neither."""
     if keypoints and (landmarks is not None or len(keypoints) == 1):
-        raise InputError(f"{os.fspath(keypoints[0])}: keypoints are given for both images, and instead of landmarks")
+        raise InputError(f"{os.fspath(keypoints[0])}: give keypoints of both images, and no landmarks besides")
     if keypoints:
         return _read_keypoints(keypoints, stored)
     if landmarks is None:
@@ -187,16 +198,19 @@ def _read_points(
 
 
 def _read_label_map(source: Source | Image | None, like: Image) -> Image | None:
+    """A label map on the grid of its image ``like``, axes in R, A, S order."""
     if source is None:
         return None
     return (source.to_float32() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
 
 
 def _read_keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:
-    """Corresponding keypoints of the fixed and the moving image, counted in the voxels of their files."""
+    """Corresponding keypoints of the fixed and the moving image. The files give voxel indices of the image files."""
     voxels = [io.read_keypoints(p, grid.ndim) for p, grid in zip(paths, grids, strict=True)]
     if len(voxels[0]) != len(voxels[1]):
-        raise InputError(f"{os.fspath(paths[0])} holds {len(voxels[0])} keypoints but {os.fspath(paths[1])} {len(voxels[1])}")
+        raise InputError(
+            f"{os.fspath(paths[0])} holds {len(voxels[0])} keypoints but {os.fspath(paths[1])} holds {len(voxels[1])}; they must correspond"
+        )
     for path, x, grid in zip(paths, voxels, grids, strict=True):
         outside = ((x < -1) | (x > np.asarray(grid.shape))).any(1)
         if outside.any():
@@ -207,6 +221,7 @@ def _read_keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Gri
 
 
 def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image, kind: str) -> None:
+    """Raise InputError if a point lies outside the image by more than a tenth of its longest edge."""
     low, high = image.grid.corners()
     margin = 0.1 * image.grid.length
     outside = ((points < low - margin) | (points > high + margin)).any(1)
@@ -220,12 +235,15 @@ def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image
 
 @dataclass(frozen=True, eq=False)
 class ShapeInputs:
-    """Two shapes in the domain units of ``frame``, a grid around both, and where they come from.
+    """The inputs of a registration of shapes, read and checked.
 
     Args:
+        pair: the shapes, in domain units of ``frame``.
+        frame: a grid around both shapes.
         landmarks: fixed and moving points (n, d), world millimetres.
-        reading: nothing yet: shapes are read in one way only.
-        warnings: what was odd about the files.
+        files: paths of the files that were read, by input name.
+        reading: always empty, as there are no options for reading shapes.
+        warnings: warnings logged while reading.
     """
 
     pair: Pair[Measure]
@@ -236,29 +254,37 @@ class ShapeInputs:
     warnings: Sequence[str] = ()
 
     def prepare(self, normalize: Callable[[Image, str], Image], device: torch.device) -> Pair[Measure]:
-        """The pair to register on ``device``, landmarks in domain units; shapes have no intensities to normalize."""
+        """The pair to register, on ``device``, with landmarks in domain units. ``normalize`` is not used: shapes have no intensities."""
         marks = None
         if self.landmarks is not None:
             marks = Correspondence(*(self.to_domain(x).to(device) for x in self.landmarks))
         return Pair(self.pair.fixed.to(device), self.pair.moving.to(device), landmarks=marks)
 
     def to_domain(self, points: np.ndarray) -> Tensor:
-        """World millimetres (n, d) in domain units, (1, d, n) float32."""
+        """Convert points (n, d) from world millimetres to domain units, (1, d, n) float32."""
         return self.frame.from_world(torch.as_tensor(points.T[None].copy())).float()
 
 
 @with_warnings
 def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | None = None) -> ShapeInputs:
-    """Two shapes from .vtk or .ply files, or measures in world millimetres; planar ones (all z equal) become 2D."""
-    found = [(x, None) if isinstance(x, Measure) else (None, io.read_mesh(x)) for x in (fixed, moving)]
-    flat = all(np.ptp(mesh.points[:, 2]) == 0 for _, mesh in found if mesh is not None)
-    measures = [m if m is not None else _to_measure(mesh, 2 if flat else 3) for m, mesh in found]  # type: ignore[arg-type]
+    """Read two shapes. If both are planar (all z equal), they become 2D.
+
+    Args:
+        fixed, moving: paths of .vtk or .ply files, or measures in world millimetres.
+        landmarks: path of a CSV, as for images.
+
+    Raises:
+        InputError: a file cannot be used, or the shapes differ in dimension or kind.
+    """
+    shapes = [x if isinstance(x, Measure) else io.read_mesh(x) for x in (fixed, moving)]
+    is_planar = all(np.ptp(shape.points[:, 2]) == 0 for shape in shapes if isinstance(shape, io.Mesh))
+    measures = [_to_measure(shape, 2 if is_planar else 3) if isinstance(shape, io.Mesh) else shape for shape in shapes]
     if measures[0].ndim != measures[1].ndim:
-        raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D")
+        raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D; give two shapes of the same dimension")
     kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]
     if kinds[0] != kinds[1]:
         names = {None: "points", 2: "curves", 3: "surfaces"}
-        raise InputError(f"fixed holds {names[kinds[0]]} but moving {names[kinds[1]]}; shapes of one kind are registered")
+        raise InputError(f"fixed holds {names[kinds[0]]} but moving holds {names[kinds[1]]}; give two shapes of the same kind")
     frame = frame_of(measures)
     target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
     pair = Pair(target, source)
@@ -268,6 +294,7 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
 
 
 def _to_measure(mesh: io.Mesh, d: int) -> Measure:
+    """A measure of the first d coordinates of a mesh, world millimetres."""
     points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
     weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
     return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))

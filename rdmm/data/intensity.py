@@ -1,4 +1,4 @@
-"""Intensities before registration."""
+"""Normalization of intensities before registration."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from rdmm.types import ConfigError, InputError, Tensor
 
 @dataclass(frozen=True)
 class Normalize:
-    """Percentiles ``low`` and ``high`` to 0 and 1, clamped (as in the RDMM paper), per channel and inside the mask.
+    """Map the percentiles ``low`` and ``high`` of the intensities to 0 and 1, and clamp (as in the RDMM paper).
+
+    Percentiles are taken per channel, inside the mask.
 
     Args:
         low, high: percentiles.
-        window: clamp to these two intensities first (CT: [-1000, 500]), or None.
+        window: clamp to these two intensities first, e.g. [-1000, 500] for CT; None: do not.
     """
 
     low: float = 0.1
@@ -26,12 +28,12 @@ class Normalize:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 100:
-            raise ConfigError(f"intensity: 0 <= low < high <= 100 is wanted, not {self.low}, {self.high}")
+            raise ConfigError(f"intensity: low and high must be percentiles with 0 <= low < high <= 100; got {self.low}, {self.high}")
         if self.window is not None and (len(self.window) != 2 or not self.window[0] < self.window[1]):
-            raise ConfigError(f"intensity.window must be [lowest, highest], not {self.window}")
+            raise ConfigError(f"intensity.window must be [lowest, highest], e.g. [-1000,500]; got {self.window}")
 
     def __call__(self, image: Image, name: str = "the image") -> Image:
-        """Raises InputError for an image without contrast."""
+        """The normalized image. Raises InputError, with ``name``, for an image without contrast."""
         data = image.data if self.window is None else image.data.clamp(*self.window)
         channels = [self._channel(data[b, c], image.mask, b, name) for b in range(data.shape[0]) for c in range(data.shape[1])]
         return Image(torch.stack(channels).view_as(data), image.grid, image.mask)
@@ -42,6 +44,6 @@ class Normalize:
         if ordered.numel() == 0 or ordered[0] == ordered[-1]:
             raise InputError(f"{name}: no contrast (std=0): every voxel is {float(x.flatten()[0]):g}")
         low, high = (ordered[round(p / 100 * (ordered.numel() - 1))] for p in (self.low, self.high))
-        if low == high:  # almost all voxels alike (a small object): its whole range
+        if low == high:  # almost all voxels are equal (a small object): use the whole range
             low, high = ordered[0], ordered[-1]
         return ((x.double() - low) / (high.double() - low)).clamp(0, 1).to(x.dtype)

@@ -1,7 +1,8 @@
 """From files or arrays to a finished registration, and from there to files.
 
-``entry`` is the one way in, for the command line, batches, studies and Python; ``images`` and ``shapes`` are the finished registrations.
-``outputs`` is the table of files that they write; ``record`` is run.json, and ``stored`` rebuilds a registration from its files.
+``entry`` composes settings and runs a registration, for the command line, batches, studies and Python. ``images`` and ``shapes`` are the
+finished registrations. ``outputs`` is the table of files that they write, ``record`` writes and reads run.json, and ``stored`` rebuilds
+a registration from its files.
 """
 
 from rdmm.registration.entry import register, register_shapes

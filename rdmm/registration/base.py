@@ -1,4 +1,4 @@
-"""What finished registrations of images and of shapes share."""
+"""The base class of finished registrations of images and of shapes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class FinishedRegistration(ABC):
     """A finished registration.
 
     Attributes:
-        inputs: what was registered.
-        result: what the stages found.
+        inputs: the inputs that were registered.
+        result: the result of the stages.
         config: the composed settings, as plain data.
         provenance: command, seed, device and warnings of the run.
-        output: which further files are written.
+        output: which optional files are written.
         status: ``done`` or ``interrupted``.
-        frames_are_points: whether the animation shows points rather than lines.
+        frames_are_points: whether the animation shows points instead of lines.
     """
 
     frames_are_points: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class FinishedRegistration(ABC):
 
     @property
     def energy(self) -> dict[str, float]:
-        """Terms of the objective at the end."""
+        """Terms of the objective at the result."""
         return self.result.energy
 
     @property
@@ -56,11 +56,11 @@ class FinishedRegistration(ABC):
     @cached_property
     @abstractmethod
     def metrics(self) -> dict[str, Any]:
-        """Accuracy and regularity."""
+        """Metrics of accuracy and regularity, by name."""
 
     @abstractmethod
     def files(self) -> Sequence[OutputFile]:
-        """The table of files of this registration (``rdmm.registration.outputs``), in the order in which they are written."""
+        """The files that this registration may write (``rdmm.registration.outputs``), in the order of writing."""
 
     @abstractmethod
     def figures(self) -> list[tuple[str, str]]:
@@ -68,43 +68,48 @@ class FinishedRegistration(ABC):
 
     @abstractmethod
     def frames(self) -> list[dict[str, Any]]:
-        """The animation from t = 0 to t = 1, for the page's script; [] where there is no geodesic."""
+        """Frames of the animation from t = 0 to t = 1, as data for the page's script; [] without a geodesic."""
 
     @abstractmethod
     def thumbnail(self) -> str:
-        """A small base64 JPEG, for lists."""
+        """A small base64 JPEG for index.html."""
 
     @final
     def render_report(self, summary: Mapping[str, Any]) -> str:
-        """report.html, of what run.json holds."""
+        """The HTML of report.html. ``summary`` is the content of run.json."""
         from rdmm.report.html import render
 
         return render(summary, self.figures(), self.frames(), points=self.frames_are_points)
 
     @final
     def summary(self) -> dict[str, Any]:
-        """What run.json holds, without the checksums of the files written."""
+        """The content of run.json, without the checksums of the written files."""
         return run_summary(self.inputs, self.result, self.config, self.provenance, self.status, self.metrics)
 
     @final
     def save(self, out: str | os.PathLike[str], *, overwrite: bool = False, report: bool = True) -> list[Path]:
         """Write the results under the prefix or folder ``out`` (README, "Use", lists the files).
 
+        Args:
+            out: prefix of the file names, or a folder (ends in /).
+            overwrite: replace existing files.
+            report: also write report.html.
+
         Returns:
-            the paths, run.json last.
+            the paths of the written files, run.json last.
 
         Raises:
-            OutputError: a file is there already, or cannot be written.
+            OutputError: a file already exists, or cannot be written.
         """
         return self.write(out, overwrite=overwrite, report=report)[0]
 
     @final
     def write(self, out: str | os.PathLike[str], *, overwrite: bool, report: bool = True) -> tuple[list[Path], dict[str, Any]]:
-        """As ``save``; also what run.json holds."""
+        """Like ``save``, but also return the content of run.json."""
         files = self.files()
         outputs = Outputs.prepare(out, file_names(files), overwrite=overwrite)
         for file in files:
-            if file.when is not None:  # it may be of an earlier run with other settings
+            if file.when is not None:  # an earlier run with other settings may have left it
                 outputs.path(file.name).unlink(missing_ok=True)
         written = []
         for file in files:
@@ -120,6 +125,6 @@ class FinishedRegistration(ABC):
 
 
 def file_names(files: Sequence[OutputFile]) -> list[str]:
-    """The names of all files that a registration may write; those that it always writes come first."""
+    """Names of all files that a registration may write. Those that it always writes come first."""
     always = [f.name for f in files if f.when is None]
     return [*always, *PAGE_FILES, *(f.name for f in files if f.when is not None)]

@@ -1,4 +1,4 @@
-"""One entry for the command line, batches, studies and Python: settings are composed and built once, then what was read is registered."""
+"""The entry point for the command line, batches, studies and Python: compose and build the settings once, then register the inputs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Settings:
     """A composed configuration, and the objects that it describes.
 
     Args:
-        config: plain data, recorded in run.json.
-        stages: what registers a pair.
-        intensity: what normalizes the intensities of images.
-        output: which further files are written.
+        config: the composed settings as plain data, recorded in run.json.
+        stages: registers a pair.
+        intensity: normalizes the intensities of images.
+        output: which optional files are written.
     """
 
     config: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Settings:
 
 
 def compose_settings(overrides: Sequence[str] = (), name: str = "register") -> Settings:
-    """Settings of KEY=VALUE texts; a wrong one is found here, before any data is read.
+    """Settings from KEY=VALUE texts. Call this before any data is read, so that wrong settings are reported first.
 
     Args:
         name: ``register`` for images, ``shapes`` for shapes.
@@ -64,12 +64,12 @@ def compose_settings(overrides: Sequence[str] = (), name: str = "register") -> S
 
 
 def build_settings(config: Mapping[str, Any]) -> Settings:
-    """Settings of a composed configuration."""
+    """Build the objects of a composed configuration."""
     return Settings(without_origins(config), **{k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config})
 
 
 def to_overrides(keys: Mapping[str, Any]) -> list[str]:
-    """KEY=VALUE texts of keyword arguments; ``__`` in a name stands for a dot."""
+    """KEY=VALUE texts from keyword arguments. In names, ``__`` stands for a dot."""
 
     def text(name: str, value: Any) -> str:
         if name == "weights" and value is not None:
@@ -90,13 +90,14 @@ def run(inputs: ShapeInputs, settings: Settings, *, device: str = "cpu", seed: i
 def run(
     inputs: Inputs | ShapeInputs, settings: Settings, *, device: str = "cpu", seed: int = 0, command: str = ""
 ) -> Registration | ShapeRegistration:
-    """Register what was read.
+    """Register inputs that were read.
 
     Args:
-        command: what was typed, for run.json.
+        device: cpu or cuda.
+        command: the command line, for run.json; empty if called from Python.
 
     Raises:
-        RdmmError: see rdmm.types.
+        RdmmError: inputs cannot be used, or the search fails; its subclasses in rdmm.types say which.
     """
     torch.manual_seed(seed)
     target = select_device(device)
@@ -112,7 +113,11 @@ def run(
 
 
 def run_stages(stages: Stage, pair: Pair, device: str) -> Result:
-    """The result of stages on CPU, with the seconds they took in all."""
+    """Run the stages on ``pair``. The result is moved to the CPU and has the total time in ``seconds["total"]``.
+
+    Raises:
+        ResourceError: the device's memory is too small.
+    """
     reset_peak_memory()
     begin = time.perf_counter()
     try:
@@ -126,7 +131,7 @@ def run_stages(stages: Stage, pair: Pair, device: str) -> Result:
 
 
 def _move_to(x: Any, device: torch.device) -> Any:
-    """A frozen dataclass of tensors on another device."""
+    """Move the tensors inside frozen dataclasses to another device."""
     if isinstance(x, Tensor):
         return x.detach().to(device)
     if hasattr(x, "__dataclass_fields__"):
@@ -160,18 +165,18 @@ def register(
     """Register ``moving`` to ``fixed``.
 
     Args:
-        fixed, moving: paths, nibabel images or Images.
+        fixed, moving: paths, nibabel images, or ``Image`` objects.
         overrides, keys: settings of ``conf/register.yaml``, as "KEY=VALUE" or as keywords, e.g. dynamics="rdmm",
             optimizer__scales=[0.5, 1.0] (``__`` for a dot).
-        init: start of the affine search: auto, header, com or axes.
-        others: as the options of ``rdmm register``.
+        init: start of the affine search: auto, header, com (centers of mass) or axes.
+        others: like the options of ``rdmm register``.
 
     Raises:
-        RdmmError: see rdmm.types.
+        RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
     set_threads(threads)
     more = [] if init is None else [f"affine.init={init}"]
-    settings = compose_settings([*overrides, *to_overrides(keys), *more])  # checked before any data is read
+    settings = compose_settings([*overrides, *to_overrides(keys), *more])
     inputs = read_inputs(
         fixed,
         moving,
@@ -203,11 +208,15 @@ def register_shapes(
     seed: int = 0,
     **keys: Any,
 ) -> ShapeRegistration:
-    """Register the shape ``moving`` to ``fixed``: .vtk or .ply files, or measures in world millimetres.
+    """Register the shape ``moving`` to the shape ``fixed``.
 
     Args:
-        overrides, keys: settings of ``conf/shapes.yaml``, as for ``rdmm.register``.
-        landmarks: CSV as for images; they judge, and drive with landmark_weight.
+        fixed, moving: paths of .vtk or .ply files, or ``Measure`` objects in world millimetres.
+        overrides, keys: settings of ``conf/shapes.yaml``, given as for ``rdmm.register``.
+        landmarks: CSV as for images. They measure the error; with landmark_weight > 0 they also guide the registration.
+
+    Raises:
+        RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
     set_threads(threads)
     settings = compose_settings([*overrides, *to_overrides(keys)], "shapes")

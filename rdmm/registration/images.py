@@ -1,4 +1,4 @@
-"""From files to files: what ``rdmm register`` and ``rdmm.register`` do."""
+"""A finished registration of images: its maps, metrics, figures and files."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ANIMATION_TIMES = tuple(k / 8 for k in range(9))
-"""Times of the animation."""
+"""Times t of the animation."""
 
 MIN_WEIGHT_FILES = 16
-"""Weights of at least so many Gaussians are looked for when files of an earlier run are removed."""
+"""Files t*_Weight1 to t*_Weight16 of an earlier run are removed, even if this run's smoother has fewer Gaussians."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,10 @@ class Registration(FinishedRegistration):
     """A finished registration of images.
 
     Attributes:
-        transform, inverse: fixed -> moving and back, between world millimetres (RAS+).
+        transform: maps points of the fixed image to the moving image, in world millimetres (RAS+).
+        inverse: maps points of the moving image to the fixed image, in world millimetres (RAS+).
         warped: the moving image on the fixed grid.
-        has_inverse: False where only the map itself is known (another tool's result).
+        has_inverse: False if only the map itself is known, as for another tool's result.
     """
 
     inputs: Inputs
@@ -59,7 +60,7 @@ class Registration(FinishedRegistration):
 
     @property
     def stored(self) -> tuple[Grid, Grid]:
-        """The fixed and the moving grid in the order in which their files store voxels."""
+        """The fixed and the moving grid, with the voxel order of their files."""
         return self.inputs.stored or (self.grid, self.pair.moving.grid)
 
     @cached_property
@@ -68,7 +69,7 @@ class Registration(FinishedRegistration):
 
     @property
     def affine(self) -> Affine | None:
-        """The affine map that points go through after the deformation, in domain units of the fixed grid; None where there is none."""
+        """The affine part, applied to points after the deformation, in domain units of the fixed grid; None if there is none."""
         return self._deformation_and_affine[1]
 
     @cached_property
@@ -82,7 +83,7 @@ class Registration(FinishedRegistration):
         grid, initial = self.pair.fixed.grid, self.pair.initial
         if not isinstance(initial, Identity | Affine):
             inverse, residual = invert(self.deformation, grid)
-            log.info("the inverse of the initial warp was found by iteration, residual %.2g voxels", residual)
+            log.info("the initial warp was inverted by iteration, residual %.2g voxels", residual)
             return inverse
         back = self.result.inverse if isinstance(initial, Identity) else composed(initial.inverse(), self.result.inverse)
         return displacement(back if self.affine is None else composed(self.affine, back), grid, self.pair.fixed.data)
@@ -111,12 +112,10 @@ class Registration(FinishedRegistration):
         moving, fixed = self.pair.moving, self.pair.fixed
         x = moving.grid.to_world(moving.grid.identity(moving.data))
         points = fixed.grid.from_world(self.inverse(x))
-        from rdmm.spatial.ops import sample
-
-        return Image(sample(fixed.data, points, fixed.grid), moving.grid)
+        return Image(ops.sample(fixed.data, points, fixed.grid), moving.grid)
 
     def geodesic(self, times: Sequence[float]) -> list[Snapshot]:
-        """The last deformable stage at ``times``, on its shooting grid; [] where there is none."""
+        """Snapshots of the last deformable stage at ``times``, on its shooting grid; [] if there is no geodesic."""
         ic, dynamics = self.result.ic, self.dynamics
         if ic is None or dynamics is None:
             return []
@@ -125,7 +124,7 @@ class Registration(FinishedRegistration):
 
     @cached_property
     def animation_snapshots(self) -> list[Snapshot]:
-        """The last deformable stage at TIMES."""
+        """Snapshots of the geodesic at ANIMATION_TIMES."""
         return self.geodesic(ANIMATION_TIMES)
 
     @property
@@ -136,27 +135,29 @@ class Registration(FinishedRegistration):
 
     @cached_property
     def output_snapshots(self) -> list[Snapshot]:
-        """The last deformable stage at ``output.times``."""
+        """Snapshots of the geodesic at ``output.times``."""
         return self.geodesic(self.output.times) if self.output.times else []
 
     def warped_at(self, snapshot: Snapshot) -> Image:
-        """The moving image on the fixed grid at a snapshot."""
+        """The moving image, deformed up to the time of a snapshot, on the fixed grid."""
         return self.pair.moving.moved_by(composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before), self.grid)
 
     def animation_maps(self) -> Iterator[tuple[Snapshot, Transform]]:
-        """The moments, and the maps fixed -> moving at them."""
-        for moment in self.animation_snapshots:
-            yield moment, composed(Dense(moment.displacement, self.shooting_grid), self.result.before)
+        """The snapshots of the animation, each with its map fixed -> moving."""
+        for snapshot in self.animation_snapshots:
+            yield snapshot, composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before)
 
     @cached_property
     def energy_drift(self) -> float:
-        """Largest relative change of <m, v> over t in [0, 1]: 0 on a geodesic; NaN without one (SVF, affine)."""
+        """Largest relative change of <m, v> over t in [0, 1]. It is 0 on an exact geodesic, and NaN without one (SVF, affine)."""
         conserved = self.dynamics is not None and self.dynamics.conserves_energy
         return energy_drift(self.animation_snapshots) if conserved and self.animation_snapshots else float("nan")
 
     def sigmas(self) -> tuple[Tensor, Tensor] | None:
-        """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm; None where it is the same everywhere."""
-        start, end = (self.animation_snapshots[i].sigma() if self.animation_snapshots else None for i in (0, -1))
+        """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm; None if it is constant in space."""
+        if not self.animation_snapshots:
+            return None
+        start, end = self.animation_snapshots[0].sigma(), self.animation_snapshots[-1].sigma()
         if start is None or end is None:
             return None
         shape = self.pair.fixed.grid.shape
@@ -164,38 +165,47 @@ class Registration(FinishedRegistration):
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Regularity of the deformation, and Dice and TRE (mm) before and after where labels and landmarks were given."""
-        grid, u = self.pair.fixed.grid, self.deformation
-        out: dict[str, Any] = metrics.regularity(u, grid)
+        """Regularity of the deformation; Dice and TRE (mm), before and after, if labels and landmarks were given."""
+        out: dict[str, Any] = metrics.regularity(self.deformation, self.grid)
         if self.has_inverse:
-            out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, grid)
-        fixed_labels, moving_labels = self.inputs.fixed_labels, self.inputs.moving_labels
+            out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, self.grid)
         if np.isfinite(self.energy_drift):
             out["energy_drift"] = self.energy_drift
-        if fixed_labels is not None and moving_labels is not None:
-            onto = fixed_labels.grid
-            maps = (self.transform, Placed(self.pair.initial, grid))
-            moved, before = (moving_labels.moved_by(framed(t, onto), onto, mode="nearest").data for t in maps)
-            out |= metrics.overlap(moved, fixed_labels.data, before, onto.voxel, self.inputs.labels)
-        landmarks = self.inputs.landmarks
-        if landmarks is not None:
-            for region, (fixed, moving) in {"": (landmarks.fixed, landmarks.moving), **landmarks.by_region()}.items():
-                name = f"tre_{region}".rstrip("_")
-                out[f"{name}_before_mm"] = float(metrics.tre(fixed, moving).mean())
-                out[f"{name}_mm"] = float(metrics.tre(fixed, moving, self.transform).mean())
-        return out | self._region_metrics(u)
+        return out | self._label_metrics() | self._landmark_metrics() | self._region_metrics()
 
-    def _region_metrics(self, u: Tensor) -> dict[str, float]:
-        """Dice of the moved region with the fixed one, and SDlogJ inside and outside of that, where both are known."""
-        fixed, moving, grid = self.inputs.fixed_regions, self.pair.regions, self.pair.fixed.grid
+    def _label_metrics(self) -> dict[str, Any]:
+        """Overlap of the labels before and after, on the grid of the fixed labels; {} without labels."""
+        fixed, moving = self.inputs.fixed_labels, self.inputs.moving_labels
         if fixed is None or moving is None:
             return {}
+        start = Placed(self.pair.initial, self.grid)
+        after = moving.moved_by(framed(self.transform, fixed.grid), fixed.grid, mode="nearest")
+        before = moving.moved_by(framed(start, fixed.grid), fixed.grid, mode="nearest")
+        return metrics.overlap(after.data, fixed.data, before.data, fixed.grid.voxel, self.inputs.labels)
+
+    def _landmark_metrics(self) -> dict[str, float]:
+        """Mean registration error (mm) of the landmarks, before and after, of all and of each named region; {} without landmarks."""
+        landmarks = self.inputs.landmarks
+        if landmarks is None:
+            return {}
+        out = {}
+        for region, (fixed, moving) in {"": (landmarks.fixed, landmarks.moving), **landmarks.by_region()}.items():
+            name = f"tre_{region}" if region else "tre"
+            out[f"{name}_before_mm"] = float(metrics.tre(fixed, moving).mean())
+            out[f"{name}_mm"] = float(metrics.tre(fixed, moving, self.transform).mean())
+        return out
+
+    def _region_metrics(self) -> dict[str, float]:
+        """Dice of the moved and the fixed region, and SDlogJ inside and outside the fixed region; {} unless both regions were given."""
+        if self.inputs.fixed_regions is None or self.pair.regions is None:
+            return {}
         transform = composed(self.result.transform, self.pair.initial)
-        a, b = (x.moved_by(t, grid, mode="nearest").data.gt(0).float() for x, t in ((moving, transform), (fixed, Identity())))
+        moved = self.pair.regions.moved_by(transform, self.grid, mode="nearest").data.gt(0).float()
+        fixed = self.inputs.fixed_regions.moved_by(Identity(), self.grid, mode="nearest").data.gt(0).float()
         return {
-            "region_dice": metrics.dice(a, b, [1])[1],
-            "sd_log_jacobian_inside": metrics.sd_log_jacobian(u, grid, b),
-            "sd_log_jacobian_outside": metrics.sd_log_jacobian(u, grid, 1 - b),
+            "region_dice": metrics.dice(moved, fixed, [1])[1],
+            "sd_log_jacobian_inside": metrics.sd_log_jacobian(self.deformation, self.grid, fixed),
+            "sd_log_jacobian_outside": metrics.sd_log_jacobian(self.deformation, self.grid, 1 - fixed),
         }
 
     def files(self) -> list[OutputFile]:
@@ -215,16 +225,16 @@ class Registration(FinishedRegistration):
         return image_figures(self.pair.fixed, before, self._image_result(), self.metrics, self.result.history)
 
     def frames(self) -> list[dict[str, Any]]:
-        """The moving image and the grid on their way from t = 0 to t = 1: for the page's script. [] where there is no geodesic."""
+        """The deforming moving image and grid from t = 0 to t = 1, as data for the page's script; [] without a geodesic."""
         from rdmm.report.animation import image_frames
 
         if not self.animation_snapshots:
             return []
-        steps = ((moment.t, moment.displacement, transform) for moment, transform in self.animation_maps())
+        steps = ((snapshot.t, snapshot.displacement, transform) for snapshot, transform in self.animation_maps())
         return image_frames(self.pair.fixed, self.pair.moving, steps, self.shooting_grid)
 
     def thumbnail(self) -> str:
-        """Fixed, warped and their difference, a small base64 JPEG."""
+        """A small base64 JPEG of the fixed image, the warped image and their difference."""
         from rdmm.report.figures import image_thumbnail
 
         return image_thumbnail(self.pair.fixed, self.warped)

@@ -1,6 +1,6 @@
-"""One table of the files that a registration writes: name, how it is written, and when.
+"""The table of files that a registration writes. Each row gives the name, the function that writes it, and when it is written.
 
-A new file is one row here, and one line in the README. The order of the rows is the order in which files are written.
+To add a file, add one row here and one line to the table in the README. Files are written in the order of the rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rdmm.types import ConfigError, Tensor
 
 @dataclass(frozen=True)
 class Output:
-    """Which files are written besides the usual ones.
+    """Which optional files are written.
 
     Args:
-        times: in [0, 1], increasing; at each, the files of ``snapshot_files``.
-        composite: whether the whole map, deformation and affine, is also written as one warp, with its inverse.
+        times: increasing times in [0, 1]. The files of ``snapshot_files`` are written for each.
+        composite: also write the total map (deformation and affine) as one warp, and its inverse.
     """
 
     times: Sequence[float] = ()
@@ -34,17 +34,17 @@ class Output:
 
     def __post_init__(self) -> None:
         if any(not 0 <= t <= 1 for t in self.times) or any(b <= a for a, b in zip(self.times, self.times[1:], strict=False)):
-            raise ConfigError(f"output.times must increase within [0, 1], not {list(self.times)}")
+            raise ConfigError(f"output.times must be increasing numbers in [0, 1], e.g. [0,0.5,1]; got {list(self.times)}")
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A row of the table.
+    """One row of the table.
 
     Args:
-        name: of the file, behind the prefix.
-        write: (finished registration, path) -> None.
-        when: whether a finished registration has this file; None: each one has it.
+        name: file name, without the prefix.
+        write: writes the file; called with (finished registration, path).
+        when: called with the finished registration; tells whether it has this file. None: it always has.
     """
 
     name: str
@@ -53,17 +53,17 @@ class OutputFile:
 
 
 def _write_fixed(data: Callable[[Any], Tensor], **options: Any) -> Callable[[Any, Path], None]:
-    """A writer of an image on the fixed grid."""
+    """A function that writes an image on the fixed grid."""
     return lambda r, path: io.write_image(path, data(r), r.grid, like=r.stored[0], **options)
 
 
 def _write_warp(u: Callable[[Any], Tensor]) -> Callable[[Any, Path], None]:
-    """A writer of a displacement on the fixed grid."""
+    """A function that writes a displacement on the fixed grid."""
     return lambda r, path: io.write_warp(path, u(r), r.grid, like=r.stored[0])
 
 
 def _total_displacement(r: Any, transform: Any) -> Tensor:
-    """A map between world millimetres as a displacement on the fixed grid."""
+    """A transform between world millimetres as a displacement (1, d, *s) on the fixed grid, in domain units."""
     return displacement(Framed(transform, r.grid), r.grid, r.deformation)
 
 
@@ -76,7 +76,7 @@ def image_files(output: Output, gaussians: int) -> list[OutputFile]:
     """The files of a registration of images.
 
     Args:
-        gaussians: number of Gaussians whose weights may be written.
+        gaussians: number of Gaussians whose weights may be written (t*_Weight*.nii.gz).
     """
     return [
         OutputFile(
@@ -106,11 +106,11 @@ def image_files(output: Output, gaussians: int) -> list[OutputFile]:
 
 
 def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
-    """The files of the geodesic at time t, the k-th of ``output.times``: map, warped image, log det J, velocity, momentum, and
-    of RDMM sigma(x) and the weights.
+    """The files of the geodesic at time t, which is ``output.times[k]``: map, warped image, log det J, velocity and momentum;
+    for RDMM also sigma(x) and the weights.
 
-    Vectors (velocity, momentum) are written as displacements are: millimetres along L, P, S. A velocity is per unit of time;
-    a momentum is a density in domain units, times the longest edge.
+    Velocity and momentum are written in the format of displacements: millimetres along L, P, S. The velocity is per unit of time.
+    The momentum is a density in domain units, multiplied by the longest edge.
     """
 
     def at(r: Any) -> Any:
@@ -145,23 +145,23 @@ def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
 
 
 def _write_shape(path: Path, start: np.ndarray, end: np.ndarray, shape: Any) -> None:
-    """A moved shape, with the displacement (and weight) of each vertex."""
+    """Write a moved shape, with the displacement (and the weight, if any) of each vertex."""
     cells = None if shape.cells is None else shape.cells.numpy()
     data = {"displacement": end - start} | ({} if shape.weights is None else {"weights": shape.weights[0].numpy()})
     io.write_mesh(path, end, cells, data)
 
 
 def _write_flow(r: Any, path: Path) -> None:
-    """The paths of the control points, as lines."""
+    """Write the paths of the control points as lines."""
     steps = r.control_paths
-    n, t = len(steps[0]), len(steps)
+    t, n = len(steps), len(steps[0])
     index = np.arange(n * t).reshape(t, n)
     cells = np.stack([index[:-1].ravel(), index[1:].ravel()], 1)
     io.write_mesh(path, np.concatenate(steps), cells, {"t": np.repeat(r.times, n)})
 
 
 def _write_frame_warp(transform: Callable[[Any], Any]) -> Callable[[Any, Path], None]:
-    """A writer of a map as a displacement on the grid around both shapes."""
+    """A function that writes a transform as a displacement on the grid around both shapes."""
     return lambda r, path: io.write_warp(path, displacement(transform(r), r.frame, torch.zeros(1)), r.frame)
 
 
@@ -181,4 +181,4 @@ SHAPE_FILES = (
     OutputFile("Flow.vtk", _write_flow, when=lambda r: r.result.ic is not None),
     CONDITIONS,
 )
-"""The files of a registration of shapes. Warps pull back, fixed -> moving, as those of images do."""
+"""The files of a registration of shapes. As for images, warps map points of the fixed shape to the moving one."""

@@ -1,4 +1,4 @@
-"""What is written of a run: run.json and initial_conditions.safetensors, of images and shapes alike."""
+"""The record of a run: write and read run.json, write initial_conditions.safetensors. The same for images and shapes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ class Provenance:
     """How a registration was run, as run.json records it.
 
     Args:
-        command: what would be typed for it; empty where it was called from Python.
-        threads: of torch.
-        warnings: of reading the inputs and of the run.
+        command: the equivalent command line; empty if called from Python.
+        seed: random seed.
+        device: cpu or cuda.
+        threads: number of torch's threads.
+        warnings: warnings from reading the inputs and from the run.
     """
 
     command: str = ""
@@ -50,7 +52,7 @@ def run_summary(
     status: str,
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What run.json holds, without the checksums of the files written."""
+    """The content of run.json, without the checksums of the written files."""
     return {
         "status": status,
         "inputs": {k: {"path": v, "sha256": io.sha256(v)} for k, v in inputs.files.items()},
@@ -67,7 +69,7 @@ def run_summary(
 
 
 def nan_to_null(x: Any) -> Any:
-    """Without NaN and infinity, which JSON does not have: null."""
+    """Replace NaN and infinity, which JSON does not have, by null, in nested dictionaries and lists."""
     if isinstance(x, dict):
         return {str(k): nan_to_null(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
@@ -76,18 +78,18 @@ def nan_to_null(x: Any) -> Any:
 
 
 def warning_text(summary: Mapping[str, Any]) -> str:
-    """The warnings of a run.json in one line."""
+    """The warnings of a run.json as one line of text."""
     return "; ".join(map(str, summary.get("warnings", [])))
 
 
 def table_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a run.json that a table shows; what is none (NaN) is left out."""
+    """The finite numbers of a run.json, for a table: its metrics, seconds and peak_memory_mb."""
     numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float) and np.isfinite(v)}
     return {**numbers, "seconds": summary["seconds"]["total"], "peak_memory_mb": summary["peak_memory_mb"]}
 
 
 def write_conditions(path: Path, ic: InitialConditions) -> None:
-    """Momentum, and pre-weights or control points where there are any."""
+    """Write the momentum, and the pre-weights or control points if there are any."""
     from safetensors.torch import save
 
     tensors = {k: getattr(ic, k) for k in ("momentum", "weights", "points") if getattr(ic, k) is not None}
@@ -95,7 +97,7 @@ def write_conditions(path: Path, ic: InitialConditions) -> None:
 
 
 def write_run(outputs: Outputs, summary: Mapping[str, Any], written: Sequence[Path]) -> Path:
-    """run.json, the last file of a run: it vouches for the others by their checksums."""
+    """Write run.json, with the checksums of all other files of the run, so it must be written last. Returns its path."""
     path = outputs.path("run.json")
     whole = {**summary, "outputs": {outputs.name(p): io.sha256(p) for p in written}}
     io.write_atomically(path, json.dumps(nan_to_null(whole), indent=1, allow_nan=False).encode())
@@ -103,23 +105,25 @@ def write_run(outputs: Outputs, summary: Mapping[str, Any], written: Sequence[Pa
 
 
 def find_outputs(run: str) -> Outputs:
-    """The files of a run that is named by its folder, its prefix or its run.json."""
+    """The files of a run, given its folder, its prefix or the path of its run.json."""
     text = run.removesuffix("run.json")
     return Outputs(f"{text}/" if Path(text or ".").is_dir() and not text.endswith("/") else text)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What a run.json holds.
+    """Read a run.json.
+
+    Configurations of earlier versions get the current names.
 
     Raises:
-        InputError: it is missing, or not what a run of rdmm writes.
+        InputError: it is missing, or was not written by rdmm.
     """
     try:
         run = json.loads(require_file(path).read_text(encoding="utf-8"))
         wrong = [k for k in ("inputs", "config", "metrics", "seconds", "versions", "outputs") if not isinstance(run[k], dict)]
         wrong += [] if isinstance(run.get("warnings", []), list) else ["warnings"]
         if wrong or not all({"path", "sha256"} <= set(v) for v in run["inputs"].values()):
-            raise TypeError(f"{(wrong or ['inputs'])[0]} is not as a run writes it")
+            raise TypeError(f"{(wrong or ['inputs'])[0]!r} has an unexpected form")
         table_metrics(run)
         reading = run["reading"] if "reading" in run else _parse_reading(run.get("command", ""))
         return {**run, "config": current(run["config"]), "reading": reading}
@@ -128,8 +132,13 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _parse_reading(command: str) -> dict[str, Any]:
-    """How the images were read, of a run.json of version 0.1.0 that tells it by its command alone."""
+    """The reading options from the recorded command: run.json of version 0.1.0 has no other record of them."""
     words = shlex.split(command)
-    found: dict[str, Any] = {name: words[words.index(f"--{name}") + 1] for name in ("nan", "volume") if f"--{name}" in words}
-    volume = {"volume": int(found["volume"])} if "volume" in found else {}
-    return {**found, **volume, **({"strict": True} if "--strict" in words else {})}
+    found: dict[str, Any] = {}
+    if "--nan" in words:
+        found["nan"] = words[words.index("--nan") + 1]
+    if "--volume" in words:
+        found["volume"] = int(words[words.index("--volume") + 1])
+    if "--strict" in words:
+        found["strict"] = True
+    return found

@@ -1,4 +1,4 @@
-"""From shapes to shapes: what ``rdmm register A.vtk B.vtk`` does. Registration of images is in ``registration``."""
+"""A finished registration of shapes: its maps, metrics, figures and files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine, Identity, Transform, composed, flat
 
 PATH_TIMES = tuple(k / 10 for k in range(11))
-"""Times of the control points' paths."""
+"""Times t of the control points' paths."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShapeRegistration(FinishedRegistration):
-    """A finished registration of shapes: ``result.transform`` pushes the moving shape forward, in domain units of the frame."""
+    """A finished registration of shapes.
+
+    ``result.transform`` moves the points of the moving shape to the fixed shape, in domain units of ``frame``.
+    """
 
     inputs: ShapeInputs
     times: ClassVar[Sequence[float]] = PATH_TIMES
@@ -45,21 +48,21 @@ class ShapeRegistration(FinishedRegistration):
 
     @cached_property
     def warped(self) -> Measure:
-        """The moving shape where the fixed one is, in domain units."""
+        """The moving shape, moved to the fixed one, in domain units."""
         return self.pair.moving.moved_by(self.result.transform)
 
     def in_world(self, measure: Measure) -> np.ndarray:
-        """Vertices (n, d) in millimetres."""
+        """Vertices (n, d) of a measure in world millimetres."""
         return self.frame.to_world(measure.points.detach())[0].numpy().T
 
     @cached_property
     def energy_drift(self) -> float:
-        """Largest relative change of the Hamiltonian over t in [0, 1]."""
+        """Largest relative change of the Hamiltonian over t in [0, 1]; NaN without a geodesic."""
         return energy_drift(self.snapshots) if self.snapshots else float("nan")
 
     @cached_property
     def snapshots(self) -> list[PointSnapshot]:
-        """The control points at TIMES; [] where there is no geodesic."""
+        """Snapshots of the control points at PATH_TIMES; [] if there is no geodesic."""
         ic, dynamics = self.result.ic, self.dynamics
         if ic is None or dynamics is None:
             return []
@@ -68,27 +71,30 @@ class ShapeRegistration(FinishedRegistration):
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Distances (mm) of the vertices of each shape to the nearest one of the other, before and after; landmarks; the flow's error."""
-        fixed = self.in_world(self.pair.fixed)
-        out: dict[str, float] = {}
-        for name, m in (("before", self.pair.moving), ("after", self.warped)):
-            moved = self.in_world(m)
-            there, back = (np.asarray(cKDTree(p).query(q)[0]) for p, q in ((fixed, moved), (moved, fixed)))
-            out |= {f"distance_{name}_mm": float((there.mean() + back.mean()) / 2)}
-            out |= {f"hd95_{name}_mm": float(max(np.percentile(there, 95), np.percentile(back, 95)))}
+        """Distances between the shapes before and after, inverse consistency, energy drift, landmark errors. Lengths are in mm."""
+        out = {**self._distances("before", self.pair.moving), **self._distances("after", self.warped)}
         returned = self.warped.moved_by(self.result.inverse).points - self.pair.moving.points
         out["inverse_consistency_mm"] = float(returned.norm(dim=1).mean()) * self.frame.length
         if np.isfinite(self.energy_drift):
             out["energy_drift"] = self.energy_drift
         if self.inputs.landmarks is not None:
-            ends, starts = self.inputs.landmarks
-            reached = self.frame.to_world(self.result.transform(self.inputs.to_domain(starts)))[0].numpy().T
-            out["tre_before_mm"] = float(metrics.tre(starts, ends).mean())
-            out["tre_mm"] = float(metrics.tre(reached, ends).mean())
+            fixed, moving = self.inputs.landmarks
+            moved = self.frame.to_world(self.result.transform(self.inputs.to_domain(moving)))[0].numpy().T
+            out["tre_before_mm"] = float(metrics.tre(moving, fixed).mean())
+            out["tre_mm"] = float(metrics.tre(moved, fixed).mean())
         return out
 
+    def _distances(self, name: str, moving: Measure) -> dict[str, float]:
+        """Mean and 95th percentile of the distances (mm) from the vertices of each shape to the nearest vertex of the other."""
+        a, b = self.in_world(self.pair.fixed), self.in_world(moving)
+        to_fixed, to_moving = np.asarray(cKDTree(a).query(b)[0]), np.asarray(cKDTree(b).query(a)[0])
+        return {
+            f"distance_{name}_mm": float((to_fixed.mean() + to_moving.mean()) / 2),
+            f"hd95_{name}_mm": float(max(np.percentile(to_fixed, 95), np.percentile(to_moving, 95))),
+        }
+
     def inverse_warped(self) -> Measure:
-        """The fixed shape where the moving one is, in domain units."""
+        """The fixed shape, moved to the moving one, in domain units."""
         return self.pair.fixed.moved_by(self.result.inverse)
 
     def files(self) -> Sequence[OutputFile]:
@@ -96,7 +102,9 @@ class ShapeRegistration(FinishedRegistration):
 
     @cached_property
     def _affine_and_flow(self) -> tuple[Affine | None, Transform]:
-        maps, affine = flat(self.result.transform), None
+        """Split the total map into its leading affine maps, as one, and the rest."""
+        maps = flat(self.result.transform)
+        affine: Affine | None = None
         while maps and isinstance(maps[0], Affine):
             affine = maps[0] if affine is None else Affine(maps[0].matrix @ affine.matrix)
             maps = maps[1:]
@@ -107,27 +115,27 @@ class ShapeRegistration(FinishedRegistration):
 
     @property
     def affine(self) -> Affine | None:
-        """The affine map that the moving shape goes through before ``flow``; None where there is none."""
+        """The affine part, applied to the moving shape before ``flow``; None if there is none."""
         return self._affine_and_flow[0]
 
     @property
     def flow(self) -> Transform:
-        """The deformation that the moving shape goes through, after ``affine``, in domain units of the frame."""
+        """The deformation, applied to the moving shape after ``affine``, in domain units of the frame."""
         return self._affine_and_flow[1]
 
     @property
     def inverse_flow(self) -> Transform:
-        """The inverse of ``flow``: from the fixed shape to the moving one as ``affine`` has placed it."""
+        """The inverse of ``flow``: from the fixed shape to the moving shape after ``affine``."""
         return self.result.inverse if self.affine is None else composed(self.result.inverse, self.affine)
 
     @property
     def control_paths(self) -> list[np.ndarray]:
-        """The control points (n, d) at TIMES, world millimetres."""
+        """The control points (n, d) at PATH_TIMES, world millimetres."""
         return [self.frame.to_world(snapshot.points)[0].numpy().T for snapshot in self.snapshots]
 
     @cached_property
     def picture(self) -> str:
-        """Both shapes before and after, in each plane, with the flow's grid: base64 PNG."""
+        """Both shapes before and after, in each plane, with the deformed grid: base64 PNG."""
         from rdmm.report.figures import base64_png
 
         return base64_png(self.figure_by_method({"warped": self}))
@@ -137,7 +145,7 @@ class ShapeRegistration(FinishedRegistration):
         return [("Shapes before and after", self.picture)]
 
     def frames(self) -> list[dict[str, Any]]:
-        """The control points on their way over the fixed shape: for the page's script. [] where there is no geodesic."""
+        """The moving control points over the fixed shape, as data for the page's script; [] without a geodesic."""
         from rdmm.report.shape_figures import shape_frames
 
         if not self.snapshots:

@@ -1,4 +1,4 @@
-"""A registration of images rebuilt from the files that it wrote."""
+"""Rebuild a finished registration of images from the files that it wrote."""
 
 from __future__ import annotations
 
@@ -22,45 +22,53 @@ from rdmm.types import InputError
 
 
 def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
-    """A registration of images from what it wrote.
+    """Rebuild a registration of images from its files; ``summary`` is its run.json.
 
-    Its geodesic is shot again where it was the only deformation and went on from no initial transform; else there is none
-    (``result.ic`` is None).
+    The geodesic is computed again if the run had one deformation and no initial transform. Otherwise ``result.ic`` is None.
 
     Raises:
-        InputError: a file is missing, or no longer what it was at the time of the run.
+        InputError: a file is missing or has changed since the run, or the run cannot be rebuilt (shapes, images that were no files).
     """
     files = {k: v["path"] for k, v in summary["inputs"].items()}
+    record = outputs.path("run.json")
     if any(io.is_mesh(name) for name in files.values()):
-        raise InputError(f"{outputs.path('run.json')}: a run of shapes, whose report is made with it: register again with --overwrite")
+        raise InputError(
+            f"{record}: this is a run of shapes, and its report cannot be made again from files; register again with --overwrite"
+        )
     if not {"fixed", "moving"} <= set(files):
-        raise InputError(f"{outputs.path('run.json')}: its images were no files; Registration.save makes the report of such a run")
+        raise InputError(f"{record}: the images of this run were not files; use Registration.save in Python to write its report")
     sums = {v["path"]: v["sha256"] for v in summary["inputs"].values()}
     sums |= {str(outputs.path(k)): v for k, v in summary["outputs"].items() if k != "report.html"}
     for name, wanted in sums.items():
         if io.sha256(require_file(name)) != wanted:
-            raise InputError(f"{name}: not the file of this run any more (its sha256 differs); register again")
-    further = {k: files[k] for k in REPORT_INPUTS if k in files}
-    inputs = read_inputs(files["fixed"], files["moving"], **further, **summary["reading"], require_overlap=False)
+            raise InputError(f"{name}: the file has changed since this run (its sha256 differs); register again")
+    optional = {k: files[k] for k in REPORT_INPUTS if k in files}
+    inputs = read_inputs(files["fixed"], files["moving"], **optional, **summary["reading"], require_overlap=False)
     settings = build_settings(summary["config"])
-    found = deforms(settings.stages)
-    result = _restore_result(outputs, inputs, summary, found[0].problem.dynamics if len(found) == 1 and "initial" not in files else None)
+    deformations = deforms(settings.stages)
+    can_shoot = len(deformations) == 1 and "initial" not in files
+    dynamics = deformations[0].problem.dynamics if can_shoot else None
+    result = _restore_result(outputs, inputs, summary, dynamics)
     return Registration(inputs, result, settings.config, output=settings.output, status=summary["status"])
 
 
 def _restore_result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any], dynamics: Any) -> Result:
-    """What the run found; its initial conditions only where ``dynamics`` is what they are shot by."""
+    """The result of the run; its initial conditions only if their ``dynamics`` is given."""
     grid = inputs.pair.fixed.grid
     before = _read_transform(outputs, "0GenericAffine.mat", grid)
-    u, w = (_read_transform(outputs, name, grid) for name in ("1Warp.nii.gz", "1InverseWarp.nii.gz"))
-    inverse = composed(before.inverse(), w) if isinstance(before, Affine) else w
+    deformation, inverse = _read_transform(outputs, "1Warp.nii.gz", grid), _read_transform(outputs, "1InverseWarp.nii.gz", grid)
+    if isinstance(before, Affine):
+        inverse = composed(before.inverse(), inverse)
     conditions = outputs.path("initial_conditions.safetensors")
     ic = _read_conditions(conditions) if dynamics is not None and conditions.exists() else None
     history, seconds = list(summary["history"]), dict(summary["seconds"])
-    return Result(composed(u, before), inverse, dict(summary["energy"]), ic, history, seconds, before, None if ic is None else dynamics)
+    return Result(
+        composed(deformation, before), inverse, dict(summary["energy"]), ic, history, seconds, before, None if ic is None else dynamics
+    )
 
 
 def _read_transform(outputs: Outputs, name: str, grid: Grid) -> Transform:
+    """A transform of the run in domain units of the fixed grid; the identity if the run has no such file."""
     path = outputs.path(name)
     return framed(io.read_transform(str(path)), grid) if path.exists() else Identity()
 
@@ -71,4 +79,4 @@ def _read_conditions(path: Path) -> InitialConditions:
     try:
         return InitialConditions(**load(path.read_bytes()))
     except Exception as error:
-        raise InputError(f"{path}: not the initial conditions of a run ({error})") from error
+        raise InputError(f"{path}: these are not the initial conditions of a run ({error})") from error

@@ -1,5 +1,5 @@
-"""The process that a registration runs in.
+"""Services of the running process.
 
-``interrupt`` is Ctrl-C and SIGTERM, ``progress`` what the progress bar listens to, ``warnings`` what run.json records.
-``resources`` measures memory and chooses the device.
+``interrupt`` handles Ctrl-C and SIGTERM, ``progress`` reports iterations to the progress bar, ``warnings`` collects warnings for
+run.json, and ``resources`` measures memory and selects the device.
 """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends every search with its best iterate so far, the second one ends the process."""
+"""Ctrl-C and SIGTERM: the first signal stops every search, which keeps its best iterate; the second ends the process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import threading
 from collections.abc import Iterator
 
 stop = threading.Event()
-"""Set by a signal handler: every search ends with its best iterate so far."""
+"""Set by the signal handler. Searches poll it, and stop with their best iterate."""
 
 
 @contextlib.contextmanager
-def interruptible(message: str = "writing the best result so far (once more: quit at once)") -> Iterator[dict[str, int]]:
-    """Yields {"signal": n} once SIGINT or SIGTERM came; the second quits at once."""
+def interruptible(message: str = "writing the best result so far (press again to quit at once)") -> Iterator[dict[str, int]]:
+    """Handle SIGINT and SIGTERM inside the block: the first sets ``stop`` and prints ``message``, the second ends the process.
+
+    Yields:
+        a dictionary; after a signal it is {"signal": its number}.
+    """
     seen: dict[str, int] = {}
 
     def handler(number: int, _: object) -> None:

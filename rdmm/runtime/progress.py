@@ -1,4 +1,4 @@
-"""Progress of a search: the optimizer reports, whoever shows it listens."""
+"""Progress of a search: the optimizer reports each iteration to listeners, such as the progress bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("_listeners", default=
 
 @contextlib.contextmanager
 def progress_listener(listener: Listener) -> Iterator[None]:
-    """Call ``listener`` after every iteration of every search that this thread makes in the meantime."""
+    """Inside the block, call ``listener`` after every iteration of every search of this thread."""
     token = _listeners.set((*_listeners.get(), listener))
     try:
         yield
@@ -23,12 +23,13 @@ def progress_listener(listener: Listener) -> Iterator[None]:
 
 
 def report_progress(level: int, iteration: int, total: int, energy: float) -> None:
-    """Tell the listeners of one finished iteration.
+    """Report one finished iteration to the listeners.
 
     Args:
-        level: of the image pyramid, 0 the coarsest.
-        iteration: the number of this iteration, of at most ``total`` on this level.
-        energy: the value of the objective.
+        level: level of the image pyramid; 0 is the coarsest.
+        iteration: number of the iteration on this level.
+        total: largest number of iterations on this level.
+        energy: value of the objective.
     """
     for listener in _listeners.get():
         listener(level, iteration, total, energy)

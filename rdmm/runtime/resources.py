@@ -14,20 +14,20 @@ from rdmm.types import ConfigError
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take."""
+    """Bytes that this process can still allocate: free memory, or less if a limit (ulimit -v) is set."""
     free = psutil.virtual_memory().available
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return free if limit == resource.RLIM_INFINITY else min(free, limit - psutil.Process().memory_info().vms)
 
 
 def reset_peak_memory() -> None:
-    """Count peak_memory from here on (Linux; elsewhere it is that of the process)."""
+    """Start a new measurement of peak_memory. Works on Linux only; elsewhere the peak is that of the whole process."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process had at most since reset_peak_memory."""
+    """Largest memory of this process since reset_peak_memory, in bytes."""
     with contextlib.suppress(OSError, IndexError):
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -35,13 +35,13 @@ def peak_memory() -> int:
 
 
 def select_device(name: str) -> torch.device:
-    """The device, or ConfigError if it is not there."""
+    """The torch device of --device, cpu or cuda. Raises ConfigError if it does not exist on this machine."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--device {name}: must be cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
+        raise ConfigError(f"--device {name}: PyTorch finds no CUDA device; use --device cpu")
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: cpu or cuda is wanted")
+        raise ConfigError(f"--device {name}: must be cpu or cuda")
     return device

@@ -1,4 +1,4 @@
-"""Warnings of a run, kept for those who read its results and not its log."""
+"""Collect warnings logged during a run, for run.json and the report."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
-
-
-Noted = TypeVar("Noted", bound=Any)
+T = TypeVar("T", bound=Any)
 
 
 class _WarningHandler(logging.Handler):
-    """The texts of one thread's warnings."""
+    """Collects the warnings of the thread that created it."""
 
     def __init__(self, texts: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -30,7 +28,7 @@ class _WarningHandler(logging.Handler):
 
 @contextlib.contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """What this thread's parts of rdmm warn of meanwhile, in order."""
+    """Inside the block, collect the warnings that rdmm logs in this thread. Yields the list that is being filled."""
     texts: list[str] = []
     handler, log = _WarningHandler(texts), logging.getLogger("rdmm")
     log.addHandler(handler)
@@ -40,13 +38,13 @@ def collect_warnings() -> Iterator[list[str]]:
         log.removeHandler(handler)
 
 
-def with_warnings(read: Callable[P, Noted]) -> Callable[P, Noted]:
-    """A reader whose result, a dataclass, holds in ``warnings`` what it warned of."""
+def with_warnings(read: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that returns a dataclass: the warnings logged during the call go to its field ``warnings``."""
 
     @functools.wraps(read)
-    def noting(*args: P.args, **kwargs: P.kwargs) -> Noted:
+    def read_and_collect(*args: P.args, **kwargs: P.kwargs) -> T:
         with collect_warnings() as texts:
-            found = read(*args, **kwargs)
-        return replace(found, warnings=tuple(texts))
+            result = read(*args, **kwargs)
+        return replace(result, warnings=tuple(texts))
 
-    return noting
+    return read_and_collect

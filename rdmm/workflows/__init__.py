@@ -1,5 +1,5 @@
-"""Files to files: what the commands do. ``rdmm.cli`` has a file of the same name that only parses.
+"""What the commands do, from files to files. ``rdmm.cli`` only parses the command line.
 
-``job`` is one registration, ``batch`` many, which ``launchers`` start; ``reports`` makes pages of what was written earlier.
-``transforms``, ``transport``, ``inspect`` and ``demo`` are the small commands.
+``job`` is one registration, ``batch`` runs many, and ``launchers`` start them. ``reports`` writes pages of earlier runs. ``transforms``,
+``transport``, ``inspect`` and ``demo`` are the other commands.
 """

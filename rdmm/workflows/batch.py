@@ -1,7 +1,7 @@
-"""Many pairs, each on its own: one that fails costs nothing but itself, and what is done is done once.
+"""Register many pairs, each in its own process: a failure does not affect the others, and finished pairs are skipped on resume.
 
-Under the output folder: a folder of results for each pair, ``table.csv``, ``failures.json``, ``index.html``, and ``logs/``. A shard i of
-n puts ``_iofn`` behind the names of its table and failures.
+The output folder gets one folder of results per pair, ``table.csv``, ``failures.json``, ``index.html`` and ``logs/``. Shard i of n
+writes ``table_iofn.csv`` and ``failures_iofn.json`` instead.
 """
 
 from __future__ import annotations
@@ -30,18 +30,23 @@ log = logging.getLogger(__name__)
 
 LEADING_COLUMNS = ("id", "status", "exit_code", "message", "seconds", "peak_memory_mb")
 
-
 RESERVED_NAMES = ("logs", "table.csv", "failures.json", "index.html")
+"""Names in the output folder that no pair can have."""
+
+SLURM_BASE_GIB, SLURM_MEMORY_FACTOR = 2, 1.5
+"""Memory requested per job: this much for the libraries, and the estimated peak times this factor, as SLURM kills jobs that exceed it."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is run and where; ``job`` holds what all pairs share.
+    """The pairs to register and the output folder.
 
     Args:
         pairs: CSV or Learn2Reg JSON (read_pairs).
-        root: folder of the paths in it; by default its own.
-        shard: (i, n): of the rows, every n-th from the i-th (1 <= i <= n).
+        out: output folder.
+        job: settings and options that all pairs share.
+        root: folder that the paths in ``pairs`` are relative to; by default the folder of ``pairs``.
+        shard: (i, n): every n-th row, starting at the i-th (1 <= i <= n).
     """
 
     pairs: str
@@ -53,55 +58,62 @@ class Batch:
     def __post_init__(self) -> None:
         i, n = self.shard
         if not 1 <= i <= n:
-            raise ConfigError(f"--shard {i}/{n}: i/n with 1 <= i <= n is wanted, e.g. 1/4")
+            raise ConfigError(f"--shard {i}/{n}: must be i/n with 1 <= i <= n, e.g. 1/4")
 
     def jobs(self) -> dict[str, Job]:
-        """The registration of each row of this shard."""
+        """The job of each row of this shard, by the pair's id.
+
+        Raises:
+            ConfigError: the list cannot be used, or has fewer rows than there are shards.
+        """
         i, n = self.shard
         rows = read_pairs(self.pairs, self.root)
         taken = [r for r in rows if r.id in RESERVED_NAMES or r.id.startswith(".")]
         if taken:
-            raise ConfigError(f"{taken[0].where}: {taken[0].id!r} cannot name a pair: the batch writes {', '.join(RESERVED_NAMES)} itself")
+            reserved = ", ".join(RESERVED_NAMES)
+            raise ConfigError(
+                f"{taken[0].where}: {taken[0].id!r} cannot be an id: {reserved}, and names that start with a dot, are reserved"
+            )
         if n > len(rows):
-            raise ConfigError(f"--shard {i}/{n}: there are only {len(rows)} pairs")
-        return {row.id: self._of(row) for row in rows[i - 1 :: n]}
+            raise ConfigError(f"--shard {i}/{n}: there are only {len(rows)} pairs; use at most {len(rows)} shards")
+        return {row.id: self._job(row) for row in rows[i - 1 :: n]}
 
-    def _of(self, row: Row) -> Job:
+    def _job(self, row: Row) -> Job:
         files = {k: str(v) for k, v in row.files.items()}
         fixed, moving = files.pop("fixed"), files.pop("moving")
         return replace(self.job, fixed=fixed, moving=moving, out=str(Path(self.out) / row.id) + "/", inputs={**self.job.inputs, **files})
 
-    def check(self, jobs: Mapping[str, Job]) -> dict[bool, Settings]:
-        """The settings of images (False) and of shapes (True), as far as there are any."""
-        return {kind: job.settings() for kind, job in {j.for_shapes: j for j in jobs.values()}.items()}
+    def settings(self, jobs: Mapping[str, Job]) -> dict[bool, Settings]:
+        """The settings for images (key False) and for shapes (key True), if the batch has any. Raises ConfigError."""
+        example = {job.for_shapes: job for job in jobs.values()}
+        return {for_shapes: job.settings() for for_shapes, job in example.items()}
 
     def path(self, name: str) -> Path:
-        """A file of the whole batch, or of this shard."""
+        """Path of a file of the batch; with shards, the name has the shard's suffix."""
         stem, dot, kind = name.partition(".")
         i, n = self.shard
         return Path(self.out) / (f"{stem}_{i}of{n}{dot}{kind}" if n > 1 else name)
 
     def run(self, launcher: Launcher, *, resume: bool = False, overwrite: bool = False) -> Iterator[tuple[str, Outcome]]:
-        """(id, outcome) of every pair as it ends; tables are kept up to date throughout.
+        """Yield (id, outcome) of every pair when it ends. table.csv and failures.json are always up to date.
 
         Raises:
-            RdmmError: the list, the settings or the folder cannot be used. What is wrong with a pair is its outcome.
+            RdmmError: the list, the settings or the output folder cannot be used. An error of a single pair is part of its outcome.
         """
         jobs = self.jobs()
-        settings = self.check(jobs)
+        settings = self.settings(jobs)
         Outputs.prepare(self.out + os.sep, [], overwrite=True)
         with Outputs(str(self.path("batch."))).locked():
-            done = {id: run for id, job in jobs.items() if resume and (run := job.find_finished_run(settings[job.for_shapes])) is not None}
-            there = [id for id, job in jobs.items() if Path(job.out, "run.json").exists()]
-            if there and not (resume or overwrite):
-                raise OutputError(f"{Path(self.out, there[0])}: is there already; --resume goes on, --overwrite begins anew")
-            rows = {id: {"status": "done", "message": warning_text(run), "exit_code": 0, **table_metrics(run)} for id, run in done.items()}
-            if done:
-                log.info("%d of %d pairs are done already", len(done), len(jobs))
+            rows = self._finished_rows(jobs, settings) if resume else {}
+            existing = [id for id, job in jobs.items() if Path(job.out, "run.json").exists()]
+            if existing and not (resume or overwrite):
+                raise OutputError(f"{Path(self.out, existing[0])}: already exists; use --resume to continue, or --overwrite to start again")
+            if rows:
+                log.info("%d of %d pairs are already finished", len(rows), len(jobs))
             yield from rows.items()
             logs = Path(self.out, "logs")
             logs.mkdir(exist_ok=True)
-            left = {id: job for id, job in jobs.items() if id not in done}
+            left = {id: job for id, job in jobs.items() if id not in rows}
             self._write(jobs, rows)
             for id, outcome in launcher(left, logs) if left else ():
                 rows[id] = outcome
@@ -114,30 +126,44 @@ class Batch:
             self._write(jobs, rows)
             write_index(Path(self.out))
 
+    def _finished_rows(self, jobs: Mapping[str, Job], settings: Mapping[bool, Settings]) -> dict[str, Outcome]:
+        """The outcomes of pairs that an earlier run finished with the same settings."""
+        rows = {}
+        for id, job in jobs.items():
+            run = job.find_finished_run(settings[job.for_shapes])
+            if run is not None:
+                rows[id] = {"status": "done", "message": warning_text(run), "exit_code": 0, **table_metrics(run)}
+        return rows
+
     def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome]) -> None:
-        """table.csv and failures.json, in the order of the list."""
+        """Write table.csv and failures.json, in the order of the list."""
         table = [{"id": id, **rows[id]} for id in jobs if id in rows]
         io.write_table(self.path("table.csv"), table, LEADING_COLUMNS)
-        failures = [
-            {**{k: r[k] for k in ("id", "status", "message", "exit_code")}, **_pair_files(jobs[r["id"]])} for r in table if has_failed(r)
-        ]
+        failures = [_failure_record(row, jobs[row["id"]]) for row in table if has_failed(row)]
         io.write_atomically(self.path("failures.json"), json.dumps(nan_to_null(failures), indent=1).encode())
 
 
 def has_failed(row: Mapping[str, Any]) -> bool:
+    """Whether an outcome is not ``done``."""
     return row["status"] != "done"
 
 
-def _pair_files(job: Job) -> dict[str, str]:
-    return {"fixed": job.fixed, "moving": job.moving, "out": job.out}
+def _failure_record(row: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    """An entry of failures.json."""
+    outcome = {k: row[k] for k in ("id", "status", "message", "exit_code")}
+    return {**outcome, "fixed": job.fixed, "moving": job.moving, "out": job.out}
 
 
 def parallel_jobs(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, float]:
-    """How many pairs are registered at a time, and the GiB that the largest needs: as many as were asked for, or as cores and
-    memory allow. A pair whose size is unknown or too large fails on its own.
+    """The number of pairs to register at the same time, and the memory (GiB) that the largest needs.
+
+    Pairs whose size is unknown or too large are ignored here; each fails on its own.
+
+    Args:
+        wanted: --jobs; None: the number of cores. Free memory may reduce either.
 
     Raises:
-        ConfigError: fewer than one.
+        ConfigError: ``wanted`` is less than 1.
     """
     if wanted is not None and wanted < 1:
         raise ConfigError(f"--jobs must be at least 1, not {wanted}")
@@ -151,40 +177,41 @@ def parallel_jobs(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, flo
     fitting = max(1, int(0.9 * available_memory() / largest)) if largest else len(jobs)
     chosen = wanted if wanted is not None else os.cpu_count() or 1
     if chosen > fitting:
-        log.warning("the largest pair needs about %.1f GiB: %d instead of %d at a time", largest / 2**30, fitting, chosen)
+        log.warning("the largest pair needs about %.1f GiB: %d pairs run at the same time instead of %d", largest / 2**30, fitting, chosen)
     return max(1, min(chosen, fitting, len(jobs))), largest / 2**30
 
 
 def choose_launcher(name: str, jobs: Mapping[str, Job], wanted: int | None, slurm: Sequence[str]) -> Launcher:
-    """``local`` or ``submitit``, with what --jobs and --slurm say."""
+    """The launcher ``local`` or ``submitit``, with the options --jobs (``wanted``) and --slurm (NAME=VALUE)."""
     if name == "local":
         if slurm:
-            raise ConfigError("--slurm goes with --launcher submitit")
+            raise ConfigError("--slurm works only with --launcher submitit")
         number, gib = parallel_jobs(jobs, wanted)
-        log.info("%d pairs, %d at a time, each up to about %.2f GiB", len(jobs), number, gib)
+        log.info("%d pairs, %d at the same time, each needs up to about %.2f GiB", len(jobs), number, gib)
         return Local(number)
     wrong = [s for s in slurm if "=" not in s]
     if wrong:
-        raise ConfigError(f"--slurm {wrong[0]}: NAME=VALUE is wanted, e.g. partition=cpu")
+        raise ConfigError(f"--slurm {wrong[0]}: must be NAME=VALUE, e.g. partition=cpu")
     _, gib = parallel_jobs(jobs, wanted)
-    return Submitit(dict(s.split("=", 1) for s in slurm), 2 + math.ceil(1.5 * gib), wanted or len(jobs))
+    return Submitit(dict(s.split("=", 1) for s in slurm), SLURM_BASE_GIB + math.ceil(SLURM_MEMORY_FACTOR * gib), wanted or len(jobs))
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """``i/n``."""
+    """Parse --shard i/n; (1, 1) if it is not given."""
     if text is None:
         return 1, 1
     parts = text.split("/")
     if len(parts) != 2 or not all(p.isdecimal() for p in parts):
-        raise ConfigError(f"--shard {text}: i/n is wanted, e.g. 1/4")
+        raise ConfigError(f"--shard {text}: must be i/n, e.g. 1/4")
     return int(parts[0]), int(parts[1])
 
 
 SUMMARY_COLUMNS = ("dice", "tre_mm", "folds_percent", "seconds")
+"""Metrics that the terminal shows of each pair; table.csv has all."""
 
 
 def format_outcome(id: str, row: Outcome) -> str:
-    """One line of a pair's outcome."""
+    """One line about a pair's outcome."""
     if has_failed(row):
         return f"{id}: {row['status']}: {row['message']}"
     warning = f"; warning: {row['message']}" if row["message"] else ""
@@ -192,7 +219,7 @@ def format_outcome(id: str, row: Outcome) -> str:
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a text table, what faults and warnings say under it."""
+    """The rows as a text table, followed by the messages of errors and warnings."""
     columns = [k for k in SUMMARY_COLUMNS if any(k in r for r in rows)]
     lines = [["id", "status", *columns]]
     lines += [[str(r["id"]), str(r["status"]), *(f"{r[k]:.4g}" if k in r else "-" for k in columns)] for r in rows]

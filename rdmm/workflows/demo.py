@@ -1,4 +1,4 @@
-"""The demo's files."""
+"""The files of ``rdmm demo``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from rdmm.spatial.image import Image
 
 
 def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
-    """Write the synthetic pair, its labels and regions under ``out``; the paths by name."""
+    """Write a synthetic pair with its labels and regions into the folder ``out``. Returns the paths by name.
+
+    Raises:
+        OutputError: a file of the demo, or of the registration that follows it, exists and ``overwrite`` is false.
+    """
     from rdmm.data.synthetic.scenes import shapes_pair
     from rdmm.io.files import Outputs
     from rdmm.registration.base import file_names
@@ -27,9 +31,8 @@ def make_demo(out: str, seed: int, *, overwrite: bool) -> dict[str, str]:
         "regions": pair.regions,
     }
     names = {k: f"{k}.nii.gz" for k in images}
-    outputs = Outputs.prepare(
-        os.path.join(out, ""), [*names.values(), *file_names(image_files(Output(), MIN_WEIGHT_FILES))], overwrite=overwrite
-    )
+    results = file_names(image_files(Output(), MIN_WEIGHT_FILES))
+    outputs = Outputs.prepare(os.path.join(out, ""), [*names.values(), *results], overwrite=overwrite)
     for name, image in images.items():
-        io.write_image(outputs.path(names[name]), image.data, image.grid, integer="fixed" != name != "moving")
+        io.write_image(outputs.path(names[name]), image.data, image.grid, integer=name not in ("fixed", "moving"))
     return {k: str(Path(outputs.path(v))) for k, v in names.items()}

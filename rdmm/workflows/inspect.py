@@ -1,4 +1,4 @@
-"""What a file holds."""
+"""Describe the content of a file."""
 
 from __future__ import annotations
 
@@ -18,42 +18,75 @@ from rdmm.workflows.transforms import read_displacement
 
 
 def info(name: str) -> dict[str, Any]:
-    """``rdmm info``."""
+    """``rdmm info``: what a file contains, by name.
+
+    Raises:
+        InputError: the file is missing, damaged, or of no known kind.
+    """
     path = require_file(name)
-    facts: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
+    facts = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
     if name.endswith((".nii", ".nii.gz")):
-        return facts | (_warp_facts(name) if io.nifti.peek_shape(name)[3:] in ((1, 3), (1, 2)) else _image_facts(name))
+        is_warp = io.nifti.peek_shape(name)[3:] in ((1, 3), (1, 2))
+        return facts | (_warp_facts(name) if is_warp else _image_facts(name))
     if io.is_mesh(name):
-        mesh = io.read_mesh(name)
-        kinds = {None: "points", 2: "segments", 3: "triangles"}
-        cells = None if mesh.cells is None else mesh.cells.shape
-        box = [[round(float(x), 4) for x in f(mesh.points, 0)] for f in (np.min, np.max)]
-        facts |= {"kind": f"shape of {kinds[None if cells is None else cells[1]]}", "vertices": len(mesh.points)}
-        return facts | {"cells": 0 if cells is None else cells[0], "lowest": box[0], "highest": box[1]}
+        return facts | _mesh_facts(name)
     if name.endswith((".mat", ".txt", ".tfm")):
-        transform = io.read_transform(name)
-        assert isinstance(transform, Affine)
-        return facts | {"kind": "affine, fixed -> moving, RAS+ mm", "matrix": np.round(transform.matrix.numpy(), 6).tolist()}
+        return facts | _affine_facts(name)
     if name.endswith((".safetensors", ".pt", ".pth", ".ckpt")):
-        return facts | _tensor_facts(path)
+        return facts | (_model_facts(path) if io.models.is_model(path) else _tensor_facts(path))
     if name.endswith(".json"):
-        try:
-            run = json.loads(path.read_text())
-            return facts | {"kind": "run", "status": run["status"], **run["metrics"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a run.json of rdmm ({error})") from error
-    raise InputError(f"{path}: an image or warp (.nii, .nii.gz), shape (.vtk, .ply), affine (.mat), .safetensors or run.json is wanted")
+        return facts | _run_facts(path)
+    raise InputError(
+        f"{path}: unknown kind of file; give an image or warp (.nii, .nii.gz), shape (.vtk, .ply), affine (.mat), .safetensors or run.json"
+    )
+
+
+def _mesh_facts(name: str) -> dict[str, Any]:
+    mesh = io.read_mesh(name)
+    if mesh.cells is None:
+        kind, count = "points", 0
+    else:
+        count, corners = mesh.cells.shape
+        kind = {2: "segments", 3: "triangles"}[corners]
+    return {
+        "kind": f"shape of {kind}",
+        "vertices": len(mesh.points),
+        "cells": count,
+        "lowest": _rounded(np.min(mesh.points, 0)),
+        "highest": _rounded(np.max(mesh.points, 0)),
+    }
+
+
+def _rounded(point: np.ndarray) -> list[float]:
+    return [round(float(x), 4) for x in point]
+
+
+def _affine_facts(name: str) -> dict[str, Any]:
+    transform = io.read_transform(name)
+    assert isinstance(transform, Affine)
+    return {"kind": "affine, fixed -> moving, RAS+ mm", "matrix": np.round(transform.matrix.numpy(), 6).tolist()}
+
+
+def _run_facts(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_text())
+        return {"kind": "run", "status": run["status"], **run["metrics"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a run.json of rdmm ({error})") from error
 
 
 def _tensor_facts(path: Path) -> dict[str, Any]:
-    """Of initial conditions their shapes; of a trained model what it is for."""
-    if not io.models.is_model(path):
-        from safetensors.torch import load
+    """Shapes of the tensors of a .safetensors file, such as initial conditions."""
+    from safetensors.torch import load
 
-        try:
-            return {"kind": "tensors", **{k: list(v.shape) for k, v in load(path.read_bytes()).items()}}
-        except Exception as error:
-            raise InputError(f"{path}: not a safetensors file ({error})") from error
+    try:
+        return {"kind": "tensors", **{k: list(v.shape) for k, v in load(path.read_bytes()).items()}}
+    except Exception as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from error
+
+
+def _model_facts(path: Path) -> dict[str, Any]:
+    """What a trained model predicts, and for which images."""
     model = io.models.read_model(path)
     parts = [k for k in ("affine", "predictor") if model.settings.get(k)]
     dynamics = model.settings.get("register", {}).get("dynamics", {}).get("_target_", "").rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""One registration from files to files: what ``rdmm register`` does, and ``rdmm batch`` for each of its pairs."""
+"""One registration from files to files, for ``rdmm register`` and for each pair of ``rdmm batch``."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ from rdmm.types import ConfigError, DivergenceError
 
 @dataclass(frozen=True)
 class Job:
-    """Files, settings, and where the results go.
+    """The input files, settings and output location of one registration.
 
     Args:
-        out: prefix or folder of the results.
+        fixed, moving: paths of two images, or of two shapes.
+        out: prefix of the result files, or a folder (ends in /).
         overrides: KEY=VALUE settings.
-        inputs: further inputs by name (``rdmm.data.given``); those that are None or False are left out.
-        init: start of the affine search.
-        weights: a trained model.
-        max_folding: more per cent of folded cells than this are a failure.
+        inputs: optional inputs by name (``rdmm.data.given``); None or False means not given.
+        init: start of the affine search: auto, header, com or axes.
+        weights: path of a trained model.
+        device: cpu or cuda.
+        threads: CPU threads; None: torch's default.
+        max_folding: largest percentage of folded cells that is accepted; None: any.
     """
 
     fixed: str
@@ -52,16 +55,17 @@ class Job:
 
     @property
     def for_shapes(self) -> bool:
+        """Whether the inputs are shapes, by the suffixes of the files."""
         return is_mesh(self.fixed) or is_mesh(self.moving)
 
     @property
     def given_inputs(self) -> dict[str, Any]:
-        """The further inputs that were given."""
+        """The optional inputs that were given."""
         return {k: v for k, v in self.inputs.items() if v is not None and v is not False}
 
     @property
     def command(self) -> str:
-        """What would be typed for this registration, but for what its results do not depend on: their place, and the threads."""
+        """The equivalent command line, without -o and --threads, which do not change the results."""
         options = {**self.given_inputs, "init": self.init, "weights": self.weights, "max_folding": self.max_folding}
         options |= {"device": self.device if self.device != "cpu" else None, "seed": self.seed or None}
         words = ["rdmm", "register", self.fixed, self.moving]
@@ -71,7 +75,11 @@ class Job:
         return shlex.join([*words, *self.overrides])
 
     def settings(self) -> Settings:
-        """The settings, composed and built once: a wrong one is found before any data is read."""
+        """Compose and build the settings. Call this before any data is read.
+
+        Raises:
+            ConfigError: an unknown key, a value that cannot be used, or a device that does not exist.
+        """
         more = [] if self.init is None else [f"affine.init={self.init}"]
         more += [] if self.weights is None else [f"weights={quoted(self.weights)}"]
         settings = compose_settings([*self.overrides, *more], "shapes" if self.for_shapes else "register")
@@ -79,68 +87,85 @@ class Job:
         return settings
 
     def read(self) -> Inputs | ShapeInputs:
-        """The checked inputs."""
+        """Read and check the inputs.
+
+        Raises:
+            InputError: a file cannot be used.
+            ConfigError: an option that only images have was given for shapes.
+        """
         if not self.for_shapes:
             return read_inputs(self.fixed, self.moving, **self.given_inputs, require_overlap=self.init != "com")
         for_shapes = {g.name for g in OPTIONAL_INPUTS if g.for_shapes}
         wrong = [k for k in self.given_inputs if k not in for_shapes]
         wrong += [k for k in ("weights", "max_folding") if getattr(self, k) is not None]
         if wrong:
-            raise ConfigError(f"--{wrong[0].replace('_', '-')} is for images; {self.fixed} and {self.moving} are registered as shapes")
+            raise ConfigError(
+                f"--{wrong[0].replace('_', '-')} works only for images, but {self.fixed} and {self.moving} are shapes; leave it out"
+            )
         return read_shapes(self.fixed, self.moving, self.given_inputs.get("landmarks"))
 
     def memory(self) -> int:
-        """Estimated peak in bytes; ResourceError if that is more than is free. 0 for shapes."""
+        """Estimated peak memory in bytes; 0 for shapes. Raises ResourceError if it exceeds the free memory."""
         return 0 if self.for_shapes else check_memory([self.fixed, self.moving])
 
     def output_names(self, settings: Settings) -> list[str]:
-        """Everything that this registration may write."""
+        """Names of all files that this registration may write."""
         return file_names(SHAPE_FILES if self.for_shapes else image_files(settings.output, MIN_WEIGHT_FILES))
 
     @contextlib.contextmanager
     def reserve_outputs(self, settings: Settings, *, overwrite: bool) -> Iterator[None]:
-        """Check that the results can be written, before anything is computed, and keep other runs away."""
+        """Check that the results can be written, and lock them against other runs until the block ends.
+
+        Raises:
+            OutputError: a file exists and ``overwrite`` is false, the place cannot be written, or another run holds the lock.
+        """
         with Outputs.prepare(self.out, [], overwrite=True).locked():
             Outputs.prepare(self.out, self.output_names(settings), overwrite=overwrite)
             yield
 
     def run(self, inputs: Inputs | ShapeInputs, settings: Settings) -> tuple[FinishedRegistration, list[Path], dict[str, Any]]:
-        """Register and write. An interrupted search leaves its best result.
+        """Register and write the results. If the search is interrupted, its best result is written.
 
         Returns:
-            the registration, the files (run.json last), and what run.json holds.
+            the registration, the paths of the files (run.json last), and the content of run.json.
         """
         set_threads(self.threads)
         done: FinishedRegistration = run(inputs, settings, device=self.device, seed=self.seed, command=self.command)
         return done, *done.write(self.out, overwrite=True)
 
-    def check_folding(self, measures: Mapping[str, Any]) -> None:
-        """DivergenceError where more folds than ``max_folding`` allows."""
-        folded = measures.get("folded_cells_percent", 0.0)
+    def check_folding(self, metrics: Mapping[str, Any]) -> None:
+        """Raise DivergenceError if more cells fold than ``max_folding`` allows."""
+        folded = metrics.get("folded_cells_percent", 0.0)
         if self.max_folding is not None and folded > self.max_folding:
-            raise DivergenceError(f"{folded:.3g} % of the cells fold, more than --max-folding {self.max_folding:g}; the result is written")
+            raise DivergenceError(
+                f"{folded:.3g} % of the cells fold, more than --max-folding {self.max_folding:g} allows; the result was written"
+            )
 
     def find_finished_run(self, settings: Settings) -> dict[str, Any] | None:
-        """run.json of an earlier run of this very job: the same settings, inputs and results by their checksums, wherever the inputs
-        lie now; else None."""
+        """The run.json of an earlier run of the same job, or None if there is none.
+
+        The settings must be equal, and inputs and results must have the recorded checksums. The inputs may have moved to other paths.
+        """
         outputs = Outputs(str(Path(self.out)) + "/")
         try:
             run = json.loads(outputs.path("run.json").read_text())
-            recorded = run["inputs"]
-            files = {"fixed": self.fixed, "moving": self.moving, **self.given_inputs, "weights": settings.config.get("weights")}
-            then = replace(
-                self, **{k: recorded[k]["path"] for k in ("fixed", "moving")}, inputs=_restore_paths(self.given_inputs, recorded)
-            )
-            same = run["status"] == "done" and current(run["config"]) == json.loads(json.dumps(nan_to_null(settings.config)))
-            same = same and (run["command"], run["seed"]) == (then.command, self.seed)
-            same = same and all(sha256(files[k]) == v["sha256"] for k, v in recorded.items())
-            same = same and all(sha256(outputs.path(k)) == v for k, v in run["outputs"].items())
+            if not (self._has_same_settings(run, settings) and self._has_same_files(run, settings, outputs)):
+                return None
             self.check_folding(run["metrics"])
-            return run if same else None
+            return run
         except (OSError, ValueError, KeyError, TypeError, AttributeError, DivergenceError):
             return None
 
+    def _has_same_settings(self, run: Mapping[str, Any], settings: Settings) -> bool:
+        """Whether ``run`` is finished and has this job's configuration, command (with the recorded paths) and seed."""
+        recorded = run["inputs"]
+        inputs = {k: recorded[k]["path"] if k in recorded else v for k, v in self.given_inputs.items()}
+        then = replace(self, fixed=recorded["fixed"]["path"], moving=recorded["moving"]["path"], inputs=inputs)
+        config = json.loads(json.dumps(nan_to_null(settings.config)))
+        return (run["status"], run["command"], run["seed"]) == ("done", then.command, self.seed) and current(run["config"]) == config
 
-def _restore_paths(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Further inputs, the files among them by the paths that they had at the time of a run."""
-    return {k: recorded[k]["path"] if k in recorded else v for k, v in given.items()}
+    def _has_same_files(self, run: Mapping[str, Any], settings: Settings, outputs: Outputs) -> bool:
+        """Whether this job's inputs, and the results on disk, have the checksums of ``run``."""
+        files = {"fixed": self.fixed, "moving": self.moving, **self.given_inputs, "weights": settings.config.get("weights")}
+        same_inputs = all(sha256(files[k]) == v["sha256"] for k, v in run["inputs"].items())
+        return same_inputs and all(sha256(outputs.path(k)) == v for k, v in run["outputs"].items())

@@ -1,7 +1,7 @@
-"""Where the jobs of a batch run: in processes of this machine, or through a scheduler. A job that dies takes nobody with it.
+"""Launchers run the jobs of a batch, in processes of this machine or on a SLURM cluster. A crash of one job does not affect the others.
 
-A launcher takes named jobs and yields (name, outcome) as they end, in any order. An outcome is a row of the batch's table:
-``status`` (done, interrupted, or the fault's name), ``message`` and ``exit_code``, and of a result its measures.
+A launcher takes named jobs and yields (name, outcome) when each ends, in any order. An outcome is a row of the batch's table:
+``status`` (done, interrupted, or the error's name), ``message``, ``exit_code``, and the metrics if there is a result.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from rdmm.types import ConfigError, RdmmError
 from rdmm.workflows.job import Job
 
 Outcome = dict[str, Any]
-
-
 Launcher = Callable[[Mapping[str, Job], Path], Iterator[tuple[str, Outcome]]]
 
 PRELOADED_MODULES = [
@@ -39,14 +37,17 @@ PRELOADED_MODULES = [
     "hydra._internal.hydra",
     *(f"rdmm.kernels.{name}" for _, name, _ in pkgutil.iter_modules(kernels.__path__)),
 ]
-"""What every process would load for itself otherwise; nothing of it starts threads, which a fork would not take along."""
+"""Modules imported once in the fork server. They must not start threads, because a fork does not copy threads."""
 
 POLL_SECONDS = 0.2
-"""Between two looks at whether the batch was interrupted."""
+"""Interval at which launchers check whether the batch was interrupted."""
+
+SLURM_TIMEOUT_MINUTES = 240
+"""Time limit of a SLURM job unless --slurm time=... sets another; far above the minute or two that a pair takes."""
 
 
 def run_job(job: Job) -> Outcome:
-    """Run one job and tell how it ended; faults are values here."""
+    """Run one job and return its outcome. Errors are returned, not raised."""
     try:
         settings = job.settings()
         inputs = job.read()
@@ -56,7 +57,7 @@ def run_job(job: Job) -> Outcome:
     except RdmmError as error:
         return failure_outcome(type(error).__name__, str(error), error.exit_code)
     except MemoryError as error:
-        return failure_outcome("ResourceError", f"out of memory ({error}); fewer --jobs, or smaller images", 3)
+        return failure_outcome("ResourceError", f"out of memory ({error}); use fewer --jobs, or smaller images", 3)
     except Exception as error:
         logging.getLogger("rdmm").exception("unexpected")
         return failure_outcome(type(error).__name__, f"unexpected: {error}", 1)
@@ -65,6 +66,7 @@ def run_job(job: Job) -> Outcome:
 
 
 def failure_outcome(status: str, message: str, code: int) -> Outcome:
+    """The outcome of a job without a result."""
     return {"status": status, "message": message, "exit_code": code}
 
 
@@ -73,7 +75,11 @@ INTERRUPTED_OUTCOME = failure_outcome("interrupted", "the batch was interrupted"
 
 @dataclass(frozen=True)
 class Local:
-    """``jobs`` processes at a time, one for each pair, forked from a process that has only imported the library."""
+    """Run each pair in its own process, forked from a server process that has only imported the library.
+
+    Args:
+        jobs: number of processes at the same time.
+    """
 
     jobs: int
 
@@ -83,7 +89,7 @@ class Local:
         if "forkserver" in methods:
             context.set_forkserver_preload(PRELOADED_MODULES)
         waiting, running = list(jobs.items()), dict[Connection, tuple[str, Any]]()
-        told = False
+        asked_to_stop = False
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs and not stop.is_set():
@@ -95,10 +101,10 @@ class Local:
                     running[here] = (name, process)
                 if stop.is_set():
                     waiting = []
-                    if not told:
-                        told = True
+                    if not asked_to_stop:
+                        asked_to_stop = True
                         for worker in running:
-                            worker.send("stop")  # each writes its best result so far
+                            worker.send("stop")  # the worker then writes its best result so far
                 for connection in wait(list(running), POLL_SECONDS):
                     assert isinstance(connection, Connection)
                     name, process = running.pop(connection)
@@ -109,7 +115,7 @@ class Local:
 
 
 def _receive_outcome(connection: Connection, process: Any) -> Outcome:
-    """What a worker sent, or how it died."""
+    """Receive the outcome that a worker sent; if it died instead, describe how."""
     try:
         result: Outcome = connection.recv()
         process.join()
@@ -122,12 +128,12 @@ def _receive_outcome(connection: Connection, process: Any) -> Outcome:
         return INTERRUPTED_OUTCOME
     code = process.exitcode
     by = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    hint = "; it may have been out of memory: try fewer --jobs" if code == -signal.SIGKILL else "; its log tells more"
+    hint = "; it may have run out of memory: try fewer --jobs" if code == -signal.SIGKILL else "; see its file in logs/"
     return failure_outcome("killed", f"the process of this pair was ended by {by}{hint}", 1)
 
 
 def _run_worker(job: Job, connection: Connection, log: Path) -> None:
-    """The process of one pair. What it says goes to its log; it ends with the process that started it."""
+    """Main function of a worker process: run one pair, write all output to ``log``. It ends when the batch's process ends."""
     sys.stdout.flush()
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
@@ -141,7 +147,7 @@ def _run_worker(job: Job, connection: Connection, log: Path) -> None:
 
 
 def _watch_batch(connection: Connection) -> None:
-    """A message asks for the best result so far; the pipe's end is the end of the batch's own process."""
+    """Stop the search when the batch sends a message. Kill this process when the pipe closes: the batch's process has ended."""
     with contextlib.suppress(EOFError, OSError):
         while connection.recv():
             stop.set()
@@ -150,12 +156,12 @@ def _watch_batch(connection: Connection) -> None:
 
 @dataclass(frozen=True)
 class Submitit:
-    """Jobs of a SLURM cluster (without one: processes of this machine), each pair its own.
+    """Run each pair as a job of a SLURM cluster (without a cluster: as a process of this machine).
 
     Args:
-        options: of sbatch, e.g. {"partition": "cpu", "time": 60}.
-        gib: memory of one job.
-        at_once: jobs that may run at a time.
+        options: options of sbatch, e.g. {"partition": "cpu", "time": 60}.
+        gib: memory of one job, GiB.
+        parallel_jobs: number of jobs that may run at the same time.
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
@@ -166,14 +172,14 @@ class Submitit:
         try:
             import submitit
         except ImportError as error:
-            raise ConfigError("--launcher submitit needs the extra: pip install 'rdmm[slurm]'") from error
+            raise ConfigError("--launcher submitit needs an optional part: pip install 'rdmm[slurm]'") from error
         executor = submitit.AutoExecutor(folder=logs / "submitit")
         threads = max((job.threads or 1) for job in jobs.values())
-        common = {"name": "rdmm", "cpus_per_task": threads, "mem_gb": self.gib, "timeout_min": 240}
+        common = {"name": "rdmm", "cpus_per_task": threads, "mem_gb": self.gib, "timeout_min": SLURM_TIMEOUT_MINUTES}
+        slurm: dict[str, Any] = {"slurm_array_parallelism": self.parallel_jobs}
+        slurm |= {f"slurm_{name}": value for name, value in self.options.items()}
         try:
-            executor.update_parameters(
-                **common, slurm_array_parallelism=self.parallel_jobs, **{f"slurm_{k}": v for k, v in self.options.items()}
-            )
+            executor.update_parameters(**common, **slurm)
         except (NameError, ValueError, TypeError) as error:
             raise ConfigError(f"--slurm: {error}") from error
         tasks = dict(zip(jobs, executor.map_array(run_job, list(jobs.values())), strict=True))
@@ -190,6 +196,7 @@ class Submitit:
 
 
 def _collect_outcome(task: Any) -> Outcome:
+    """The outcome of a finished SLURM job; if it ended without one, describe how."""
     try:
         result: Outcome = task.result()
         return result

@@ -1,4 +1,4 @@
-"""Reports of runs that were written earlier, and the index of a study."""
+"""Write report.html of an earlier run, and index.html of a batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from rdmm.types import InputError, OutputError
 
 
 def study_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a batch's list: every run.json in a folder of its own, and what its failures.json (of every shard) tell, unless
-    the pair was done after they were written."""
-    told = sorted(folder.glob("failures*.json"), key=_modification_time)
-    failures = {row["id"]: (_modification_time(path), row) for path in told for row in _read_failures(path)}
+    """One row per pair of a batch: from its run.json, or from failures.json (of any shard) if that is newer than the pair's run.json."""
+    failures = {}
+    for path in sorted(folder.glob("failures*.json"), key=_modification_time):
+        for row in _read_failures(path):
+            failures[row["id"]] = (_modification_time(path), row)
     rows = []
     for path in sorted(folder.glob("*/run.json")):
         id, link = path.parent.name, quote(f"{path.parent.name}/report.html")
@@ -37,11 +38,12 @@ def study_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _modification_time(path: Path) -> int:
-    """When, in nanoseconds."""
+    """Modification time, ns."""
     return path.stat().st_mtime_ns
 
 
 def _read_failures(path: Path) -> list[dict[str, Any]]:
+    """Id, status and message of the pairs in a failures.json."""
     try:
         return [{k: r[k] for k in ("id", "status", "message")} for r in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -49,33 +51,32 @@ def _read_failures(path: Path) -> list[dict[str, Any]]:
 
 
 def write_index(folder: Path) -> Path:
-    """``index.html`` of a batch's folder."""
+    """Write index.html of a batch's folder. Returns its path."""
     path = folder / "index.html"
     io.write_atomically(path, render_study(f"Study {folder.resolve().name}", study_rows(folder)).encode())
     return path
 
 
 def write_report(run: str, *, overwrite: bool) -> Path:
-    """``rdmm report``: report.html of a run anew, or index.html of a batch's folder.
+    """``rdmm report``: write report.html of a run again, or index.html of a batch's folder.
 
     Raises:
         InputError: there is no run, or its files have changed.
-        OutputError: the page is there already.
+        OutputError: the page exists and ``overwrite`` is false.
     """
     outputs, folder = find_outputs(run), Path(run)
-    one = outputs.path("run.json").exists()
-    if not one and not (folder.is_dir() and any(folder.glob("*/run.json"))):
-        raise InputError(f"{run}: no run there; the folder, prefix or run.json of rdmm register is wanted, or the folder of rdmm batch")
-    path = outputs.path("report.html") if one else folder / "index.html"
-    summary = read_summary(outputs.path("run.json")) if one else {}
+    record = outputs.path("run.json")
+    is_run = record.exists()
+    if not is_run and not (folder.is_dir() and any(folder.glob("*/run.json"))):
+        raise InputError(f"{run}: no run found; give the folder, prefix or run.json of rdmm register, or the folder of rdmm batch")
+    summary = read_summary(record) if is_run else {}
+    path = outputs.path("report.html") if is_run else folder / "index.html"
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: is there already; pass --overwrite")
-    if not one:
+        raise OutputError(f"{path}: already exists; pass --overwrite to replace it")
+    if not is_run:
         return write_index(folder)
-    done = read_run(outputs, summary)
-    page = done.render_report(summary)
+    page = read_run(outputs, summary).render_report(summary)
     io.write_atomically(path, page.encode())
-    text = outputs.path("run.json")
-    whole = {**summary, "outputs": {**summary["outputs"], "report.html": io.sha256(path)}}
-    io.write_atomically(text, json.dumps(whole, indent=1, allow_nan=False).encode())
+    checksums = {**summary["outputs"], "report.html": io.sha256(path)}
+    io.write_atomically(record, json.dumps({**summary, "outputs": checksums}, indent=1, allow_nan=False).encode())
     return path

@@ -17,7 +17,15 @@ from rdmm.types import InputError, Tensor
 
 
 def apply(image: str, names: list[str], reference: str, out: str, *, labels: bool, invert: bool, overwrite: bool) -> dict[str, Any]:
-    """``rdmm apply``."""
+    """``rdmm apply``: resample an image, or a label map, onto the grid of ``reference`` and write it.
+
+    Args:
+        names: -t arguments; the last is applied first.
+        invert: apply the inverse of all transforms together.
+
+    Raises:
+        InputError: a file cannot be used, the dimensions differ, or a warp folds and cannot be inverted.
+    """
     path = check_output(out, overwrite=overwrite)
     source = io.read_labels(image) if labels else io.read_image(image)
     grid = io.read_image(reference).grid
@@ -25,26 +33,33 @@ def apply(image: str, names: list[str], reference: str, out: str, *, labels: boo
     if invert:
         transform, _ = _invert_in_world(transform, source.grid, " ".join(names))
     if grid.ndim != source.grid.ndim:
-        raise InputError(f"{image} is {source.grid.ndim}D but the reference {reference} is {grid.ndim}D")
+        raise InputError(
+            f"{image} is {source.grid.ndim}D but the reference {reference} is {grid.ndim}D; give a reference of the same dimension"
+        )
     moved = source.moved_by(framed(transform, grid), grid, mode="nearest" if labels else "linear")
     io.write_image(path, moved.data, grid, integer=labels)
     return {"written": str(path)}
 
 
 def _invert_in_world(transform: Transform, grid: Grid, name: str) -> tuple[Transform, float]:
-    """Inverse of a world transform, and the residual in voxels: exact for affine maps, else of the affine part exactly and of the rest
-    by iteration on ``grid``."""
+    """The inverse of a world transform, and its residual in voxels.
+
+    The affine part is inverted exactly, the rest by iteration on ``grid``.
+
+    Raises:
+        InputError: the iteration does not converge; ``name`` says which transform.
+    """
     if isinstance(transform, Affine):
         return transform.inverse(), 0.0
     affine, u = _split_affine(framed(transform, grid), grid)
     w, residual = invert(u, grid)
     if residual > 0.5:
-        raise InputError(f"{name}: cannot be inverted (residual {residual:.2g} voxels): it folds; see rdmm jacobian")
+        raise InputError(f"{name}: cannot be inverted (residual {residual:.2g} voxels): it folds; rdmm jacobian shows where")
     return Placed(composed(affine.inverse(), Dense(w, grid)), grid), residual
 
 
 def _split_affine(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
-    """(A, u) with T = A ∘ (id + u) at the voxels: A the affine map nearest to T there."""
+    """(A, u) such that T = A ∘ (id + u) at the voxels, where A is the least-squares affine fit to T."""
     x = grid.identity(torch.zeros(1, dtype=torch.float64))
     ends = transform(x)
     points = torch.cat([x, torch.ones_like(x[:, :1])], 1).flatten(2)[0]
@@ -55,7 +70,7 @@ def _split_affine(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
 
 
 def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str, Any]:
-    """``rdmm points``."""
+    """``rdmm points``: map the points of a CSV and write them. The first transform is applied first."""
     path = check_output(out, overwrite=overwrite)
     transform = io.read_transforms(names)
     d = _ndim(transform)
@@ -66,6 +81,7 @@ def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str
 
 
 def _ndim(transform: Transform) -> int:
+    """The dimension, 2 or 3, of a transform that was read from files."""
     last = getattr(transform, "then", transform)
     if isinstance(last, Placed):
         return last.grid.ndim
@@ -74,22 +90,22 @@ def _ndim(transform: Transform) -> int:
 
 
 def read_displacement(name: str) -> tuple[torch.Tensor, Grid]:
-    """The displacement (1, d, *s) of a warp's file in domain units, and its grid. InputError where it is another transform."""
+    """The displacement (1, d, *s) of a warp file, in domain units, and its grid. Raises InputError for any other transform."""
     transform = io.read_transform(name)
     if not isinstance(transform, Placed) or not isinstance(transform.transform, Dense):
-        raise InputError(f"{name}: a warp (.nii, .nii.gz) is wanted")
+        raise InputError(f"{name}: not a warp; give a .nii or .nii.gz file of displacements")
     return transform.transform.displacement, transform.grid
 
 
 def _read_space(fixed: str | None, moving: str | None) -> Space:
-    """The grids, as stored, of the images that are named."""
+    """The grids of the two images as their files store them; None for an image that is not given."""
     return Space(*(None if name is None else io.read_image(name, nan="mask").grid for name in (fixed, moving)))
 
 
 def convert(
     source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
 ) -> dict[str, Any]:
-    """``rdmm convert``: one transform, fixed -> moving, from one tool's form to another's."""
+    """``rdmm convert``: read a transform (fixed -> moving) in one tool's format and write it in another's."""
     path = check_output(out, overwrite=overwrite)
     space = _read_space(fixed, moving)
     transform = read_transform_as(source, source_form, space)
@@ -98,7 +114,7 @@ def convert(
 
 
 def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, moving: str | None, overwrite: bool) -> dict[str, Any]:
-    """``rdmm compose``: a list of -t arguments as one transform."""
+    """``rdmm compose``: write a list of -t arguments as one transform."""
     path = check_output(out, overwrite=overwrite)
     write_transform(path, io.read_transforms(names), form, _read_space(fixed, moving))
     return {"written": str(path)}
@@ -107,19 +123,22 @@ def compose(names: list[str], out: str, *, form: str | None, fixed: str | None, 
 def invert_transform(
     source: str, out: str, *, source_form: str | None, form: str | None, fixed: str | None, moving: str | None, overwrite: bool
 ) -> dict[str, Any]:
-    """``rdmm invert``: an affine exactly; of anything with a warp its affine part exactly and the rest by iteration, on the warp's own
-    grid (or the fixed image's), written on the moving image's where that is given."""
+    """``rdmm invert``: write the inverse of a transform.
+
+    Affine parts are inverted exactly, warps by iteration on their own grid (or the fixed image's). The inverse is written on the moving
+    image's grid if that image is given.
+    """
     path = check_output(out, overwrite=overwrite)
     space = _read_space(fixed, moving)
     transform = read_transform_as(source, source_form, space)
     grid = space.fixed if isinstance(transform, Affine) else choose_grid(transform, space)
-    inverse, residual = _invert_in_world(transform, grid, source)  # type: ignore[arg-type]  # an affine map asks for no grid
+    inverse, residual = _invert_in_world(transform, grid, source)  # type: ignore[arg-type]  # an affine map needs no grid
     write_transform(path, inverse, form, Space(space.moving or grid, space.fixed))
     return {"residual_voxels": residual, "written": str(path)}
 
 
 def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[str, Any]:
-    """``rdmm jacobian``."""
+    """``rdmm jacobian``: write the Jacobian determinant of a warp, or its logarithm; return the regularity metrics."""
     path = check_output(out, overwrite=overwrite)
     u, grid = read_displacement(warp)
     det = ops.jacobian_determinant(u.double(), grid)[None]
@@ -128,19 +147,21 @@ def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[st
 
 
 def evaluate(names: list[str], fixed_labels: str | None, moving_labels: str | None, landmarks: str | None) -> dict[str, Any]:
-    """``rdmm evaluate``: measures of a transform, whoever made it."""
-    transform, out = io.read_transforms(names), dict[str, Any]()
+    """``rdmm evaluate``: metrics of a transform made by any tool: regularity, Dice, landmark error in mm."""
+    transform = io.read_transforms(names)
+    out: dict[str, Any] = {}
     warps = [io.read_transform(n) for n in names if n.endswith((".nii", ".nii.gz"))]
     if warps:
         assert isinstance(warps[0], Placed) and isinstance(warps[0].transform, Dense)
         out |= metrics.regularity(warps[0].transform.displacement, warps[0].grid)
     if fixed_labels is not None and moving_labels is not None:
         fixed, moving = io.read_labels(fixed_labels), io.read_labels(moving_labels)
-        maps = (framed(transform, fixed.grid), framed(Identity(), fixed.grid))
-        there, as_stored = (moving.moved_by(t, fixed.grid, mode="nearest").data for t in maps)
-        out |= metrics.overlap(there, fixed.data, as_stored, fixed.grid.voxel)
+        after = moving.moved_by(framed(transform, fixed.grid), fixed.grid, mode="nearest")
+        before = moving.moved_by(framed(Identity(), fixed.grid), fixed.grid, mode="nearest")
+        out |= metrics.overlap(after.data, fixed.data, before.data, fixed.grid.voxel)
     if landmarks is not None:
         a, b, _ = io.read_landmarks(landmarks, _ndim(transform))
-        before, after = metrics.tre(a, b), metrics.tre(a, b, transform)
-        out |= {"tre_before_mm": float(before.mean()), "tre_mm": float(after.mean()), "tre_max_mm": float(after.max()), "landmarks": len(a)}
+        error = metrics.tre(a, b, transform)
+        out["tre_before_mm"] = float(metrics.tre(a, b).mean())
+        out |= {"tre_mm": float(error.mean()), "tre_max_mm": float(error.max()), "landmarks": len(a)}
     return out

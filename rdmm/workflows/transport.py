@@ -1,4 +1,4 @@
-"""Commands of optimal transport: barycenter, transfer."""
+"""Commands of optimal transport: barycenter and transfer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from rdmm.types import InputError, Tensor
 
 
 def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool, blur: float, overwrite: bool) -> dict[str, Any]:
-    """``rdmm barycenter``: of densities, or (``labels``) of each label of label maps."""
+    """``rdmm barycenter``: write the barycenter of density images, or of label maps (``labels``), on the grid of the first.
+
+    Args:
+        weights: one number per image; []: all equal.
+        blur: sqrt(eps), in units of the longest edge.
+    """
     path = check_output(out, overwrite=overwrite)
     if not files:
-        raise InputError("a barycenter needs at least one image")
+        raise InputError("a barycenter needs at least one image; give its file")
     read = io.read_labels if labels else io.read_image
     images = [read(f) for f in files]
     grid = images[0].grid
@@ -32,11 +37,12 @@ def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool
     fractions = weights or [1 / len(files)] * len(files)
     mean = _mean_labels(data, fractions, grid, blur) if labels else _mean_density(data, fractions, grid, blur)
     io.write_image(path, mean[None, None], grid, integer=labels)
-    return {"written": str(path), "mass" if not labels else "voxels": float(mean.gt(0).sum() if labels else mean.sum())}
+    size = {"voxels": float(mean.gt(0).sum())} if labels else {"mass": float(mean.sum())}
+    return {"written": str(path), **size}
 
 
 def _mean_density(data: Tensor, weights: list[float], grid: Grid, blur: float) -> Tensor:
-    """Barycenter (*s) of densities (k, *s), with the mean of their masses."""
+    """Barycenter (*s) of densities (k, *s). Its mass is the weighted mean of their masses."""
     require_density(data, "an image")
     masses = data.flatten(1).sum(1)
     w = torch.tensor(weights)
@@ -45,13 +51,13 @@ def _mean_density(data: Tensor, weights: list[float], grid: Grid, blur: float) -
 
 
 def _mean_labels(data: Tensor, weights: list[float], grid: Grid, blur: float) -> Tensor:
-    """Each voxel's label is that of the largest barycenter of one label; 0 where all together are less than a half."""
+    """Label map (*s): at each voxel the label whose barycenter is largest, or 0 where the sum of all barycenters is at most 0.5."""
     found = sorted({int(v) for v in data.round().unique().tolist()} - {0})
     for label in found:
         absent = [k for k in range(len(data)) if not bool((data[k].round() == label).any())]
         if absent:
             raise InputError(
-                f"label {label} is missing from image {absent[0] + 1}: a barycenter needs it in all; leave it out of the others"
+                f"label {label} is missing from image {absent[0] + 1}: every image needs every label; remove it from the others"
             )
     if not found:
         raise InputError("the label maps are 0 everywhere")
@@ -61,7 +67,11 @@ def _mean_labels(data: Tensor, weights: list[float], grid: Grid, blur: float) ->
 
 
 def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, reach: float | None, overwrite: bool) -> dict[str, Any]:
-    """``rdmm transfer``: labels of a moving density to a fixed one by the plan between them."""
+    """``rdmm transfer``: write the labels of a moving density on a fixed one, transferred along the transport plan between them.
+
+    Args:
+        blur, reach: sqrt(eps) and sqrt(rho), in units of the longest edge; reach None: all mass is moved.
+    """
     path = check_output(out, overwrite=overwrite)
     target, source = io.read_image(fixed), io.read_image(moving)
     grid = target.grid

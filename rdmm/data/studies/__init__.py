@@ -1,4 +1,4 @@
-"""Data sets of the evaluations: each gives names of cases, and for each a function that reads it.
+"""Data sets for evaluation. Each gives the names of its cases, and for each case a function that reads it.
 
-Images come with labels, landmarks or regions by which a map is evaluated. Files are read when a case is asked for.
+Images come with labels, landmarks or regions, by which a map is evaluated.
 """

@@ -1,4 +1,4 @@
-"""The protocol of a data set of cases."""
+"""The protocol of a data set for evaluation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rdmm.data.inputs import Inputs, ShapeInputs
 
 
 class Cases(Protocol):
-    """A data set; nothing is read before a case is asked for. One of shapes says so: ``settings = "shapes"``."""
+    """A data set for evaluation. A data set of shapes also has the class attribute ``settings = "shapes"``."""
 
-    def cases(self) -> Mapping[str, Callable[[], Inputs | ShapeInputs]]: ...
+    def cases(self) -> Mapping[str, Callable[[], Inputs | ShapeInputs]]:
+        """Functions that read each case, by name. Nothing is read before one is called."""
+        ...

@@ -1,4 +1,4 @@
-"""Brains with labels: T1 volumes with FreeSurfer's structures, and slices."""
+"""Brains with labels: T1 volumes with FreeSurfer's labels, and slices."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from rdmm.data.paths import require_folder
 from rdmm.spatial.image import Image
 
 STRUCTURES = (2, 3, 4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60)
+"""FreeSurfer labels that Dice is computed of."""
 
 
 def halve(image: Image, labels: Image) -> tuple[Image, Image]:
-    """Twice the voxel: means of 2 x 2 x 2 voxels; every second label."""
+    """Halve the resolution: the image is averaged over 2 x 2 x 2 voxels, the labels are subsampled."""
     data = torch.nn.functional.avg_pool3d(image.data, 2)
     return Image(data, image.grid.pooled((2, 2, 2))), Image(labels.data[..., ::2, ::2, ::2], image.grid.strided((2, 2, 2)))
 
 
 @dataclass(frozen=True)
 class Brains:
-    """``brain_mri``: pairs FIXED:MOVING of the volumes with labels, at 1 mm or, ``half``, at 2 mm."""
+    """``brain_mri``: volumes with labels.
+
+    Args:
+        root: folder that contains ``brain_mri``.
+        pairs: names FIXED:MOVING.
+        half: whether to use 2 mm instead of 1 mm.
+    """
 
     root: str
     pairs: Sequence[str] = ("a:b",)
@@ -44,7 +51,7 @@ class Brains:
 
 @dataclass(frozen=True)
 class BrainSlices:
-    """``slices_2d/oasis_trt20_labelled``: pairs FIXED:MOVING of labelled slices."""
+    """``slices_2d/oasis_trt20_labelled``: labeled slices. ``pairs`` are numbers FIXED:MOVING."""
 
     root: str
     pairs: Sequence[str] = ("01:02", "03:04", "05:06", "07:08", "09:10", "11:12", "13:14")

@@ -1,4 +1,4 @@
-"""Knees of the Osteoarthritis Initiative: label maps of bones and cartilage, turned into images."""
+"""Knees of the Osteoarthritis Initiative (OAI): images are made from label maps of bones and cartilage."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from rdmm.data.synthetic.label_images import intensities_of
 from rdmm.spatial.image import Image
 
 LABEL_INTENSITIES = (0.0, 0.5, 1.0, 0.4, 0.9, 0.3, 0.8, 0.5, 0.4, 0.3)
-"""Of background, femur, its cartilage, tibia, its cartilage, patella, its cartilage, and lesions of the three bones."""
+"""Intensities of the background, femur, its cartilage, tibia, its cartilage, patella, its cartilage, and lesions of the three bones."""
 
 KNEE_PAIRS = ("9055361_00m:9055361_96m", "9275309_00m:9275309_96m", "9055361_00m:9275309_00m")
 
 
 def subsample_labels(labels: Image, steps: Sequence[int]) -> Image:
-    """Every n-th voxel along each axis."""
+    """Keep every n-th voxel along each axis; ``steps`` has one n per axis."""
     x, y, z = steps
     return Image(labels.data[..., ::x, ::y, ::z], labels.grid.strided(steps))
 
 
 @dataclass(frozen=True)
 class Knees:
-    """``knee_mri``: pairs FIXED:MOVING of one knee eight years apart, or of two; bones are 1, 3, 5, cartilage 2, 4, 6.
+    """``knee_mri``: one knee eight years apart, or two knees. Labels of bones are 1, 3, 5, of cartilage 2, 4, 6.
 
-    The voxels of .7 x .365 x .365 mm are thinned by ``steps``. World origins are the scanner's: the moving knee is centred
-    on the fixed one by a first affine step.
+    The knees may lie at different world positions, so start with an affine step that aligns their centers.
+
+    Args:
+        root: folder that contains ``knee_mri``.
+        pairs: names FIXED:MOVING.
+        steps: keep every n-th voxel along each axis, of .7 x .365 x .365 mm.
     """
 
     root: str

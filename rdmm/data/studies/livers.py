@@ -1,4 +1,4 @@
-"""The breathing liver: 4D MR with landmarks inside the liver and outside, where organs slide along its surface."""
+"""The breathing liver: 4D MR with landmarks inside and outside the liver. Other organs slide along its surface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rdmm.spatial.image import Image
 
 
 def hull_mask(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
-    """1 within ``margin`` millimetres of the convex hull of points (n, 3), else 0: an organ's outline, for want of one."""
+    """1 within ``margin`` millimetres of the convex hull of points (n, 3), else 0. It replaces a segmentation of the organ."""
     from scipy.ndimage import distance_transform_edt
     from scipy.spatial import Delaunay
 
@@ -29,8 +29,10 @@ def hull_mask(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
 
 @dataclass(frozen=True)
 class Livers:
-    """``liver_mr``: exhalation (fixed) and another moment. The region is the hull of the liver's landmarks, grown by
-    ``margin`` millimetres: the data hold no outline of the liver."""
+    """``liver_mr``: exhalation (fixed) and another phase of breathing (moving).
+
+    The data have no segmentation of the liver. Its region is the convex hull of its landmarks, dilated by ``margin`` millimetres.
+    """
 
     root: str
     pairs: Sequence[str] = ("19_cyc_1_6", "19_cyc_1_9", "23_cyc_1_4", "23_cyc_5_4")
@@ -41,9 +43,9 @@ class Livers:
 
     def _read(self, name: str) -> Inputs:
         files = require_folder(self.root, "liver_mr")
-        subject, _, moment = name.partition("_")
-        fixed, moving = (io.read_image(files / f"subject_{subject}_{s}.nii.gz") for s in ("exhale", moment))
-        landmarks = files / f"subject_{subject}_exhale_{moment}_landmarks.csv"
+        subject, _, phase = name.partition("_")
+        fixed, moving = (io.read_image(files / f"subject_{subject}_{s}.nii.gz") for s in ("exhale", phase))
+        landmarks = files / f"subject_{subject}_exhale_{phase}_landmarks.csv"
         a, b, regions = io.read_landmarks(landmarks)
         inside = np.array([r == "liver" for r in regions])
         outlines = [hull_mask(points[inside], image.grid, self.margin) for points, image in ((a, fixed), (b, moving))]

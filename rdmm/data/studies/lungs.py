@@ -1,4 +1,4 @@
-"""Lungs between two breaths: CT of a right lung, and masks of both lungs with landmarks (DIR-Lab COPDgene)."""
+"""Lungs at two phases of breathing: CT of a right lung, and masks of both lungs with landmarks (DIR-Lab COPDgene)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rdmm.spatial.image import Image
 
 
 def coarsen(image: Image, voxel: float) -> Image:
-    """Resampled to voxels of about ``voxel`` millimetres, never finer than they are."""
+    """Resample to voxels of about ``voxel`` millimetres. Axes that are coarser already are kept."""
     shape = [round((n - 1) * v / max(voxel, v)) + 1 for n, v in zip(image.grid.shape, image.grid.voxel, strict=True)]
     return image.resampled(image.grid.resized(shape))
 
 
 @dataclass(frozen=True)
 class RightLung:
-    """``lung_ct/right_lung``: CT at baseline (fixed) and follow-up, whose lung masks are labels and regions."""
+    """``lung_ct/right_lung``: CT at baseline (fixed) and follow-up. The lung masks are used as labels and regions."""
 
     root: str
     voxel: float = 2.0
@@ -37,7 +37,7 @@ class RightLung:
 
 @dataclass(frozen=True)
 class LungMasks:
-    """``lung_ct/copd_masks``: masks at exhalation (fixed) and inhalation as images, labels and regions; 300 landmarks a case."""
+    """``lung_ct/copd_masks``: masks at exhalation (fixed) and inhalation, used as images, labels and regions; 300 landmarks per case."""
 
     root: str
     numbers: Sequence[int] = (1, 2, 3, 4, 5, 6)

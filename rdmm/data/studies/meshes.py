@@ -1,4 +1,4 @@
-"""Shapes: pairs of mesh files, and the outlines of two amoebas with the places that belong together."""
+"""Shapes: pairs of mesh files, outlines of two amoebas with landmarks, cartilage of two knees as points."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Meshes:
     """Pairs of .vtk or .ply files.
 
     Args:
-        root: folder that the names are in.
-        pairs: case -> [fixed, moving].
-        count: atoms that each is thinned to (Measure.thinned, no cells), or None: as they are.
+        root: folder of the files.
+        pairs: file names [fixed, moving] by the name of the case.
+        count: number of points to which each shape is reduced (Measure.thinned); None: keep all.
     """
 
     settings: ClassVar[str] = "shapes"
@@ -38,19 +38,18 @@ class Meshes:
 
     def _read(self, fixed: str, moving: str) -> ShapeInputs:
         files = require_folder(self.root)
-        whole = read_shapes(str(files / fixed), str(files / moving))
+        inputs = read_shapes(str(files / fixed), str(files / moving))
         if self.count is None:
-            return whole
-        return ShapeInputs(
-            Pair(whole.pair.fixed.thinned(self.count), whole.pair.moving.thinned(self.count)), whole.frame, files=whole.files
-        )
+            return inputs
+        pair = Pair(inputs.pair.fixed.thinned(self.count), inputs.pair.moving.thinned(self.count))
+        return ShapeInputs(pair, inputs.frame, files=inputs.files)
 
 
 @dataclass(frozen=True)
 class Amoebas:
-    """``shapes/amoebas``: outlines of two pictures in the plane, 1000 pixels = 1, y upwards; the first is the moving one.
+    """``shapes/amoebas``: outlines of two pictures. 1000 pixels have length 1, and y points upwards. The first picture is moving.
 
-    The landmarks are the tips of the three arms and the hole in the foot, read off the pictures by eye.
+    The landmarks are the tips of the three arms and the hole in the foot, found by eye.
     """
 
     settings: ClassVar[str] = "shapes"
@@ -67,12 +66,12 @@ class Amoebas:
         files = require_folder(self.root, "shapes/amoebas")
         moving, fixed = (trace_outline(str(files / f"amoeba_{k}.png"), self.points) for k in (1, 2))
         marks = [np.array([[x / 1000, 1 - y / 1000] for x, y in rows]) for rows in (self.FIXED, self.MOVING)]
-        whole = read_shapes(fixed, moving)
-        return ShapeInputs(whole.pair, whole.frame, (marks[0], marks[1]))
+        inputs = read_shapes(fixed, moving)
+        return ShapeInputs(inputs.pair, inputs.frame, (marks[0], marks[1]))
 
 
 def trace_outline(path: str, count: int) -> Measure:
-    """The outlines of what is dark in a picture, about ``count`` segments; the longer edge is 1, y upwards."""
+    """The outlines of the dark areas of a picture, as about ``count`` segments. The longer edge has length 1, and y points upwards."""
     from contourpy import contour_generator
 
     dark = 1 - _read_brightness(path)
@@ -90,13 +89,13 @@ def trace_outline(path: str, count: int) -> Measure:
         cells.append(start + np.stack([index, (index + 1) % n], 1))
         start += n
     if not points:
-        raise InputError(f"{path}: nothing dark in the picture")
+        raise InputError(f"{path}: the picture has no dark area; give a picture of dark shapes on a bright background")
     x = (np.concatenate(points) - 1) / (max(dark.shape) - 1)
     return Measure(torch.as_tensor(x.T[None].copy(), dtype=torch.float32), cells=torch.as_tensor(np.concatenate(cells)))
 
 
 def _read_brightness(path: str) -> np.ndarray:
-    """Gray values (rows, columns) of a picture in [0, 1], the mean of its colors, first row on top."""
+    """Gray values (rows, columns) of a picture in [0, 1]: the mean of its colors. The first row is the top."""
     from PIL import Image as Pillow
 
     try:
@@ -114,11 +113,11 @@ def _read_brightness(path: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class KneeVoxels:
-    """``knee_mri/oai_cartilage_a`` and ``_b``: the voxels of a label as points, centred on each other; b is fixed.
+    """``knee_mri/oai_cartilage_a`` and ``_b``: the voxels of a label as points, with the same center of mass; b is fixed.
 
     Args:
-        label: 1 femoral, 2 tibial cartilage.
-        step: every so many voxels.
+        label: 1 for femoral, 2 for tibial cartilage.
+        step: use every n-th voxel.
     """
 
     settings: ClassVar[str] = "shapes"

@@ -1,4 +1,4 @@
-"""A data set of one's own: the pairs of a CSV, or of Learn2Reg's JSON."""
+"""A data set from a list of pairs: a CSV, or a Learn2Reg JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from rdmm.io.images import NanPolicy
 
 @dataclass(frozen=True)
 class PairTable:
-    """The pairs of a list (read_pairs), with what it names beside the images: labels, masks, landmarks, regions.
+    """The pairs of a list (see read_pairs), with their labels, masks, landmarks and regions.
 
     Args:
         path: CSV, or a Learn2Reg data set's JSON.
-        root: folder that its paths are below; by default its own.
-        split: only the pairs of this split (train, validation, test); None: all.
-        labels: those that Dice and HD95 are taken of; None: all.
+        root: folder that its paths are relative to; by default the folder of ``path``.
+        split: use only the pairs of this split (train, validation, test); None: all.
+        labels: labels to compute Dice and HD95 of; None: all.
+        nan: how to treat NaN and Inf: error, zero or mask.
     """
 
     path: str

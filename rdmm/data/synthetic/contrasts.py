@@ -1,5 +1,4 @@
-"""Volumes from nothing: random anatomies in random contrasts, to train on where there are no data (the idea of SynthMorph:
-Hoffmann et al., IEEE TMI 2022)."""
+"""Synthetic training pairs: random label maps with random intensities (after SynthMorph: Hoffmann et al., IEEE TMI 2022)."""
 
 from __future__ import annotations
 
@@ -21,16 +20,18 @@ from rdmm.types import ConfigError, Tensor
 
 @dataclass(frozen=True)
 class Contrasts:
-    """Pairs of random anatomies: nested regions inside an outer shape, drawn twice through different random maps, with random
-    intensities that both images of a pair share but for their own bias field, exponent and noise.
+    """Pairs of random anatomies: regions inside an outer shape, deformed by a different random map for each image.
+
+    Both images of a pair have similar random intensities per region, but each has its own bias field, blur and noise.
 
     Args:
-        regions: their number, background left out.
-        detail: sigma of the smallest regions, in domain units; those of half of them are three times wider.
-        deformation, width: size and smoothness of each image's diffeomorphism, in domain units: both are sums of one as given and
-            one half as large and half as wide.
-        turn, stretch, shift: of each image's affine map (augment.affine).
-        share: of a region's intensity that both images have in common; 0: contrasts of their own, as of two modalities.
+        shape: voxels along each axis, of 1 mm.
+        regions: number of regions, without the background.
+        detail: smoothness (sigma) of the smaller regions, in domain units; half of the regions are three times smoother.
+        deformation, width: size and smoothness (sigma) of each image's diffeomorphism, in domain units. It is composed of two maps,
+            one as given and one half as large and half as smooth.
+        turn, stretch, shift: standard deviations of each image's affine map (random_maps.random_affine).
+        share: fraction of a region's intensity that both images have in common; 0: independent contrasts, like two modalities.
     """
 
     shape: Sequence[int] = (64, 64, 64)
@@ -45,9 +46,9 @@ class Contrasts:
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 3) or min(self.shape) < 16:
-            raise ConfigError(f"shape must be 2 or 3 sizes of 16 and more, not {list(self.shape)}")
+            raise ConfigError(f"shape must be 2 or 3 sizes of at least 16, e.g. [64,64,64]; got {list(self.shape)}")
         if self.regions < 2 or min(self.detail, self.width) <= 0 or not 0 <= self.share <= 1:
-            raise ConfigError(f"contrasts: regions >= 2, detail and width > 0, share in [0, 1] are wanted, not {self}")
+            raise ConfigError(f"contrasts: needs regions >= 2, detail > 0, width > 0 and share in [0, 1]; got {self}")
 
     @property
     def grid(self) -> Grid:
@@ -55,18 +56,22 @@ class Contrasts:
         return Grid(tuple(self.shape), np.eye(len(self.shape) + 1))
 
     def pair(self, rng: np.random.Generator) -> Inputs:
-        """A pair and both label maps (0 background)."""
+        """A random pair with both label maps (0 is background)."""
         grid = self.grid
         anatomy = self._anatomy(rng, grid)
-        common, levels = rng.uniform(0.15, 1, self.regions), []
-        for _ in range(2):
-            own = self.share * common + (1 - self.share) * rng.uniform(0.15, 1, self.regions)
-            levels.append(torch.from_numpy(np.concatenate([[0], own])).float())
-        fixed, moving = (self._image(rng, anatomy, level) for level in levels)
-        return Inputs(Pair(fixed[0], moving[0]), fixed[1], moving[1])
+        common = rng.uniform(0.15, 1, self.regions)
+        fixed_levels, moving_levels = self._levels(rng, common), self._levels(rng, common)
+        fixed, fixed_labels = self._image(rng, anatomy, fixed_levels)
+        moving, moving_labels = self._image(rng, anatomy, moving_levels)
+        return Inputs(Pair(fixed, moving), fixed_labels, moving_labels)
+
+    def _levels(self, rng: np.random.Generator, common: np.ndarray) -> Tensor:
+        """Intensities (regions + 1,) of the background, which is 0, and of the regions: a mean of ``common`` and random numbers."""
+        own = self.share * common + (1 - self.share) * rng.uniform(0.15, 1, self.regions)
+        return torch.from_numpy(np.concatenate([[0], own])).float()
 
     def _anatomy(self, rng: np.random.Generator, grid: Grid) -> Image:
-        """Where each of several random fields is the largest, inside an ellipsoid with a wavy surface."""
+        """A label map: at each voxel the number of the largest of several random fields, inside an ellipsoid with a wavy surface."""
         half = self.regions // 2
         fields = [smooth_noise(rng, n, grid, s) for n, s in ((half, self.detail), (self.regions - half, 3 * self.detail))]
         region = torch.cat(fields, 1).argmax(1, keepdim=True) + 1
@@ -76,6 +81,7 @@ class Contrasts:
         return Image((region * inside).float(), grid)
 
     def _image(self, rng: np.random.Generator, anatomy: Image, levels: Tensor) -> tuple[Image, Image]:
+        """A deformed image of an anatomy, and its labels. ``levels`` (regions + 1,) are the intensities of the labels."""
         grid = anatomy.grid
         transform = random_affine(rng, grid, self.turn, self.stretch, self.shift)
         for part in (1.0, 0.5):

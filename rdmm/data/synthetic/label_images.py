@@ -1,4 +1,4 @@
-"""Images of label maps, where a data set has no intensities."""
+"""Make images from label maps, for data sets without images."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rdmm.spatial.image import Image
 from rdmm.types import InputError, Tensor
 
 BLUR_VOXELS = 0.6
-"""Standard deviation of the blur, in voxels: about that of an image's own resolution."""
+"""Standard deviation of the blur, in voxels: about the blur of a real image at its own resolution."""
 
 
 def intensities_of(labels: Image, table: Sequence[float] | None = None) -> Image:
-    """An image of a label map, blurred by BLUR_VOXELS.
+    """Make an image from a label map: one intensity per label, blurred by BLUR_VOXELS.
 
     Args:
-        labels: (b, 1, *s), whole numbers >= 0.
-        table: intensity of label 0, 1, ...; None: ``distinct_intensities``, which serve any labels.
+        labels: (b, 1, *s), integers >= 0.
+        table: intensities of labels 0, 1, ...; None: ``distinct_intensities``, which exist for all labels.
 
     Raises:
-        InputError: a label that is negative, or not in the table.
+        InputError: a label is negative, or not in the table.
     """
     label, index = labels.data.long().unique(return_inverse=True)
     if int(label[0]) < 0 or (table is not None and int(label[-1]) >= len(table)):
@@ -32,9 +32,9 @@ def intensities_of(labels: Image, table: Sequence[float] | None = None) -> Image
 
 
 def distinct_intensities(label: Tensor) -> Tensor:
-    """0 for label 0, and 0.2 to 1 for the others: a function of the label alone, so that it is the same in every image.
+    """Intensities of labels: 0 for label 0, and 0.2 to 1 for the others. A label has the same intensity in every image.
 
-    Consecutive labels differ by 0.3 or more: multiples of the golden ratio, modulo 1, keep further apart than random numbers do.
+    Consecutive labels differ by at least 0.3: multiples of the golden ratio, modulo 1, are spread more evenly than random numbers.
     """
     golden = (5**0.5 - 1) / 2
     return torch.where(label == 0, 0.0, 0.2 + 0.8 * ((label.double() * golden) % 1.0)).float()

@@ -14,7 +14,7 @@ from rdmm.types import Tensor
 
 
 def smooth_noise(rng: np.random.Generator, channels: int, grid: Grid, sigma: float) -> Tensor:
-    """Smooth random fields (1, channels, *s) of mean square 1, sigma in domain units."""
+    """Smooth random fields (1, channels, *s) with mean square 1. ``sigma`` is the smoothness, in domain units."""
     coarse = grid.resized([min(n, max(4, round(2 * e / sigma) + 1)) for n, e in zip(grid.shape, grid.extent, strict=True)])
     x = torch.from_numpy(rng.standard_normal((1, channels, *coarse.shape), dtype=np.float32))
     x = gaussian(x, sigma, coarse)
@@ -23,20 +23,25 @@ def smooth_noise(rng: np.random.Generator, channels: int, grid: Grid, sigma: flo
 
 
 def random_diffeomorphism(rng: np.random.Generator, grid: Grid, size: float, sigma: float) -> Dense:
-    """The flow of a random stationary velocity: ``size`` its root mean square along each axis, in domain units."""
+    """The flow of a random stationary velocity. ``size`` is its root mean square along each axis, in domain units."""
     coarse = grid.scaled(0.5)
     return Dense(exponential(size * smooth_noise(rng, grid.ndim, coarse, sigma), coarse, 16), coarse)
 
 
 def random_affine(rng: np.random.Generator, grid: Grid, turn: float, stretch: float, shift: float) -> Affine:
-    """A random affine map about the middle: standard deviations of its angles (radians), log-scales and shear, and shift."""
+    """A random affine map about the center of the grid.
+
+    Args:
+        turn, stretch, shift: standard deviations of its rotation (radians), of its log-scales and shear, and of its translation
+            (domain units).
+    """
     d = grid.ndim
-    middle = torch.tensor(grid.extent) / 2
+    center = torch.tensor(grid.extent) / 2
     skew = turn * rng.standard_normal((d, d))
     symmetric = stretch * rng.standard_normal((d, d))
     generator = torch.from_numpy((skew - skew.T + symmetric + symmetric.T) / 2).float()
     linear = torch.linalg.matrix_exp(generator)
     matrix = torch.eye(d + 1)
     matrix[:d, :d] = linear
-    matrix[:d, d] = middle - linear @ middle + shift * torch.from_numpy(rng.standard_normal(d)).float()
+    matrix[:d, d] = center - linear @ center + shift * torch.from_numpy(rng.standard_normal(d)).float()
     return Affine(matrix)

@@ -1,4 +1,4 @@
-"""The paper's synthetic shapes: one foreground object with two objects inside, others outside (RDMM, section 4)."""
+"""The synthetic shapes of the RDMM paper (section 4): one foreground object with two objects inside it, and others outside."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rdmm.types import ConfigError, Tensor
 
 SOLID_KINDS = ("ellipse", "rectangle", "triangle")
 
-
-FOREGROUND, INSIDE, OUTSIDE = 1, 2, 4  # labels: 1; 2 and 3; 4 and above
-
+FOREGROUND, INSIDE, OUTSIDE = 1, 2, 4
+"""First labels: the foreground is 1, the objects inside are 2 and 3, those outside are 4 and above."""
 
 LABEL_INTENSITIES = {0: 0.0, 1: 0.5, 2: 0.9, 3: 0.75}
+OUTSIDE_INTENSITY = 0.65
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Solid:
     """An ellipse, rectangle or triangle (in 3D: ellipsoid, box, prism) in [0, 1]^d."""
 
     kind: str
-    centre: np.ndarray
+    center: np.ndarray
     radii: np.ndarray
     angle: float
     label: int
 
     def inside(self, x: np.ndarray) -> np.ndarray:
-        """Which points (d, *s) are inside."""
+        """Which of the points ``x`` (d, *s) are inside; booleans (*s)."""
         d = x.shape[0]
-        y = x - self.centre.reshape(-1, *(1,) * d)
+        y = x - self.center.reshape(-1, *(1,) * d)
         c, s = math.cos(self.angle), math.sin(self.angle)
         y = np.stack([c * y[0] + s * y[1], c * y[1] - s * y[0], *y[2:]]) / self.radii.reshape(-1, *(1,) * d)
         if self.kind == "ellipse":
@@ -50,22 +50,22 @@ class Solid:
         triangle = (y[1] >= -0.7) & (y[1] + 1.7 * np.abs(y[0]) <= 1.0)
         return triangle & (np.abs(y[2:]) <= 0.85).all(0)
 
-    def moved(self, shift: np.ndarray, scale: np.ndarray, angle: float, about: np.ndarray | None = None) -> Solid:
-        """Shifted, scaled along its own axes and turned; ``about`` another point than its centre, that goes along."""
-        arm = np.zeros_like(shift) if about is None else self.centre - about
+    def vary(self, shift: np.ndarray, scale: np.ndarray, angle: float, about: np.ndarray | None = None) -> Solid:
+        """Scale along the own axes, rotate and shift. With ``about``, its center is also scaled and rotated about that point."""
+        arm = np.zeros_like(shift) if about is None else self.center - about
         c, s = math.cos(angle), math.sin(angle)
-        turned = np.array([c * arm[0] - s * arm[1], s * arm[0] + c * arm[1], *arm[2:]]) * scale
-        return Solid(self.kind, self.centre - arm + turned + shift, self.radii * scale, self.angle + angle, self.label)
+        rotated = np.array([c * arm[0] - s * arm[1], s * arm[0] + c * arm[1], *arm[2:]]) * scale
+        return Solid(self.kind, self.center - arm + rotated + shift, self.radii * scale, self.angle + angle, self.label)
 
 
 def _random_scene(rng: np.random.Generator, d: int) -> list[Solid]:
-    """A large object in the middle, two inside, two to five around."""
+    """A large object in the middle, two objects inside it, two to five around it."""
     middle = np.full(d, 0.5)
     kinds = rng.choice(SOLID_KINDS[:2], 1).tolist() + rng.choice(SOLID_KINDS, 2).tolist()
-    turn = rng.uniform(0, math.pi)
-    big = Solid(kinds[0], middle, np.full(d, 0.26) * rng.uniform(0.9, 1.1, d), turn, FOREGROUND)
-    direction = np.array([math.cos(turn), math.sin(turn), *(0.0,) * (d - 2)])
-    scene = [big]
+    angle = rng.uniform(0, math.pi)
+    foreground = Solid(kinds[0], middle, np.full(d, 0.26) * rng.uniform(0.9, 1.1, d), angle, FOREGROUND)
+    direction = np.array([math.cos(angle), math.sin(angle), *(0.0,) * (d - 2)])
+    scene = [foreground]
     for i, side in enumerate((-1, 1)):
         radii = np.full(d, 0.075) * rng.uniform(0.85, 1.15, d)
         scene.append(Solid(kinds[1 + i], middle + side * 0.115 * direction, radii, rng.uniform(0, math.pi), INSIDE + i))
@@ -73,43 +73,45 @@ def _random_scene(rng: np.random.Generator, d: int) -> list[Solid]:
     count = int(rng.integers(2, 6))
     for i in range(count):
         angle = start + 2 * math.pi * i / count
-        centre = middle + 0.4 * np.array([math.cos(angle), math.sin(angle), *(0.0,) * (d - 2)])
+        center = middle + 0.4 * np.array([math.cos(angle), math.sin(angle), *(0.0,) * (d - 2)])
         scene.append(
-            Solid(str(rng.choice(SOLID_KINDS)), centre, np.full(d, 0.055) * rng.uniform(0.8, 1.2, d), rng.uniform(0, math.pi), OUTSIDE + i)
+            Solid(str(rng.choice(SOLID_KINDS)), center, np.full(d, 0.055) * rng.uniform(0.8, 1.2, d), rng.uniform(0, math.pi), OUTSIDE + i)
         )
     return scene
 
 
 def _vary_separately(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
-    """Random shift, scale and rotation of every object; those inside go along with the foreground's shift."""
-    d = len(scene[0].centre)
+    """Give each object a random shift, scale and rotation. Objects inside the foreground also get its shift."""
+    d = len(scene[0].center)
     shift, out = rng.uniform(-0.03, 0.03, d), []
     for solid in scene:
         own = rng.uniform(-0.015, 0.015, d) + (shift if solid.label < OUTSIDE else 0)
         scale = rng.uniform(0.85, 1.15, d) if solid.label == FOREGROUND else rng.uniform(0.8, 1.2, d)
-        out.append(solid.moved(own, scale, rng.uniform(-0.2, 0.2)))
+        out.append(solid.vary(own, scale, rng.uniform(-0.2, 0.2)))
     return out
 
 
 def _vary_together(scene: list[Solid], rng: np.random.Generator) -> list[Solid]:
-    """One similarity transform of all; the two objects inside vary on top of it, more than the others do."""
-    d, middle = len(scene[0].centre), scene[0].centre
+    """Give all objects the same random similarity transform. The two objects inside the foreground vary in addition."""
+    d, middle = len(scene[0].center), scene[0].center
     shift, scale, angle = rng.uniform(-0.03, 0.03, d), np.full(d, rng.uniform(0.92, 1.08)), rng.uniform(-0.15, 0.15)
     out = []
     for solid in scene:
         if solid.label in (INSIDE, INSIDE + 1):
-            solid = solid.moved(rng.uniform(-0.02, 0.02, d), rng.uniform(0.75, 1.25, d), rng.uniform(-0.4, 0.4))
-        out.append(solid.moved(shift, scale, angle, middle))
+            solid = solid.vary(rng.uniform(-0.02, 0.02, d), rng.uniform(0.75, 1.25, d), rng.uniform(-0.4, 0.4))
+        out.append(solid.vary(shift, scale, angle, middle))
     return out
 
 
 def _draw(scene: list[Solid], grid: Grid) -> tuple[Tensor, Tensor]:
+    """Image and labels (1, 1, *s) of a scene."""
     x = grid.identity(torch.zeros(1, dtype=torch.float64))[0].numpy() / np.reshape(grid.extent, (-1, *(1,) * grid.ndim))
     labels = np.zeros(grid.shape, dtype=np.float32)
     for solid in scene:
         labels[solid.inside(x)] = solid.label
-    image = np.select([labels == k for k in LABEL_INTENSITIES], list(LABEL_INTENSITIES.values()), default=0.65).astype(np.float32)
-    smooth = gaussian(torch.from_numpy(image)[None, None], 0.6 * max(grid.spacing), grid)
+    masks = [labels == k for k in LABEL_INTENSITIES]
+    image = np.select(masks, list(LABEL_INTENSITIES.values()), default=OUTSIDE_INTENSITY)
+    smooth = gaussian(torch.from_numpy(image.astype(np.float32))[None, None], 0.6 * max(grid.spacing), grid)
     return smooth, torch.from_numpy(labels)[None, None]
 
 
@@ -122,24 +124,32 @@ def shapes_pair(
     """Two random variations of one random scene, in 2D or 3D, voxels of 1 mm.
 
     Args:
-        variation: ``own``: each object has its own shift, scale and rotation. ``together``: all share one, and only the two
-            objects inside the foreground vary besides, so that the background need not deform but smoothly.
+        seed: the same seed gives the same pair.
+        shape: voxels along each axis.
+        variation: ``own``: each object has its own shift, scale and rotation. ``together``: all objects share them, and only the
+            two objects inside the foreground vary in addition, so a smooth deformation of the background is enough.
 
     Returns:
-        the pair (with the moving labels as regions), labels of the fixed and of the moving image, (1, 1, *s): 0 background,
-        1 foreground object, 2 and 3 inside it, 4 and above outside. The same for the same seed.
+        the pair (its regions are the moving foreground with the objects inside), and the labels of the fixed and the moving image,
+        (1, 1, *s): 0 background, 1 foreground object, 2 and 3 inside it, 4 and above outside.
     """
     rng = np.random.default_rng(seed)
     grid = Grid(tuple(shape), np.eye(len(shape) + 1))
     scene = _random_scene(rng, len(shape))
-    (fixed, fixed_labels), (moving, moving_labels) = (_draw(VARIATIONS[variation](scene, rng), grid) for _ in range(2))
+    fixed, fixed_labels = _draw(VARIATIONS[variation](scene, rng), grid)
+    moving, moving_labels = _draw(VARIATIONS[variation](scene, rng), grid)
     regions = Image((moving_labels > 0).float() * (moving_labels < OUTSIDE), grid)
     return Pair(Image(fixed, grid), Image(moving, grid), regions=regions), fixed_labels, moving_labels
 
 
 @dataclass(frozen=True)
 class SyntheticShapes:
-    """Synthetic pairs, one for each seed from ``first`` on; the foreground with what is inside it is their region."""
+    """Synthetic pairs for evaluation. Their region is the foreground with the objects inside.
+
+    Args:
+        count: number of pairs.
+        first: seed of the first pair; each further pair has the next seed.
+    """
 
     count: int = 40
     shape: Sequence[int] = (200, 200)
@@ -148,7 +158,7 @@ class SyntheticShapes:
 
     def __post_init__(self) -> None:
         if self.count < 1 or min(self.shape) < 16 or len(self.shape) not in (2, 3):
-            raise ConfigError(f"shapes: a count and 2 or 3 sizes of 16 and more are wanted, not {self.count}, {list(self.shape)}")
+            raise ConfigError(f"shapes: needs count >= 1 and a shape of 2 or 3 sizes of at least 16; got {self.count}, {list(self.shape)}")
 
     def cases(self) -> dict[str, Callable[[], Inputs]]:
         return {f"shapes{seed:02d}": partial(self._case, seed) for seed in range(self.first, self.first + self.count)}

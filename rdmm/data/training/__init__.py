@@ -1,5 +1,5 @@
-"""What networks are trained on.
+"""Training data of networks.
 
-``sources`` and ``tables`` list images, ``splits`` divides subjects and makes pairs, ``library`` reads onto one grid, ``augment`` varies.
-``pairs`` gives training pair number k: the same one in every process and after every resume.
+``sources`` and ``tables`` find images, ``splits`` splits subjects and lists pairs, ``library`` reads images onto one grid, ``augment``
+varies them. ``pairs`` gives training pair number k, which is the same in every process and after resuming.
 """

@@ -1,4 +1,4 @@
-"""Random variations of training images."""
+"""Random augmentation of training images."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 from rdmm.data.synthetic.random_maps import random_affine, random_diffeomorphism
 from rdmm.spatial.image import Image
-from rdmm.spatial.transform import composed
+from rdmm.spatial.transform import Transform, composed
 from rdmm.types import ConfigError
 
 
 @dataclass(frozen=True)
 class Augment:
-    """A random variation of an image and its labels; every number is a standard deviation, 0 leaves its variation out.
+    """Deform an image and its labels at random, and vary its intensities. All numbers except ``width`` are standard deviations; 0 is off.
 
     Args:
         deformation, width: size and smoothness (sigma) of a random diffeomorphism, in domain units.
-        turn, stretch, shift: of an affine map: radians, log-scale, domain units.
-        gamma: of the logarithm of the exponent of intensities (0 to 1).
-        noise: of intensities.
+        turn, stretch, shift: rotation (radians), log-scale and translation (domain units) of a random affine map.
+        gamma: intensities between 0 and 1 are raised to a random power; this is the standard deviation of its logarithm.
+        noise: noise added to the intensities.
     """
 
     deformation: float = 0.01
@@ -34,12 +34,14 @@ class Augment:
 
     def __post_init__(self) -> None:
         if min(self.deformation, self.turn, self.stretch, self.shift, self.gamma, self.noise) < 0 or not self.width > 0:
-            raise ConfigError(f"augment: numbers must be >= 0 and width > 0; got {self}")
+            raise ConfigError(f"augment: all numbers must be >= 0, and width > 0; got {self}")
 
     def __call__(self, image: Image, labels: Image | None, rng: np.random.Generator) -> tuple[Image, Image | None]:
+        """The augmented image and labels."""
         grid = image.grid
-        first = random_affine(rng, grid, self.turn, self.stretch, self.shift)
-        transform = composed(first, random_diffeomorphism(rng, grid, self.deformation, self.width)) if self.deformation else first
+        transform: Transform = random_affine(rng, grid, self.turn, self.stretch, self.shift)
+        if self.deformation:
+            transform = composed(transform, random_diffeomorphism(rng, grid, self.deformation, self.width))
         moved = image.moved_by(transform)
         data = moved.data.clamp(0, 1) ** float(np.exp(self.gamma * rng.standard_normal()))
         data = data + self.noise * torch.from_numpy(rng.standard_normal(data.shape, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Images of a data set on one grid, so that they make batches."""
+"""Read the images of a data set onto one common grid, so that they can be batched."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ log = logging.getLogger(__name__)
 
 CenterMode = Literal["world", "image", "mass"]
 
-
 LabeledImage = tuple[Image, Image | None]
+"""An image and its label map, if it has one."""
 
 
 @dataclass(frozen=True)
 class CommonGrid:
-    """``shape`` voxels of ``spacing`` mm, in axes as near to R, A, S as the images have them.
+    """The grid to which all images of a data set are resampled. Its axes are those of the first image, in R, A, S order.
 
     Args:
-        spacing: edges of a voxel in mm; None: so that the first image fits.
-        centre: what of each image is laid on the middle of the grid: nothing (``world``: the files' own positions, relative to the
-            first image's), the ``image``'s middle, or its centre of ``mass``.
+        shape: voxels along each axis.
+        spacing: voxel size along each axis, mm; None: the grid covers the first image.
+        centre: the point of each image that is moved to the center of the grid: the center of the ``image``, its center of ``mass``,
+            or none (``world``: images keep the positions of their files).
     """
 
     shape: Sequence[int]
@@ -43,17 +44,18 @@ class CommonGrid:
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 3) or min(self.shape) < 8:
-            raise ConfigError(f"shape must be 2 or 3 sizes of 8 voxels and more, not {list(self.shape)}")
+            raise ConfigError(f"shape must be 2 or 3 sizes of at least 8 voxels, e.g. [96,96,96]; got {list(self.shape)}")
         if self.spacing is not None and (len(self.spacing) != len(self.shape) or min(self.spacing) <= 0):
-            raise ConfigError(f"data.spacing must be {len(self.shape)} lengths in mm, one per axis, not {list(self.spacing)}")
+            raise ConfigError(f"data.spacing must be {len(self.shape)} lengths in mm, one per axis; got {list(self.spacing)}")
         if self.centre not in get_args(CenterMode):
             raise ConfigError(f"data.centre must be one of {', '.join(get_args(CenterMode))}, not {self.centre!r}")
 
     def grid(self, first: Image) -> Grid:
-        """The common grid, around the middle of ``first``."""
+        """The common grid, with the center and the axes of the image ``first``."""
         if first.grid.ndim != len(self.shape):
             raise ConfigError(
-                f"shape={list(self.shape)} has {len(self.shape)} axes but the images are {first.grid.ndim}D {first.grid.shape}"
+                f"shape={list(self.shape)} has {len(self.shape)} axes but the images are {first.grid.ndim}D {first.grid.shape}; "
+                f"give {first.grid.ndim} sizes"
             )
         spacing = self.spacing or [h * (n - 1) / (k - 1) for h, n, k in zip(first.grid.voxel, first.grid.shape, self.shape, strict=True)]
         affine = np.diag([*spacing, 1.0])
@@ -63,7 +65,7 @@ class CommonGrid:
         return Grid(tuple(self.shape), affine)
 
     def resample(self, grid: Grid, image: Image, labels: Image | None) -> LabeledImage:
-        """An image (after a low-pass, where the grid is coarser) and its labels on the common grid."""
+        """Resample an image and its labels to the common grid. If the grid is coarser, the image is low-pass filtered first."""
         shift = np.eye(grid.ndim + 1)
         if self.centre != "world":
             centre = grid_center(image.grid) if self.centre == "image" else _center_of_mass(image)
@@ -76,11 +78,12 @@ class CommonGrid:
 
 
 def grid_center(grid: Grid) -> np.ndarray:
-    """World millimetres of the middle of a grid."""
+    """The center of a grid, world millimetres."""
     return np.asarray(grid.corners().mean(0))
 
 
 def _center_of_mass(image: Image) -> np.ndarray:
+    """The center of mass of the intensities above their minimum, world millimetres."""
     x = image.grid.to_world(image.grid.identity(image.data.double()))[0].flatten(1)
     mass = image.data[0, 0].double().flatten()
     mass = mass - mass.min()
@@ -89,11 +92,14 @@ def _center_of_mass(image: Image) -> np.ndarray:
 
 @dataclass(eq=False)
 class ImageCache:
-    """Items read onto the common grid, each once.
+    """Reads items onto the common grid and keeps them in memory, so each file is read once.
 
     Args:
-        prepare: what is done to the images (intensities), with the file's name.
-        skip_bad: leave out files that cannot be read, naming them, instead of ending there.
+        items: the items from which the common grid is chosen.
+        common: the common grid.
+        prepare: applied to each image, with its file's name; normalizes the intensities.
+        skip_bad: leave out files that cannot be read and log a warning, instead of raising InputError.
+        unreadable: error messages of the items left out so far, by the item's name.
     """
 
     items: Sequence[Item]
@@ -105,7 +111,7 @@ class ImageCache:
 
     @cached_property
     def grid(self) -> Grid:
-        """The common grid; it takes the first item that can be read."""
+        """The common grid. It is set by the first item that can be read."""
         for item in self.items:
             try:
                 return self.common.grid(self._read_files(item)[0])
@@ -114,15 +120,15 @@ class ImageCache:
         raise InputError(f"none of the {len(self.items)} images can be read; the first: {next(iter(self.unreadable.values()))}")
 
     def __call__(self, item: Item) -> LabeledImage | None:
-        """Image and labels on the common grid; None for one that is left out."""
+        """Image and labels of an item on the common grid; None if it is left out."""
         if item.name in self.unreadable:
             return None
         if item.name not in self._read:
             grid = self.grid
             try:
                 image, labels = self._read_files(item)
-                moved, marked = self.common.resample(grid, image, labels)
-                self._read[item.name] = (self.prepare(moved, str(item.image or item.labels)), marked)
+                moved, moved_labels = self.common.resample(grid, image, labels)
+                self._read[item.name] = (self.prepare(moved, str(item.image or item.labels)), moved_labels)
             except InputError as error:
                 self._leave_out(item, error)
                 return None
@@ -130,22 +136,23 @@ class ImageCache:
 
     def _leave_out(self, item: Item, error: InputError) -> None:
         if not self.skip_bad:
-            raise InputError(f"{error} (data.skip_bad=true leaves such files out)") from error
+            raise InputError(f"{error} (use data.skip_bad=true to leave such files out)") from error
         if item.name not in self.unreadable:
             self.unreadable[item.name] = str(error)
-            log.warning("left out, %d so far: %s", len(self.unreadable), error)
+            log.warning("file left out (%d so far): %s", len(self.unreadable), error)
 
     @staticmethod
     def _read_files(item: Item) -> LabeledImage:
+        """Read an item's files. Without an image, one is made from the labels."""
         if item.image is None:
             assert item.labels is not None
             labels = io.read_labels(item.labels).canonical()
             return intensities_of(labels), labels
         image = io.read_image(item.image)
-        marked = None if item.labels is None else io.read_labels(item.labels, image).canonical()
-        return image.canonical(), marked
+        label_map = None if item.labels is None else io.read_labels(item.labels, image).canonical()
+        return image.canonical(), label_map
 
 
 def stack(images: Sequence[Image]) -> Image:
-    """Images of one grid as a batch."""
+    """Stack images of one grid to a batch."""
     return Image(torch.cat([i.data for i in images]), images[0].grid)

@@ -1,4 +1,4 @@
-"""What networks are trained on: pairs by number, the same for the same number in every process and at every time."""
+"""Training data: pairs by number. A number gives the same pair in every process and in every run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rdmm.data.intensity import Normalize
 from rdmm.data.synthetic.contrasts import Contrasts
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.data.training.augment import Augment
-from rdmm.data.training.library import CenterMode, CommonGrid, ImageCache
+from rdmm.data.training.library import CenterMode, CommonGrid, ImageCache, LabeledImage
 from rdmm.data.training.sources import Item, Items
 from rdmm.data.training.splits import ItemPair, PairSampler, seeded_generator, split
 from rdmm.data.training.tables import PairSource
@@ -25,44 +25,47 @@ from rdmm.types import ConfigError, InputError
 
 Part = Literal["validation", "test"]
 
+TRAINING_STREAM, HELD_OUT_STREAMS = 2, {"validation": 3, "test": 4}
+"""Random streams of a data set's seed (1 shuffles the split): training and held-out pairs never share random numbers."""
 
 MAX_REDRAWS = 20
-"""Pairs that are drawn anew, where files are left out, before the data set is given up."""
+"""How often a pair is drawn again if one of its files was left out, before training ends with an error."""
 
 
 class TrainingData(Protocol):
-    """Pairs on one grid."""
+    """Training and held-out pairs, all on one grid."""
 
     @property
     def grid(self) -> Grid: ...
 
     def name(self, number: int) -> str:
-        """What a training pair is made from, without reading it."""
+        """A description of training pair ``number``, such as its file names; nothing is read."""
         ...
 
     def pair(self, number: int) -> Inputs:
-        """Training pair ``number`` (0, 1, ...): the same every time."""
+        """Training pair ``number`` (0, 1, ...). The same number gives the same pair."""
         ...
 
     def held_out(self, part: Part) -> Mapping[str, Callable[[], Inputs]]:
-        """Pairs that are not trained on, by name."""
+        """Functions that read the pairs of ``part``, by name. Networks are not trained on these pairs."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePairs:
-    """Pairs of a data set's images, as they are or varied at random.
+    """Pairs of images of a data set, optionally augmented.
 
     Args:
-        source: the images; or a list of pairs, with sampling=listed.
-        shape, spacing, centre: of the common grid (CommonGrid).
-        sampling: all, within, between, longitudinal, listed.
-        shares: of the subjects, for training, validation and test.
-        seed: of the split and of everything drawn.
-        limit: held-out pairs of each part, spread over all.
-        augment: variation of training images, or None.
-        labels: those that Dice is taken of; None: all.
-        skip_bad: leave out files that cannot be read, naming them.
+        source: the images, or a list of pairs (for sampling=listed).
+        shape, spacing, centre: the common grid (see CommonGrid).
+        sampling: which pairs are used: all, within, between, longitudinal (see PairSampler), or listed.
+        shares: fractions of the subjects for training, validation and test.
+        seed: random seed of the split, of the pairs and of the augmentation.
+        limit: number of held-out pairs per part, spread evenly over all.
+        augment: augmentation of training images; None: none.
+        labels: labels to compute Dice of; None: all.
+        skip_bad: leave out files that cannot be read and log a warning.
+        intensity: normalizes the intensities.
     """
 
     source: Items
@@ -80,13 +83,13 @@ class ImagePairs:
 
     def __post_init__(self) -> None:
         if self.limit < 1:
-            raise ConfigError(f"data.limit must be at least 1, not {self.limit}")
+            raise ConfigError(f"data.limit must be at least 1; got {self.limit}")
         if self.sampling == "listed" and not isinstance(self.source, PairSource):
             raise ConfigError("data.sampling=listed needs a list of pairs: data/source=pairs")
 
     @cached_property
     def parts(self) -> dict[str, list[Item]]:
-        """The images for train, validation and test."""
+        """The images of train, validation and test."""
         return split(self.source.items(), self.shares, self.seed)
 
     @cached_property
@@ -100,29 +103,29 @@ class ImagePairs:
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """Files left out so far, by the item's name."""
+        """Error messages of the items left out so far, by the item's name."""
         return self._cache.unreadable
 
     def image_pairs(self, part: str) -> Sequence[ItemPair]:
-        """(fixed, moving) of a part."""
+        """All pairs (fixed, moving) of a part: train, validation or test."""
         if self.sampling != "listed":
             try:
                 return PairSampler(self.parts[part], self.sampling)
             except ConfigError as error:
-                raise ConfigError(f"{part}: {error}; change data.shares ({list(self.shares)}), where 0 leaves a part out") from error
+                raise ConfigError(f"{part}: {error}; change data.shares ({list(self.shares)}); 0 leaves a part out") from error
         assert isinstance(self.source, PairSource)
         names = {i.name for i in self.parts[part]}
         return [c for c in self.source.image_pairs() if c[0].name in names and c[1].name in names]
 
     @cached_property
     def _training(self) -> Sequence[ItemPair]:
-        found = self.image_pairs("train")
-        if not found:
-            raise ConfigError("no pair is left to train on; see data.shares, or the column split")
-        return found
+        pairs = self.image_pairs("train")
+        if not pairs:
+            raise ConfigError("there are no pairs to train on; change data.shares, or the column split of the list")
+        return pairs
 
     def _draw(self, number: int, attempt: int = 0) -> tuple[ItemPair, np.random.Generator]:
-        rng = seeded_generator(self.seed, 2, number, attempt)
+        rng = seeded_generator(self.seed, TRAINING_STREAM, number, attempt)
         return self._training[int(rng.integers(len(self._training)))], rng
 
     def name(self, number: int) -> str:
@@ -130,34 +133,36 @@ class ImagePairs:
 
     def pair(self, number: int) -> Inputs:
         for attempt in range(MAX_REDRAWS):
-            chosen, rng = self._draw(number, attempt)
-            read = [self._cache(i) for i in chosen]
-            if all(r is not None for r in read):
-                varied = [r if self.augment is None else self.augment(*r, rng) for r in read if r is not None]
-                return self._inputs(*varied[0], *varied[1])
-        raise InputError(f"{len(self.unreadable)} files cannot be read: no pair to train on was found in {MAX_REDRAWS} draws")
+            (fixed, moving), rng = self._draw(number, attempt)
+            fixed_read, moving_read = self._cache(fixed), self._cache(moving)
+            if fixed_read is not None and moving_read is not None:
+                return self._inputs(self._augmented(fixed_read, rng), self._augmented(moving_read, rng))
+        raise InputError(f"{len(self.unreadable)} files cannot be read: found no training pair in {MAX_REDRAWS} draws; check the files")
 
-    def _inputs(self, fixed: Image, fixed_labels: Image | None, moving: Image, moving_labels: Image | None) -> Inputs:
-        return Inputs(Pair(fixed, moving), fixed_labels, moving_labels, labels=self.labels)
+    def _augmented(self, read: LabeledImage, rng: np.random.Generator) -> LabeledImage:
+        return read if self.augment is None else self.augment(*read, rng)
+
+    def _inputs(self, fixed: LabeledImage, moving: LabeledImage) -> Inputs:
+        return Inputs(Pair(fixed[0], moving[0]), fixed[1], moving[1], labels=self.labels)
 
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
-        if not self.parts[part]:
+        pairs = self.image_pairs(part) if self.parts[part] else []
+        if not pairs:
             return {}
-        found = self.image_pairs(part)
-        chosen = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(self.limit, len(found)))}) if found else []
-        return {f"{found[i][0].name}-{found[i][1].name}": partial(self._read_pair, found[i]) for i in chosen}
+        spread = np.linspace(0, len(pairs) - 1, min(self.limit, len(pairs)))
+        chosen = [pairs[i] for i in sorted({round(k) for k in spread})]
+        return {f"{fixed.name}-{moving.name}": partial(self._read_pair, fixed, moving) for fixed, moving in chosen}
 
-    def _read_pair(self, chosen: ItemPair) -> Inputs:
-        read = [self._cache(i) for i in chosen]
-        if any(r is None for r in read):
-            raise InputError(next(self.unreadable[i.name] for i in chosen if i.name in self.unreadable))
-        (fixed, a), (moving, b) = (r for r in read if r is not None)
-        return self._inputs(fixed, a, moving, b)
+    def _read_pair(self, fixed: Item, moving: Item) -> Inputs:
+        fixed_read, moving_read = self._cache(fixed), self._cache(moving)
+        if fixed_read is None or moving_read is None:
+            raise InputError(next(self.unreadable[i.name] for i in (fixed, moving) if i.name in self.unreadable))
+        return self._inputs(fixed_read, moving_read)
 
 
 @dataclass(frozen=True)
 class SyntheticPairs:
-    """The paper's synthetic shapes (synthetic.shapes_pair), without end."""
+    """The synthetic shapes of the RDMM paper (synthetic.scenes.shapes_pair); an unlimited number of pairs."""
 
     shape: Sequence[int] = (128, 128)
     variation: Literal["own", "together"] = "own"
@@ -166,33 +171,32 @@ class SyntheticPairs:
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 3) or min(self.shape) < 16:
-            raise ConfigError(f"shape must be 2 or 3 sizes of 16 and more, not {list(self.shape)}")
+            raise ConfigError(f"shape must be 2 or 3 sizes of at least 16, e.g. [128,128]; got {list(self.shape)}")
 
     @property
     def grid(self) -> Grid:
         return Grid(tuple(self.shape), np.eye(len(self.shape) + 1))
 
-    def _seed(self, part: int, number: int) -> int:
-        return int(seeded_generator(self.seed, part, number).integers(2**62))
+    def _seed(self, stream: int, number: int) -> int:
+        return int(seeded_generator(self.seed, stream, number).integers(2**62))
 
     def name(self, number: int) -> str:
-        return f"shapes of seed {self._seed(2, number)}"
+        return f"shapes of seed {self._seed(TRAINING_STREAM, number)}"
 
     def pair(self, number: int) -> Inputs:
-        return self._generate(self._seed(2, number))
+        return self._generate(self._seed(TRAINING_STREAM, number))
 
     def _generate(self, seed: int) -> Inputs:
         pair, fixed, moving = shapes_pair(seed, self.shape, self.variation)
         return Inputs(pair, Image(fixed, pair.fixed.grid), Image(moving, pair.fixed.grid))
 
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
-        kind = {"validation": 3, "test": 4}[part]
-        return {f"shapes{i:02d}": partial(self._generate, self._seed(kind, i)) for i in range(self.limit)}
+        return {f"shapes{i:02d}": partial(self._generate, self._seed(HELD_OUT_STREAMS[part], i)) for i in range(self.limit)}
 
 
 @dataclass(frozen=True)
 class ContrastPairs:
-    """Random anatomies in random contrasts, without end."""
+    """Random anatomies with random contrasts; an unlimited number of pairs."""
 
     contrasts: Contrasts
     seed: int = 0
@@ -206,14 +210,13 @@ class ContrastPairs:
         return f"random anatomy {number}"
 
     def pair(self, number: int) -> Inputs:
-        return self._generate(2, number)
+        return self._generate(TRAINING_STREAM, number)
 
-    def _generate(self, part: int, number: int) -> Inputs:
-        found = self.contrasts.pair(seeded_generator(self.seed, part, number))
-        normal = Normalize()
-        pair = Pair(normal(found.pair.fixed), normal(found.pair.moving))
-        return Inputs(pair, found.fixed_labels, found.moving_labels)
+    def _generate(self, stream: int, number: int) -> Inputs:
+        inputs = self.contrasts.pair(seeded_generator(self.seed, stream, number))
+        normalize = Normalize()
+        pair = Pair(normalize(inputs.pair.fixed), normalize(inputs.pair.moving))
+        return Inputs(pair, inputs.fixed_labels, inputs.moving_labels)
 
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
-        kind = {"validation": 3, "test": 4}[part]
-        return {f"anatomy{i:02d}": partial(self._generate, kind, i) for i in range(self.limit)}
+        return {f"anatomy{i:02d}": partial(self._generate, HELD_OUT_STREAMS[part], i) for i in range(self.limit)}

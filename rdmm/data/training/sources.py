@@ -1,4 +1,4 @@
-"""Images of a data set: where they are, and whose they are."""
+"""Find the images of a data set: their files and their subjects."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Item:
     """One image of a data set.
 
     Args:
-        name: that no other has.
-        subject: who it is of; a split never parts a subject.
-        image: its file; None: a picture is made of the labels.
-        labels: label map of the same grid.
-        time: of a visit, sorted as text; also the phase of a breath.
-        split: ``train``, ``validation``, ``test``, or '' where it is left to chance.
-        where: the row or file it is known from, for messages.
+        name: unique name.
+        subject: the person in the image; all images of a subject are in the same split.
+        image: its file; None: an image is made from the labels.
+        labels: its label map, on the same grid.
+        time: time of the visit, or phase of the breath; sorted as text.
+        split: ``train``, ``validation``, ``test``, or '' for a random split.
+        where: the row or file that describes it, for error messages.
     """
 
     name: str
@@ -36,9 +36,11 @@ class Item:
 
 
 class Items(Protocol):
-    """The images of a data set, in an order that does not depend on the disk; none is read."""
+    """A source of images."""
 
-    def items(self) -> list[Item]: ...
+    def items(self) -> list[Item]:
+        """The images, in an order that does not depend on the disk. No image is read."""
+        ...
 
 
 PATTERN_FIELDS = ("subject", "time", "id")
@@ -46,16 +48,17 @@ PATTERN_FIELDS = ("subject", "time", "id")
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Files under a folder by their names.
+    """Images found by their file names below a folder.
 
-    A pattern is a path below ``root`` with fields in braces, each of which stands for a part of one name: {subject} whose image it is,
-    {time} which of the subject's visits or breaths, {id} anything else that tells images apart. So the knees of OAI in
-    ``9001104/00m_left/image.nii.gz`` are ``{subject}/{time}_{id}/image.nii.gz``, and breaths in
-    ``case1/insp.nii.gz`` are ``{subject}/{time}.nii.gz``.
+    A pattern is a path below ``root`` with fields in braces. Each field matches a part of one name: {subject} the person, {time} the
+    visit or the phase of a breath, {id} anything else that distinguishes images. For example, the pattern
+    ``{subject}/{time}_{id}/image.nii.gz`` matches OAI's knees, as ``9001104/00m_left/image.nii.gz``, and
+    ``{subject}/{time}.nii.gz`` matches ``case1/insp.nii.gz``.
 
     Args:
-        images: pattern of the images; None: pictures are made of the labels.
-        labels: pattern of their label maps, with the same fields, or None.
+        root: the folder.
+        images: pattern of the images; None: images are made from the labels.
+        labels: pattern of their label maps, with the same fields; None: no labels.
     """
 
     root: str
@@ -71,13 +74,11 @@ class FolderSource:
                     f"known fields are {', '.join(PATTERN_FIELDS)}"
                 )
             if pattern is not None and "{subject}" not in pattern:
-                raise ConfigError(
-                    f"pattern {pattern!r}: {{subject}} is missing: without it, images of one subject might be trained and tested on"
-                )
+                raise ConfigError(f"pattern {pattern!r}: {{subject}} is missing; it is needed to keep all images of a subject in one split")
             if pattern is not None and (Path(pattern).is_absolute() or ".." in Path(pattern).parts):
-                raise ConfigError(f"pattern {pattern!r}: must lie below the root")
+                raise ConfigError(f"pattern {pattern!r}: must be a path below the root, without ..")
         if self.images is None and self.labels is None:
-            raise ConfigError("a folder needs a pattern of images, of labels, or of both")
+            raise ConfigError("give a pattern of images, of labels, or of both")
 
     def items(self) -> list[Item]:
         root = require_folder(self.root)
@@ -89,14 +90,15 @@ class FolderSource:
             labels = None if self.labels is None else require_inside(root, root / self.labels.format(**fields), str(path))
             image = None if self.images is None else require_inside(root, path, str(path))
             if labels is not None and not labels.exists():
-                raise InputError(f"{path}: its label map {labels} is missing; take the pattern of labels out, or add the file")
+                raise InputError(f"{path}: its label map {labels} is missing; add the file, or leave out the pattern of labels")
             out.append(Item(name, fields["subject"], image, labels, fields.get("time", ""), where=str(path)))
         if not out:
-            raise InputError(f"{root}: no file there is like {first}")
+            raise InputError(f"{root}: no file matches the pattern {first}")
         return out
 
 
 def _match_files(root: Path, pattern: str) -> list[tuple[Path, dict[str, str]]]:
+    """The files that match a pattern, each with the values of its fields, sorted by path."""
     seen: set[str] = set()
 
     def field(match: re.Match[str]) -> str:
@@ -113,7 +115,7 @@ def _match_files(root: Path, pattern: str) -> list[tuple[Path, dict[str, str]]]:
 
 
 def by_subject(items: Sequence[Item]) -> dict[str, list[Item]]:
-    """Items of each subject, in order of time."""
+    """Items grouped by subject, in order of time."""
     out: dict[str, list[Item]] = {}
     for item in sorted(items, key=lambda i: (i.subject, i.time, i.name)):
         out.setdefault(item.subject, []).append(item)

@@ -1,4 +1,4 @@
-"""Which images are trained on, and which of them make pairs."""
+"""Split images into training, validation and test, and list the pairs of each part."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from rdmm.types import ConfigError
 
 Sampling = Literal["all", "within", "between", "longitudinal"]
 
-
 ItemPair = tuple[Item, Item]
 
 
 def seeded_generator(*numbers: int) -> np.random.Generator:
-    """Random numbers that are a function of whole numbers alone: the same in every process, whatever was drawn before."""
+    """A random generator seeded by integers. The same integers give the same numbers in every process."""
     return np.random.default_rng(np.random.SeedSequence(numbers))
 
 
 def split(items: Sequence[Item], shares: Sequence[float], seed: int) -> dict[str, list[Item]]:
-    """Items for ``train``, ``validation`` and ``test``; a subject is in one of them only.
+    """Split items into ``train``, ``validation`` and ``test``. All items of a subject go to the same part.
 
     Args:
-        shares: of the subjects, for each of the three; at least one subject wherever it is above 0. They are left out where the
-            items say themselves where they belong.
+        shares: fractions of the subjects for each part. A part with a fraction above 0 gets at least one subject. Ignored if the items
+            have their own ``split``.
+        seed: random seed of the split.
 
     Raises:
-        ConfigError: the items put a subject into two splits, or say so for some items only; too few subjects.
+        ConfigError: there are too few subjects, a subject is in two splits, or only some items have a ``split``.
     """
     if len(shares) != 3 or min(shares) < 0 or not shares[0] > 0 or not abs(sum(shares) - 1) < 1e-6:
-        raise ConfigError(f"split must be three shares (train, validation, test) that sum to 1, not {list(shares)}")
+        raise ConfigError(f"data.shares must be three fractions (train > 0, validation, test) that sum to 1, got {list(shares)}")
     subjects = by_subject(items)
     if any(i.split for i in items):
         return _use_given_splits(items, subjects)
@@ -44,37 +44,42 @@ def split(items: Sequence[Item], shares: Sequence[float], seed: int) -> dict[str
     seeded_generator(seed, 1).shuffle(names)
     counts = [max(1, round(s * len(names))) if s > 0 else 0 for s in shares[1:]]
     if sum(counts) >= len(names):
-        raise ConfigError(f"{len(names)} subjects are too few for a split of {list(shares)}: each part needs one at least")
+        raise ConfigError(f"{len(names)} subjects are too few for data.shares={list(shares)}: each part needs at least one")
     ends = [len(names) - sum(counts), len(names) - counts[1], len(names)]
     parts = [names[a:b] for a, b in zip([0, *ends], ends, strict=False)]
     return {k: [i for name in sorted(part) for i in subjects[name]] for k, part in zip(SPLITS, parts, strict=True)}
 
 
 def _use_given_splits(items: Sequence[Item], subjects: dict[str, list[Item]]) -> dict[str, list[Item]]:
+    """The split that the items have themselves."""
     for subject, own in subjects.items():
         first = own[0]
         other = next((i for i in own if i.split != first.split), None)
         if other is not None:
             raise ConfigError(
                 f"subject {subject!r} is in {first.split or 'no split'!r} ({first.where}) and in {other.split or 'no split'!r} "
-                f"({other.where}): what is tested on must not be trained on"
+                f"({other.where}): a subject must not be in both training and test data"
             )
     missing = next((i for i in items if not i.split), None)
     if missing is not None:
-        raise ConfigError(f"{missing.where}: no split, though other rows have one; give one for every row or for none")
+        raise ConfigError(f"{missing.where}: this row has no split, but others have one; give a split for all rows or for none")
     out = {k: [i for i in items if i.split == k] for k in SPLITS}
     if not out["train"]:
-        raise ConfigError("no row has the split 'train'")
+        raise ConfigError("no row has the split 'train'; add some")
     return out
 
 
 @dataclass(frozen=True, eq=False)
 class PairSampler(Sequence[ItemPair]):
-    """(fixed, moving) of all ordered pairs, none of which is listed: ``all`` of different images, ``within`` one subject, ``between``
-    two subjects, or ``longitudinal``: a later image of a subject onto an earlier one.
+    """All ordered pairs (fixed, moving) of a kind, as a sequence. Pairs are computed from their index; no list of them is kept.
+
+    Args:
+        items: the images.
+        sampling: ``all``: pairs of different images; ``within``: of one subject; ``between``: of two subjects; ``longitudinal``: a
+            later image of a subject (moving) and an earlier one (fixed).
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no such pairs.
     """
 
     items: Sequence[Item]
@@ -82,19 +87,22 @@ class PairSampler(Sequence[ItemPair]):
 
     def __post_init__(self) -> None:
         if self.sampling not in get_args(Sampling):
-            raise ConfigError(f"sampling must be one of {', '.join(get_args(Sampling))}, not {self.sampling!r}")
+            raise ConfigError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {self.sampling!r}")
         if not len(self):
             subjects = len(by_subject(self.items))
             raise ConfigError(f"sampling={self.sampling}: {len(self.items)} images of {subjects} subjects make no such pair")
 
     @cached_property
     def _flat(self) -> list[Item]:
-        """Subject after subject, each in order of time."""
+        """All items, sorted by subject and time."""
         return [i for own in by_subject(self.items).values() for i in own]
 
     @cached_property
     def _partners(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each item its partners, a range of items with a hole: (start, stop, hole's start, hole's stop); and the pairs so far."""
+        """The moving items of each fixed item, and the cumulative number of pairs.
+
+        The moving items of item i are a range of ``_flat`` with a gap: row i of the table is (start, stop, start of gap, end of gap).
+        """
         rows, start = [], 0
         for own in by_subject(self.items).values():
             stop = start + len(own)
@@ -121,8 +129,8 @@ class PairSampler(Sequence[ItemPair]):
             raise IndexError(index)
         table, ends = self._partners
         i = int(np.searchsorted(ends, index, side="right"))
-        start, _, hole, after = table[i]
+        start, _, gap, after = table[i]
         j = int(start + index - (ends[i - 1] if i else 0))
-        if j >= hole:
-            j += int(after - hole)
+        if j >= gap:
+            j += int(after - gap)
         return self._flat[i], self._flat[j]

@@ -1,4 +1,4 @@
-"""Images and pairs to train on, from CSV tables and the data-set JSON of Learn2Reg."""
+"""Training images and pairs from CSV tables and the data-set JSON of Learn2Reg."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ IMAGE_COLUMNS = ("image", "subject", "labels", "time", "split", "name")
 class TableSource:
     """A CSV of images, or a Learn2Reg JSON.
 
-    CSV: a header with ``image`` and ``subject``, and, where wanted, ``labels``, ``time``, ``split`` (train, validation, test) and
-    ``name``. Paths are below ``root``, by default the file's own folder.
+    The CSV has the columns ``image`` and ``subject``, and optionally ``labels``, ``time``, ``split`` (train, validation, test) and
+    ``name``. Paths are relative to ``root``, by default the folder of the file.
     """
 
     path: str
@@ -45,49 +45,54 @@ class TableSource:
 
 @dataclass(frozen=True)
 class PairSource:
-    """A list of pairs (read_pairs). Images that are linked by pairs count as one subject: a split never parts them."""
+    """A list of pairs (see read_pairs). Images connected by pairs count as one subject, so they are all in the same split."""
 
     path: str
     root: str | None = None
 
     def rows(self) -> list[Row]:
+        """The rows of the list."""
         return read_pairs(self.path, self.root)
 
     def items(self) -> list[Item]:
-        """Every image of the list, once."""
-        return list(self._linked()[0].values())
+        """All images of the list, each once."""
+        return list(self._read_items()[0].values())
 
     def image_pairs(self) -> list[tuple[Item, Item]]:
-        """(fixed, moving) of every row."""
-        items, rows = self._linked()
+        """The pair (fixed, moving) of each row."""
+        items, rows = self._read_items()
         return [(items[r.files["fixed"]], items[r.files["moving"]]) for r in rows]
 
-    def _linked(self) -> tuple[dict[Path, Item], list[Row]]:
+    def _read_items(self) -> tuple[dict[Path, Item], list[Row]]:
+        """The images by path, and the rows. The subject of an image is the representative of its group of connected images."""
         rows = self.rows()
         group: dict[Path, Path] = {}
 
-        def first(p: Path) -> Path:
+        def representative(p: Path) -> Path:
             while group.setdefault(p, p) != p:
                 p = group[p]
             return p
 
         for row in rows:
-            group[first(row.files["moving"])] = first(row.files["fixed"])
+            group[representative(row.files["moving"])] = representative(row.files["fixed"])
         out: dict[Path, Item] = {}
         for row in rows:
             for kind in ("fixed", "moving"):
                 image = row.files[kind]
-                new = Item(image_stem(image), str(first(image)), image, row.files.get(f"{kind}_labels"), split=row.split, where=row.where)
+                labels = row.files.get(f"{kind}_labels")
+                subject = str(representative(image))
+                new = Item(image_stem(image), subject, image, labels, split=row.split, where=row.where)
                 old = out.setdefault(image, new)
                 if old.split != new.split:
                     raise ConfigError(
                         f"{image} is in {old.split or 'no split'!r} ({old.where}) and in {new.split or 'no split'!r} ({new.where}): "
-                        "what is tested on must not be trained on"
+                        "an image must not be in both training and test data"
                     )
         return out, rows
 
 
 def _read_table(path: Path, root: Path) -> list[Item]:
+    """The images of a CSV."""
     out = []
     for record, where in read_csv(path, IMAGE_COLUMNS, ("image", "subject")):
         image = resolve_below(root, record["image"], where)
@@ -99,9 +104,9 @@ def _read_table(path: Path, root: Path) -> list[Item]:
 
 
 def _read_learn2reg(path: Path, root: Path) -> list[Item]:
-    """``training`` and ``test`` of the published schema: {"image": "./imagesTr/NAME_0001_0000.nii.gz", "label": ...}.
+    """The images of ``training`` and ``test`` of a Learn2Reg JSON: {"image": "./imagesTr/NAME_0001_0000.nii.gz", "label": ...}.
 
-    Learn2Reg names a case NAME_<case>_<modality>; the case is the subject.
+    Files are named NAME_<case>_<modality>; the case becomes the subject.
     """
     data, out = read_json(path), []
     for key, split in (("training", "train"), ("test", "test")):
@@ -114,5 +119,5 @@ def _read_learn2reg(path: Path, root: Path) -> list[Item]:
             case, modality = (parts[-2], parts[-1]) if len(parts) == 3 else (image_stem(image), "")
             out.append(Item(image_stem(image), case, image, labels, modality, split, where))
     if not out:
-        raise ConfigError(f"{path}: no images: 'training' and 'test' are missing or empty; is it a Learn2Reg data set?")
+        raise ConfigError(f"{path}: no images: 'training' and 'test' are missing or empty; give the data-set JSON of Learn2Reg")
     return out
