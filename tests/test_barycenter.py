@@ -103,7 +103,7 @@ def test_commands(tmp_path):
     for arguments, code, message in (
         (["barycenter", *files, "-o", mean], 3, "--overwrite"),
         (["barycenter", *files, "-o", f"{mean}x.nii.gz", "--weights", "1"], 2, "one weight per image"),
-        (["barycenter", *files, "-o", f"{mean}x.nii.gz", "--weights", "a,b"], 2, "list of numbers"),
+        (["barycenter", *files, "-o", f"{mean}x.nii.gz", "--weights", "a,b"], 2, "numbers separated by commas"),
         (["barycenter", files[0], masks[0], "-o", f"{mean}x.nii.gz", "--labels"], 3, "label 2 is missing from image 2"),
         (["barycenter", str(tmp_path / "2.nii.gz"), "-o", f"{mean}x.nii.gz"], 3, "no such file"),
     ):

@@ -1,4 +1,4 @@
-"""rdmm batch: what one pair does to the others, what a second run does again, and who may write where."""
+"""rdmm batch: failures do not affect other pairs, resuming skips finished pairs, output folders are protected."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(pairs, tmp_path_factory) -> Path:
-    """Their results, by one undisturbed batch."""
+    """Their results from one uninterrupted batch."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert subprocess.run(command(pairs, out, "--jobs", "2"), capture_output=True).returncode == 0
     return out
@@ -69,7 +69,7 @@ def command(path: Path, out: Path, *more: str) -> list[str]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Every file of every pair, but for run.json, which holds times."""
+    """All result files of all pairs, except run.json, which contains times."""
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("*/*")) if p.parent.name != "logs" and p.name != "run.json"}
 
 
@@ -85,7 +85,7 @@ def worker_of(process: psutil.Process, log: Path) -> psutil.Process | None:
 
 @pytest.fixture(scope="module")
 def twenty_four(tmp_path_factory):
-    """24 pairs, of which three are corrupt, one has nothing to compare, and one is killed while it runs."""
+    """24 pairs: three are corrupt, one cannot be registered, and one is killed while it runs."""
     folder = tmp_path_factory.mktemp("many")
     rows = make_pairs(folder, 24)
     (folder / "moving3.nii.gz").write_bytes((folder / "moving3.nii.gz").read_bytes()[:300])
@@ -131,7 +131,7 @@ def test_one_pair_costs_nothing_but_itself(twenty_four):
 
 @pytest.mark.fault(77)
 def test_resume_does_only_what_is_not_done(twenty_four, tmp_path):
-    """The mended pairs, and one whose result was cut short (fault 77), are done; the others are not touched."""
+    """Pairs that were repaired, and one whose result was truncated (fault 77), run again; the others are not touched."""
     path, out, *_ = twenty_four
     before = {p: p.stat().st_mtime_ns for p in out.glob("*/run.json")}
     cut = out / "p5" / "1Warp.nii.gz"
@@ -162,7 +162,7 @@ def test_settings_and_inputs_decide_what_is_done(pairs, whole):
 
 @pytest.mark.fault(66)
 def test_order_and_company_do_not_matter(pairs, whole, tmp_path):
-    """Fault 66: alone or beside others, in any order, by shards: the same files; and those of rdmm register."""
+    """Fault 66: alone or with others, in any order, in shards, by rdmm register: the files are the same."""
     lines = pairs.read_text().splitlines()
     other = pairs.parent / "turned.csv"
     other.write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
@@ -178,7 +178,7 @@ def test_order_and_company_do_not_matter(pairs, whole, tmp_path):
 
 
 def test_killed_at_any_moment_and_resumed(pairs, whole, tmp_path):
-    """The whole batch is killed, workers end with it, and going on gives the same to the bit."""
+    """If the whole batch is killed, its workers end too. Resuming gives the same results to the bit."""
     out, chance = tmp_path / "out", random.Random(3)
     for _ in range(2):
         process = subprocess.Popen(command(pairs, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -195,7 +195,7 @@ def test_killed_at_any_moment_and_resumed(pairs, whole, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.fault(48, 49)
 def test_interruption_writes_what_there_is(tmp_path, number, code):
-    """Running pairs write their best result within ten seconds; the others are not begun; --resume does them."""
+    """Running pairs write their best result within ten seconds, no others are started, and --resume runs them."""
     path = write_list(tmp_path, make_pairs(tmp_path, 3, (96, 96)))
     words = [
         *command(path, tmp_path / "out", "--jobs", "1", "--json")[:-3],
@@ -221,7 +221,7 @@ def test_interruption_writes_what_there_is(tmp_path, number, code):
 
 @pytest.mark.fault(46)
 def test_two_batches_in_one_folder(pairs, tmp_path):
-    """Fault 46: the second one is told."""
+    """Fault 46: the second batch reports an error."""
     with Outputs(f"{tmp_path}/batch.").locked():
         done = subprocess.run(command(pairs, tmp_path), capture_output=True, text=True)
     assert done.returncode == 3 and "another run of rdmm is writing there" in done.stderr
@@ -246,7 +246,7 @@ def test_images_and_shapes_in_one_list(pairs, tmp_path):
 
 
 def test_submitit(pairs, tmp_path):
-    """Its local jobs stand for those of a cluster."""
+    """submitit's local jobs replace those of a cluster."""
     pytest.importorskip("submitit")
     broken = pairs.parent / "broken.csv"
     header, first, second, *_ = pairs.read_text().splitlines()
@@ -272,8 +272,8 @@ def test_a_learn2reg_list(pairs, tmp_path):
 
 
 def test_learn2reg_keypoints_are_landmarks(tmp_path):
-    """Keypoints beside a Learn2Reg JSON's images, in voxels of files that order them differently: the same errors as landmarks in
-    millimetres; what is wrong with them fails the pair by name."""
+    """Keypoints of a Learn2Reg JSON count voxels of files with different axis orders. They give the same errors as landmarks in
+    millimetres, and wrong ones fail their pair with a message."""
     rng = np.random.default_rng(0)
     pair, _, _ = shapes_pair(0, (24, 28, 20))
     grids = [Grid((24, 28, 20), a) for a in (np.diag([-2.0, 1.5, 3, 1]), np.eye(4)[[1, 0, 2, 3]])]
@@ -338,7 +338,7 @@ def test_wrong_words(pairs, tmp_path, capsys, words, message):
 
 
 def test_a_list_may_name_files_anywhere(pairs, tmp_path):
-    """By absolute paths, in a CSV; what others made (JSON), and paths that climb or are linked out of the folder, stay in it."""
+    """A CSV may use absolute paths. A JSON may not, and neither may lead out of the folder by .. or links."""
     f = pairs.parent
     (tmp_path / "own.csv").write_text(f"fixed,moving\n{f}/fixed0.nii.gz,{f}/moving0.nii.gz\n")
     (row,) = read_pairs(tmp_path / "own.csv")

@@ -19,7 +19,7 @@ COMMANDS = ["register", "apply", "points", "invert", "jacobian", "evaluate", "in
 
 @pytest.fixture
 def cli(capsys):
-    """Runs a command; (exit code, stdout, stderr)."""
+    """Run a command. Returns (exit code, stdout, stderr)."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as caught:
@@ -32,7 +32,7 @@ def cli(capsys):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A registered pair: the folder of its files, results in out/."""
+    """The folder of a registered pair, with the results in out/."""
     folder = tmp_path_factory.mktemp("study")
     saved(folder / "f.nii.gz", picture())
     saved(folder / "m.nii.gz", deformed())

@@ -1,4 +1,4 @@
-"""The real data: what every change must keep. Skipped, saying so, where the data are not there."""
+"""Results on real data that every change must keep. Skipped, with a message, if the data are missing."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.data
 
 
 def test_starting_values(data):
-    """The numbers of the data's own page: a reader that gets others misreads them."""
+    """The reader gets the numbers that the data's documentation gives."""
     folder = data / "lung_ct"
     fixed, moving = (io.read_labels(folder / f"right_lung/{s}_mask.nii.gz") for s in ("baseline", "followup"))
     before = metrics.dice(moving.moved_by(lambda x: x, fixed.grid, mode="nearest").data, fixed.data)
@@ -39,7 +39,7 @@ def test_labelled_slice(data):
 
 @pytest.mark.slow
 def test_brain_at_2_mm():
-    """Through the benchmark, which is so tried as well."""
+    """Runs the benchmark script, which is tested by it too."""
     if not DATA.is_dir():
         pytest.skip(f"no real data at {DATA}: set RDMM_DATA")
     command = [sys.executable, str(Path(__file__).parents[1] / "benchmarks/pairs.py"), "--worker", "--pairs", "brain2mm"]

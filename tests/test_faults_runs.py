@@ -1,4 +1,4 @@
-"""Faults of runs: two in one place, no memory, secrets, the network; the table of all faults; the faults that other tools pass over."""
+"""Faults of runs: two runs in one folder, no memory, secrets, the network; the table of all faults; faults that other tools miss."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def command(folder, out, *more: str) -> list[str]:
 
 @pytest.mark.fault(46)
 def test_two_runs_in_one_folder(good):
-    """Both begin at once; one of them writes, the other is told."""
+    """Both start at the same time; one writes, the other reports an error."""
     words = command(good, good / "out", "dynamics=rdmm")
     runs = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [run.communicate()[1] for run in runs]
@@ -55,7 +55,7 @@ def test_two_runs_in_one_folder(good):
 @pytest.mark.fault(48)
 @pytest.mark.parametrize("seconds", [0.3, 1.5, 2.5])
 def test_interrupted_at_any_time(good, seconds):
-    """Before a result there is none and nothing half; afterwards the best one; always code 130, at once."""
+    """Interrupted before the search, nothing is written; after that, the best result. The exit code is always 130."""
     process = subprocess.Popen(command(good, good / "out", "optimizer.iterations=[900,900,900]"), stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
@@ -70,7 +70,7 @@ def test_interrupted_at_any_time(good, seconds):
 
 @pytest.mark.fault(51)
 def test_out_of_memory_costs_one_pair(good, monkeypatch):
-    """In a worker of a batch: an outcome like any other."""
+    """In a worker of a batch, running out of memory is an outcome like any other."""
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -98,7 +98,7 @@ def test_nothing_of_the_environment_is_written(good):
 
 @pytest.mark.fault(86)
 def test_the_network_is_never_asked(good):
-    """Imports, a registration, a learned one and a page, where every socket to a host raises."""
+    """Imports, a registration, a learned registration and a report work while every socket to a host raises an error."""
     program = f"""
 import socket
 def refuse(*_, **__):
@@ -115,7 +115,7 @@ print("done")
 
 
 def faulty(folder) -> dict[str, list[str]]:
-    """The 24 inputs of which no other tool rejects more than 16: what is put in place of the moving image, and further words."""
+    """24 faulty inputs, of which no other tool rejects more than 16: the replacement of the moving image, and further arguments."""
     whole = nib.load(folder / "m.nii.gz")
     x = np.asarray(whole.dataobj, np.float32)
     path = folder / "bad.nii.gz"
@@ -175,7 +175,7 @@ def faulty(folder) -> dict[str, list[str]]:
 
 
 def test_what_other_tools_pass_over(good):
-    """Each is rejected in one line with code 3 (2 for words), nothing is written, in under two seconds of the program's own time."""
+    """Each is rejected by one line and code 3 (2 for arguments), nothing is written, and it takes less than two seconds of CPU time."""
     from click.testing import CliRunner
 
     from rdmm.cli import main
@@ -208,7 +208,7 @@ def test_what_other_tools_pass_over(good):
 
 
 def test_every_fault_has_a_test():
-    """docs/faults.md is what docs/faults.py makes, and no fault is without a test."""
+    """docs/faults.md is the output of docs/faults.py, and every fault has a test."""
     made = runpy.run_path(str(share() / "docs" / "faults.py"))
     numbers = [n for faults in made["FAULTS"].values() for n in faults]
     assert numbers == list(range(1, 87))

@@ -1,4 +1,4 @@
-"""Registration as a whole: what must hold whatever the method."""
+"""Registration as a whole: properties that hold for every method."""
 
 import json
 
@@ -25,14 +25,14 @@ DYNAMICS = {"SVF": SVF(SMOOTHER), "LDDMM": LDDMM(SMOOTHER), "RDMM": RDMM(SMOOTHE
 
 
 def known_warp(grid: Grid) -> torch.Tensor:
-    """A smooth displacement of about 4 % of the domain, none at the walls."""
+    """A smooth displacement of about 4 % of the domain, and zero at the walls."""
     x = grid.identity(torch.zeros(1, dtype=torch.float64)) / torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim)
     wall = (4 * x * (1 - x)).prod(1, keepdim=True)
     return torch.cat([0.04 * torch.sin(3 * x[:, i : i + 1] + i) * wall for i in range(grid.ndim)], 1)
 
 
 def warped_pair(grid: Grid, dtype=torch.float32) -> tuple[Pair, torch.Tensor]:
-    """A pair whose moving image, pulled back by the known displacement, is the fixed one."""
+    """A pair in which the fixed image is the moving one, warped by a known displacement."""
     moving, u = blobs(grid, 3, 30), known_warp(grid)
     fixed = ops.sample(moving, grid.identity(u) + u, grid)
     return Pair(Image(fixed.to(dtype), grid), Image(moving.to(dtype), grid)), u
@@ -118,7 +118,7 @@ def test_affine_recovers_35_mm_and_30_degrees(d):
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_affine_tells_of_turns(d):
-    """An image that lies the other way round in its file is found and told; one that looks the same both ways is told; others are not."""
+    """A warning reports an image that is rotated against its header, or that is ambiguous; other images give none."""
     grid = Grid((40, 44, 30)[:d], np.diag([4.0] * d + [1]))
     image = Image(blobs(grid, 7, 10).float(), grid)
     with collect_warnings() as quiet:
@@ -299,7 +299,7 @@ def test_multi_channel_images():
 
 @pytest.mark.fault(55)
 def test_divergence_never_reaches_the_output():
-    """A similarity weight so large that every full step explodes: the line search backs off, the result is finite."""
+    """With a huge similarity weight every full step diverges: the line search shortens the step, and the result is finite."""
     grid = Grid.unit((32, 32))
     pair, _ = warped_pair(grid)
     for dynamics in DYNAMICS.values():

@@ -1,4 +1,4 @@
-"""report.html and index.html as a browser shows them; rdmm report."""
+"""report.html and index.html in a browser, and rdmm report."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rdmm.types import InputError, OutputError
 from rdmm.workflows.reports import study_rows, write_index, write_report
 
 HOSTILE = "<script>document.title='owned'<%2Fscript>&\"x'.nii.gz"
-"""A name of a file (fault 85)."""
+"""A file name that contains a script (fault 85)."""
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two runs of images, one of them of a file with a hostile name, and one failure."""
+    """Two runs of images, one with a file of a hostile name, and one failure."""
     folder = tmp_path_factory.mktemp("study")
     for k, name in enumerate(("fixed.nii.gz", HOSTILE)):
         pair, fixed_labels, moving_labels = shapes_pair(k, (40, 32))
@@ -129,7 +129,7 @@ def test_a_large_page_opens_within_a_second(browser, tmp_path):
 
 
 def test_pages_ask_for_nothing(study):
-    """Without a browser: no address but those of the page's own data."""
+    """Without a browser: the page has no address except its own data."""
     for path in study.rglob("*.html"):
         text = path.read_text()
         assert not re.search(r"(?:src|href)=\"(?!data:|[\w%]+/report\.html)", text)
@@ -138,7 +138,7 @@ def test_pages_ask_for_nothing(study):
 
 
 def test_the_same_page_again(study, tmp_path):
-    """rdmm report reads the run back: the same measures and texts, pictures of the same size."""
+    """rdmm report rebuilds the run: the same metrics and texts, and pictures of the same size."""
     path = study / "r0" / "report.html"
     before = path.read_text()
     with pytest.raises(OutputError, match="--overwrite"):
@@ -175,7 +175,7 @@ def test_a_run_whose_files_changed_is_refused(study, tmp_path):
 
 
 def test_a_pair_that_was_done_after_it_failed_is_done(study, tmp_path):
-    """What an earlier shard tells gives way to a later result; a later failure to neither."""
+    """A later result replaces an earlier failure, and a later failure replaces an earlier result."""
     shutil.copytree(study / "r0", tmp_path / "r0")
     told = tmp_path / "failures_1of2.json"
     told.write_text(json.dumps([{"id": "r0", "status": "killed", "message": ""}]))
@@ -186,7 +186,7 @@ def test_a_pair_that_was_done_after_it_failed_is_done(study, tmp_path):
 
 
 def test_warnings_are_in_the_results(tmp_path):
-    """What a run warned of is in run.json, on its page and in the study's list, not in a log only."""
+    """Warnings of a run are in run.json, in its report and in the list of the study, not only in a log."""
     pair, _, _ = shapes_pair(0, (24, 24))
     x = pair.moving.data.clone()
     x[..., 3, 4] = float("nan")
@@ -204,7 +204,7 @@ def test_warnings_are_in_the_results(tmp_path):
 
 
 def test_a_run_remembers_how_its_images_were_read(tmp_path):
-    """Called from Python, there is no command that would tell it."""
+    """A run from Python has no command line, so run.json records the reading options."""
     pair, _, _ = shapes_pair(3, (40, 32))
     pair.fixed.data[0, 0, 10, 10] = np.nan
     for name, image in (("f", pair.fixed), ("m", pair.moving)):

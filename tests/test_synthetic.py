@@ -23,7 +23,7 @@ def test_shapes_are_the_same_for_the_same_seed(shape, variation):
 
 
 def test_scenes_hold_what_the_paper_says():
-    """One foreground with two objects inside, two to five outside; regions are the foreground with what is inside."""
+    """One foreground with two objects inside, and two to five outside. The region is the foreground with the objects inside."""
     for seed in range(8):
         pair, fixed, moving = shapes_pair(seed, (100, 100))
         for labels in (fixed, moving):
@@ -37,7 +37,7 @@ def areas(labels):
 
 
 def test_together_the_outer_objects_scale_with_the_foreground():
-    """One similarity transform: every outer object's area changes by the foreground's ratio; on their own they do not."""
+    """With one similarity transform, the areas of all outer objects change by the foreground's ratio; with own transforms they do not."""
     spread = {}
     for variation in ("own", "together"):
         ratios = []
@@ -96,7 +96,7 @@ def test_pictures_of_labels():
 
 
 def test_every_label_has_an_intensity_of_its_own():
-    """Whatever a label map shows: codes of FreeSurfer as well as those of knees, and the same in every image."""
+    """All labels get an intensity, FreeSurfer's as well as those of knees, and it is the same in every image."""
     codes = torch.tensor([0, 2, 3, 4, 41, 42, 43, 251, 252, 1021, 2021, 15000])
     values = distinct_intensities(codes)
     assert values[0] == 0 and float(values[1:].min()) >= 0.2 and float(values.max()) <= 1

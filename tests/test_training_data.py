@@ -1,4 +1,4 @@
-"""Data sets to train on: files by name or list, splits without leaks, pairs by number, one grid, random variations."""
+"""Training data: files by name or list, splits by subject, pairs by number, a common grid, augmentation."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_a_split_never_parts_a_subject():
 def test_given_splits_that_leak_are_an_error():
     """Fault 76."""
     rows = [Item("x", "s", None, None, split="train", where="row 2"), Item("y", "s", None, None, split="test", where="row 3")]
-    with pytest.raises(ConfigError, match="must not be trained on") as caught:
+    with pytest.raises(ConfigError, match="must not be in both training and test") as caught:
         split(rows, (1, 0, 0), 0)
     assert "row 2" in str(caught.value) and "row 3" in str(caught.value)
     with pytest.raises(ConfigError, match="row 3: no split"):
@@ -117,7 +117,7 @@ def test_folders_by_pattern(tmp_path):
 
 
 def test_tables_of_images(tmp_path):
-    """A byte-order mark, Windows line ends, spaces around names: fine."""
+    """A byte-order mark, Windows line ends and spaces around names are accepted."""
     path = tmp_path / "list.csv"
     path.write_bytes("\ufeffimage, subject,labels,time,split\r\na.nii.gz,s1,a_l.nii.gz,2020,train\r\nb.nii.gz,s2,,2021,test\r\n".encode())
     one, two = TableSource(str(path)).items()
@@ -264,7 +264,7 @@ def test_bad_files_are_named_and_left_out_on_request(folder):
 
 
 class Dying:
-    """A data set whose fourth pair takes its process with it."""
+    """A data set whose fourth pair kills the process that reads it."""
 
     def name(self, number):
         return f"pair{number}.nii.gz"
@@ -284,7 +284,7 @@ def test_a_worker_that_dies_is_an_error_that_names_the_file(workers):
 
 
 def test_the_common_grid_keeps_places_in_the_world(grid):
-    """World positions of structures stay where they are; a centred image lies in the middle."""
+    """World positions are kept with centre=world; with centre=image, the image is in the center."""
     image = Image(bump(grid, 0.15).float(), grid)
     shape = tuple(n + 6 for n in grid.shape)
     common = CommonGrid(shape, spacing=tuple(h * 1.25 for h in grid.voxel))
@@ -312,7 +312,7 @@ def test_the_common_grid_keeps_places_in_the_world(grid):
 
 
 def test_coarser_grids_come_after_a_low_pass(tmp_path):
-    """A checkerboard of single voxels is grey, not black or white."""
+    """A checkerboard of single voxels becomes gray, not black or white."""
     fine = Grid((64, 64), np.diag([1.0, 1, 1]))
     board = Image(((torch.arange(64).view(1, 1, 64, 1) + torch.arange(64)) % 2).float(), fine)
     common = CommonGrid((16, 16))
@@ -353,7 +353,7 @@ def test_labels_are_varied_as_their_image_is():
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 36, 28)])
 def test_random_contrasts(shape):
-    """Labels and intensities belong together, both images show the same regions, the same seed makes the same pair."""
+    """Labels match intensities, both images have the same regions, and the same seed gives the same pair."""
     data = ContrastPairs(Contrasts(shape, regions=6))
     sample, again = data.pair(3), data.pair(3)
     assert torch.equal(sample.pair.fixed.data, again.pair.fixed.data)

@@ -187,7 +187,7 @@ def _read_points(
 ) -> Landmarks | None:
     """Landmarks from a CSV, or keypoints of both images; None if there are neither."""
     if keypoints and (landmarks is not None or len(keypoints) == 1):
-        raise InputError(f"{os.fspath(keypoints[0])}: give keypoints of both images, and no landmarks besides")
+        raise InputError(f"{os.fspath(keypoints[0])}: give keypoints of both images, or landmarks, but not both")
     if keypoints:
         return _read_keypoints(keypoints, stored)
     if landmarks is None:

@@ -40,9 +40,7 @@ class Registration(FinishedRegistration):
     """A finished registration of images.
 
     Attributes:
-        transform: maps points of the fixed image to the moving image, in world millimetres (RAS+).
-        inverse: maps points of the moving image to the fixed image, in world millimetres (RAS+).
-        warped: the moving image on the fixed grid.
+        inputs: the inputs that were registered.
         has_inverse: False if only the map itself is known, as for another tool's result.
     """
 
@@ -51,6 +49,7 @@ class Registration(FinishedRegistration):
 
     @property
     def pair(self) -> Pair:
+        """The registered images, before normalization of their intensities."""
         return self.inputs.pair
 
     @property
@@ -90,19 +89,23 @@ class Registration(FinishedRegistration):
 
     @property
     def transform(self) -> Transform:
+        """Maps points of the fixed image to the moving image, in world millimetres (RAS+)."""
         return Placed(composed(self.result.transform, self.pair.initial), self.pair.fixed.grid)
 
     @property
     def inverse(self) -> Transform:
+        """Maps points of the moving image to the fixed image, in world millimetres (RAS+)."""
         grid, affine = self.pair.fixed.grid, self.affine
         return Placed(composed(Identity() if affine is None else affine.inverse(), Dense(self.inverse_deformation, grid)), grid)
 
     @cached_property
     def warped(self) -> Image:
+        """The moving image on the fixed grid."""
         return self.pair.moved_by(self.result.transform)
 
     @cached_property
     def warped_labels(self) -> Image | None:
+        """The labels of the moving image on the fixed grid; None without labels."""
         labels = self.inputs.moving_labels
         transform = composed(self.result.transform, self.pair.initial)
         return None if labels is None else labels.moved_by(transform, self.pair.fixed.grid, mode="nearest")

@@ -39,6 +39,7 @@ class ShapeRegistration(FinishedRegistration):
 
     @property
     def pair(self) -> Pair[Measure]:
+        """The registered shapes, in domain units of ``frame``."""
         return self.inputs.pair
 
     @property

@@ -166,7 +166,7 @@ def parallel_jobs(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, flo
         ConfigError: ``wanted`` is less than 1.
     """
     if wanted is not None and wanted < 1:
-        raise ConfigError(f"--jobs must be at least 1, not {wanted}")
+        raise ConfigError(f"--jobs must be at least 1; got {wanted}")
     needs = [0]
     for job in jobs.values():
         try:

@@ -62,7 +62,7 @@ def _use_given_splits(items: Sequence[Item], subjects: dict[str, list[Item]]) ->
             )
     missing = next((i for i in items if not i.split), None)
     if missing is not None:
-        raise ConfigError(f"{missing.where}: this row has no split, but others have one; give a split for all rows or for none")
+        raise ConfigError(f"{missing.where}: no split in this row, but other rows have one; give a split for all rows or for none")
     out = {k: [i for i in items if i.split == k] for k in SPLITS}
     if not out["train"]:
         raise ConfigError("no row has the split 'train'; add some")
