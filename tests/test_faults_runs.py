@@ -47,7 +47,7 @@ def test_two_runs_in_one_folder(good):
     errors = [run.communicate()[1] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 3]
     said = next(e for run, e in zip(runs, errors, strict=True) if run.returncode == 3)
-    assert "another run of rdmm is writing there" in said or "is there already" in said
+    assert "another run of rdmm is writing there" in said or "exists already" in said
     assert json.loads((good / "out" / "run.json").read_text())["status"] == "done"
     assert not list((good / "out").glob(".*"))
 

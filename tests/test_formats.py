@@ -36,11 +36,11 @@ class Case:
         io.write_image(self.names["moving"], self.moving.data, moving)
         io.write_image(self.names["fixed"], torch.zeros(1, 1, *fixed.shape), fixed)
         io.write_warp(self.names["warp"], smooth(fixed, 1, 0.02), fixed)
-        centre = np.asarray(moving.to_world(torch.tensor(moving.extent).double().view(1, d, 1) / 2))[0, :, 0]
+        center = np.asarray(moving.to_world(torch.tensor(moving.extent).double().view(1, d, 1) / 2))[0, :, 0]
         start = np.asarray(fixed.to_world(torch.tensor(fixed.extent).double().view(1, d, 1) / 2))[0, :, 0]
         matrix = np.eye(d + 1)
         matrix[:d, :d] += 0.05 * np.random.default_rng(2).normal(size=(d, d))
-        matrix[:d, d] = centre - matrix[:d, :d] @ start
+        matrix[:d, d] = center - matrix[:d, :d] @ start
         io.write_affine(self.names["affine"], matrix)
         self.transform = io.read_transforms([self.names["warp"], self.names["affine"]])
         self.warped = self.moving.moved_by(framed(self.transform, fixed), fixed).data[0, 0].numpy()
@@ -255,7 +255,7 @@ def test_what_cannot_be_is_said(straight, tmp_path):
     with pytest.raises(InputError, match="fnirtfileutils"):
         read_transform_as(str(tmp_path / "coef.nii.gz"), None, case.space)
     np.savez(tmp_path / "small.npz", np.zeros((2, 2, 2, 3)))
-    with pytest.raises(InputError, match="is wanted"):
+    with pytest.raises(InputError, match="are expected"):
         read_transform_as(str(tmp_path / "small.npz"), None, case.space)
     for name, content in (("x.h5", b"\x89HDF\r\n"), ("y.npz", b"PK"), ("z.aff12.1D", b"1 2 3"), ("f.mat", b"1 0 0 0\n" * 4)):
         (tmp_path / name).write_bytes(content)

@@ -30,13 +30,15 @@ from rdmm.types import ConfigError, InputError
 
 @dataclass(frozen=True)
 class AFNI:
-    """AFNI's affines (.aff12.1D; the obliquity of both images is ignored, as AFNI does) and warps, in DICOM (LPS) millimetres,
-    fixed -> moving."""
+    """AFNI's affines (.aff12.1D) and warps, fixed -> moving, in DICOM (LPS) millimeters.
+
+    Affines ignore that an image is oblique, as AFNI does.
+    """
 
     def read(self, path: Path, space: Space) -> Transform:
         if path.name.endswith(IMAGES):
             values, grid, _ = read_vectors(path, space.fixed)
-            _require_straight(grid)
+            _require_axis_aligned(grid)
             return from_vectors(values @ ras_to_lps(3)[:3, :3], grid)
         parameters = read_matrix(path, (3, 4))
         linear = _import_linear_class()()
@@ -49,7 +51,7 @@ class AFNI:
             rows = np.asarray(linear.structarr["parameters"])[:3]
             return write_matrix(path, rows.reshape(1, 12), "# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):\n")
         grid = choose_grid(transform, space)
-        _require_straight(grid)
+        _require_axis_aligned(grid)
         field = (world_vectors(transform, grid) @ ras_to_lps(3)[:3, :3])[:, :, :, None]
         write_nifti(path, encode_nifti(field.astype(np.float32), affine_in_3d(grid), intent=1006))
 
@@ -58,22 +60,24 @@ def _import_linear_class() -> Any:
     try:
         from nitransforms.io.afni import AFNILinearTransform
     except ImportError as error:
-        raise ConfigError("AFNI's affines need the extra: pip install 'rdmm[formats]'") from error
+        raise ConfigError("AFNI's affines need nitransforms: pip install 'rdmm[formats]'") from error
     return AFNILinearTransform
 
 
 def _nibabel_images(space: Space) -> tuple[Any, Any]:
-    """Both images, moving first, as nitransforms wants them; only their affines matter."""
+    """Empty images with the affines of the moving and the fixed image, in this order: nitransforms uses nothing else."""
     import nibabel as nib
 
-    fixed, moving = space.both("AFNI's affine, where an image is oblique,")
+    fixed, moving = space.both("AFNI's affine")
     images = [nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.asarray(g.affine)) for g in (moving, fixed)]
     return images[0], images[1]
 
 
-def _require_straight(grid: Grid) -> None:
-    """Raise InputError for an oblique grid: AFNI's warps count along the image's own axes, which only then are those of the world."""
+def _require_axis_aligned(grid: Grid) -> None:
+    """Raise InputError for an oblique grid. AFNI's vectors are along the image's axes; rdmm reads them along the world's axes."""
     require_3d(grid, "AFNI")
     directions = np.abs(grid.directions)
     if np.abs(directions - directions.round()).max() > 2e-4:
-        raise InputError("AFNI's warps know no oblique grids; resample to a fixed image with straight axes (3dWarp -deoblique)")
+        raise InputError(
+            "AFNI's warps on oblique grids cannot be read or written; resample the fixed image along the world's axes (3dWarp -deoblique)"
+        )

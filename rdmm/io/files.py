@@ -1,4 +1,4 @@
-"""Reading and writing whole files: no file is half written, and none is overwritten unless asked."""
+"""Reading and writing whole files. A file is written in full or not at all, and is overwritten only on request."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from rdmm.types import InputError, OutputError, nearest
 log = logging.getLogger(__name__)
 
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+LOCKS_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""Error codes of file systems that do not support locks."""
 
 
 def require_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a readable, non-empty file.
+    """Check that a file exists, can be read and is not empty; return its path.
 
     Raises:
         InputError: it is missing (with the nearest name in its folder), a directory, or empty.
@@ -36,7 +37,7 @@ def require_file(path: str | os.PathLike[str]) -> Path:
         where = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
         raise InputError(f"{path}: no such file{where}{nearest(path.name, siblings)}")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: no permission to read it")
+        raise InputError(f"{path}: no permission to read it; change it (chmod) or copy the file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     return path
@@ -49,7 +50,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def gzip_bytes(data: bytes) -> bytes:
-    """gzip with time 0, so that equal data give equal files."""
+    """Compress with gzip. The time stamp is 0, so that equal data give equal files."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0, filename="") as f:
         f.write(data)
@@ -57,10 +58,12 @@ def gzip_bytes(data: bytes) -> bytes:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write through a temporary file in the same folder, read it back, then rename: old or new, never half.
+    """Write to a temporary file in the same folder, read it back, then rename it.
+
+    At any time the path holds the complete old file or the complete new one.
 
     Raises:
-        OutputError: the disk is full, the folder cannot be written, or what was read back differs.
+        OutputError: the disk is full, the folder cannot be written, or the bytes read back differ.
     """
     path = Path(path)
     temporary = None
@@ -71,7 +74,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         if temporary.read_bytes() != data:
-            raise OutputError(f"{path}: what was written reads back differently; check the disk")
+            raise OutputError(f"{path}: the bytes read back differ from those written; check the disk")
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
@@ -90,29 +93,29 @@ def _umask() -> int:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of one run: an ANTs-style prefix, or a folder (``OUT`` ends in / or names a folder)."""
+    """The output files of one run: a prefix of their names, as in ANTs, or a folder (ends in /, or exists)."""
 
     prefix: str
 
     @classmethod
     def prepare(cls, out: str | os.PathLike[str], names: list[str], *, overwrite: bool) -> Outputs:
-        """Check, before anything is computed, that every name can be written; make the folder.
+        """Make the folder, and check that every file can be written, before anything is computed.
 
         Raises:
-            OutputError: a file is there already, or the folder cannot be made or written.
+            OutputError: a file exists already, or the folder cannot be made or written.
         """
         text = os.fspath(out)
         is_folder = text.endswith(("/", os.sep)) or Path(text).is_dir()
         self = cls(text if not is_folder else os.path.join(text, ""))
         folder = self.path("x").parent
-        there = [self.path(n) for n in names if self.path(n).exists()]
-        if there and not overwrite:
-            raise OutputError(f"{there[0]}: is there already; choose another -o or pass --overwrite")
+        existing = [self.path(n) for n in names if self.path(n).exists()]
+        if existing and not overwrite:
+            raise OutputError(f"{existing[0]}: exists already; choose another -o or pass --overwrite")
         try:
             if is_folder:
                 folder.mkdir(parents=True, exist_ok=True)
             elif not folder.is_dir():
-                raise OutputError(f"{folder}: no such folder; make it, or end -o with / to have it made")
+                raise OutputError(f"{folder}: no such folder; make it, or end -o with / so that rdmm makes it")
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".rdmm-"):
                 pass
         except OSError as error:
@@ -123,12 +126,12 @@ class Outputs:
         return Path(f"{self.prefix}{name}")
 
     def name(self, path: Path) -> str:
-        """The name under which ``path`` gives this path."""
+        """The name without the prefix: the inverse of ``path``."""
         return os.fspath(path)[len(os.fspath(self.path("x"))) - 1 :]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock this prefix against other processes.
+        """Keep other processes from writing to this prefix, until the context ends.
 
         Raises:
             OutputError: another run is writing there.
@@ -143,9 +146,9 @@ class Outputs:
         except Timeout:
             raise OutputError(f"{self.prefix}: another run of rdmm is writing there; wait for it, or choose another -o") from None
         except (OSError, NotImplementedError) as error:
-            if not isinstance(error, NotImplementedError) and error.errno not in NO_LOCKS:
+            if not isinstance(error, NotImplementedError) and error.errno not in LOCKS_UNSUPPORTED:
                 raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
-            log.warning("%s: this file system has no locks: no other run may write there", folder)
+            log.warning("%s: this file system has no locks: make sure that no other run writes there", folder)
         try:
             yield
         finally:
@@ -154,13 +157,15 @@ class Outputs:
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """A single output file, checked before anything is computed."""
+    """Check, before anything is computed, that one file can be written; return its path.
+
+    Raises:
+        OutputError: it is a directory, it exists already, or its folder is missing or cannot be written.
+    """
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; name a file")
-    Outputs.prepare(path.parent / "", [path.name], overwrite=overwrite) if path.parent.is_dir() else _no_folder(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder; make it first")
+    Outputs.prepare(path.parent / "", [path.name], overwrite=overwrite)
     return path
-
-
-def _no_folder(path: Path) -> None:
-    raise OutputError(f"{path.parent}: no such folder; make it first")

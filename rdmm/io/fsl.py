@@ -32,8 +32,10 @@ FIELD_INTENT, COEFFICIENT_INTENTS = 2006, range(2007, 2018)
 
 @dataclass(frozen=True)
 class FSL:
-    """FLIRT's matrices (moving -> fixed) and FNIRT's fields (fixed -> moving), in millimetres from the first voxel; the first axis is
-    flipped if the voxel axes are right-handed in the world."""
+    """FLIRT's matrices (moving -> fixed) and FNIRT's fields (fixed -> moving), in FSL's millimeters.
+
+    These are measured from the first voxel along the voxel axes, with the first axis flipped if the affine's determinant is positive.
+    """
 
     def read(self, path: Path, space: Space) -> Transform:
         fixed, moving = space.both("FSL's transform")
@@ -42,7 +44,9 @@ class FSL:
             return Affine(torch.as_tensor(b @ np.linalg.inv(read_matrix(path, (4, 4))) @ np.linalg.inv(a)))
         values, grid, intent = read_vectors(path, fixed)
         if intent in COEFFICIENT_INTENTS:
-            raise InputError(f"{path}: spline coefficients; make a field of them: fnirtfileutils -i COEF -r REF -o FIELD --withaff")
+            raise InputError(
+                f"{path}: holds spline coefficients; convert them to a field: fnirtfileutils -i COEF -r REF -o FIELD --withaff"
+            )
         x = apply_matrix(np.linalg.inv(a) @ np.asarray(grid.affine), voxel_indices(grid))
         absolute = values.std() > (values - x).std()  # FSL's own test: absolute fields vary more than relative ones
         ends = apply_matrix(b, values if absolute else x + values)
@@ -62,7 +66,7 @@ class FSL:
 
 
 def _fsl_to_world(grid: Grid) -> np.ndarray:
-    """(4, 4) matrix from FSL's millimetres to the world's."""
+    """(4, 4) matrix from FSL's millimeters to world millimeters (RAS+)."""
     require_3d(grid, "FSL")
     affine, scale, flip = np.asarray(grid.affine), np.diag([*grid.voxel, 1.0]), np.eye(4)
     if np.linalg.det(affine) > 0:

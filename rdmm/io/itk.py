@@ -1,8 +1,8 @@
 """Warps and affines in the files of ITK and ANTs.
 
-A warp is a NIfTI file (X, Y, Z, 1, 3) (2D: (X, Y, 1, 1, 2)), intent 1007, float32: at each voxel of the fixed grid the
-displacement u in LPS millimetres, x -> x + u(x), pulling back. An affine is ITK's MATLAB-4 file, LPS as well.
-Between files, transforms are maps of world millimetres (RAS+): ``Affine`` with a world matrix, or ``Placed``.
+A warp is a NIfTI file (X, Y, Z, 1, 3) (2D: (X, Y, 1, 1, 2)), intent 1007, float32. At each voxel of the fixed grid it holds the
+displacement u in LPS millimeters; x -> x + u(x) takes a fixed point to its moving point. An affine is ITK's MATLAB-4 file, also LPS.
+In memory, transforms map world millimeters (RAS+): ``Affine`` with a world matrix, or ``Placed``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from rdmm.spatial.transform import Affine, Placed
 from rdmm.types import InputError, Tensor
 
 VECTOR_INTENT, DISPLACEMENT_INTENT = 1007, 1006
+"""NIfTI intents: a vector at each voxel (ITK, ANTs), and a displacement at each voxel (AFNI)."""
 
 
 def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Grid | None = None) -> None:
-    """Write the displacement u (1, d, *s) in domain units of ``grid``; stored as ``like``, a grid of the same voxels in another order.
+    """Write a displacement field as a warp.
+
+    Args:
+        u: (1, d, *s) in domain units of ``grid``.
+        like: a grid of the same voxels in another order, in which they are stored.
 
     Raises:
         OutputError: the grid is sheared, or the file cannot be written.
@@ -34,14 +39,14 @@ def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Gri
     d = grid.ndim
     vectors = world_displacement(u, grid) @ ras_to_lps(d)[:d, :d]
     if like is not None:
-        turned = grid.restored(torch.from_numpy(np.moveaxis(vectors, -1, 0).copy()), like)
-        vectors, grid = np.moveaxis(turned.numpy(), 0, -1), like
+        reordered = grid.restored(torch.from_numpy(np.moveaxis(vectors, -1, 0).copy()), like)
+        vectors, grid = np.moveaxis(reordered.numpy(), 0, -1), like
     shape = (*grid.shape, *(1,) * (4 - d), d)
     write_nifti(path, encode_nifti(vectors.reshape(shape).astype(np.float32), affine_in_3d(grid), intent=VECTOR_INTENT))
 
 
 def read_warp(path: str | os.PathLike[str]) -> Placed:
-    """Read a displacement field as a map of world millimetres.
+    """Read a displacement field as a map of world millimeters.
 
     Raises:
         InputError: the file is not a vector field in ITK's layout, or not finite.
@@ -50,18 +55,18 @@ def read_warp(path: str | os.PathLike[str]) -> Placed:
     raw = read_raw(path, path.read_bytes(), strict=True)
     shape, intent = raw.array.shape, int(raw.header["intent_code"])
     if len(shape) != 5 or shape[3] != 1 or shape[4] not in (2, 3) or (shape[4] == 2) != (shape[2] == 1):
-        raise InputError(f"{path}: shape {shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is wanted")
+        raise InputError(f"{path}: shape {shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is expected")
     if intent == DISPLACEMENT_INTENT:
-        raise InputError(f"{path}: intent 1006 (DISPVECT): AFNI or FSL vectors, not ITK's; convert it with rdmm convert")
+        raise InputError(f"{path}: intent 1006 (DISPVECT): vectors of AFNI or FSL, not of ITK; convert the file with rdmm convert")
     if not np.isfinite(raw.array).all():
-        raise InputError(f"{path}: the displacement has NaN or Inf")
+        raise InputError(f"{path}: the displacement has NaN or Inf; write it again with the tool that made it")
     d = shape[4]
     grid = make_grid(path, shape[:d], raw.affine if d == 3 else in_plane_affine(raw.affine))
     return from_vectors(raw.array.reshape(*shape[:d], d).astype(np.float64) @ ras_to_lps(d)[:d, :d], grid)
 
 
 def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
-    """Write the world matrix (d+1, d+1), RAS millimetres, fixed -> moving, as ITK's AffineTransform_double (.mat)."""
+    """Write the world matrix (d+1, d+1), RAS millimeters, fixed -> moving, as ITK's AffineTransform_double (.mat)."""
     from scipy.io import savemat
 
     d = matrix.shape[0] - 1
@@ -81,7 +86,7 @@ def write_affine_text(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
 
 
 def read_affine(path: str | os.PathLike[str]) -> Affine:
-    """Read an ITK affine (.mat, or text .txt, .tfm) as a map of world millimetres.
+    """Read an affine of ITK (.mat, or text .txt, .tfm) as a map of world millimeters.
 
     Raises:
         InputError: the file is not an affine of ITK, or its matrix is singular or not finite.
@@ -92,7 +97,7 @@ def read_affine(path: str | os.PathLike[str]) -> Affine:
     kinds = (f"AffineTransform_double_{d}_{d}", f"MatrixOffsetTransformBase_double_{d}_{d}", f"AffineTransform_float_{d}_{d}")
     name = next((k for k in kinds if k in content), None)
     if d not in (2, 3) or name is None or content[name].size != d * d + d:
-        raise InputError(f"{path}: not an ITK affine; it holds {', '.join(content)}")
+        raise InputError(f"{path}: not an affine of ITK; it holds {', '.join(content)}")
     matrix = from_itk_affine(content[name].ravel().astype(np.float64), content["fixed"].ravel().astype(np.float64))
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
         raise InputError(f"{path}: the affine is singular or not finite")
@@ -106,7 +111,7 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
         found = {k: np.asarray(v) for k, v in loadmat(path).items() if not k.startswith("__")}
         content = {k: v for k, v in found.items() if v.dtype.kind in "fiu"}
     except Exception as error:
-        raise InputError(f"{path}: not a MATLAB-4 file as ITK writes them: {error}") from error
+        raise InputError(f"{path}: not a MATLAB-4 file of ITK: {error}") from error
     if "fixed" not in content:
         raise InputError(f"{path}: not an ITK transform: no entry 'fixed'")
     return content

@@ -21,14 +21,17 @@ def _import_h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ConfigError("ITK's .h5 files need the extra: pip install 'rdmm[formats]'") from error
+        raise ConfigError("ITK's .h5 files need h5py: pip install 'rdmm[formats]'") from error
     return h5py
 
 
 def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
-    """Write a transform as ITK's CompositeTransform, whose last entry is the map that a point goes through first.
+    """Write a transform as ITK's CompositeTransform, which applies its last entry to a point first.
 
     Maps without a grid of their own are sampled on ``grid``.
+
+    Raises:
+        ConfigError: h5py is not installed, or a map needs ``grid`` and it is None.
     """
     maps = [m if isinstance(m, Affine | Placed) else _sample_warp(m, grid) for m in flat(transform)]
     d = next((_ndim(m) for m in maps), 3)
@@ -48,7 +51,7 @@ def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
 
 
 def _sample_warp(m: Transform, grid: Grid | None) -> Placed:
-    """Another map sampled as a warp on ``grid``."""
+    """Sample a map on ``grid``, as a displacement field."""
     if grid is None:
         raise ConfigError("this transform has no grid of its own: pass --fixed IMAGE")
     return from_vectors(world_vectors(m, grid), grid)
@@ -59,7 +62,7 @@ def _ndim(m: Transform) -> int:
 
 
 def _encode_map(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
-    """Type, parameters and fixed parameters of one map."""
+    """ITK's type name, parameters and fixed parameters of one map."""
     d = _ndim(m)
     if isinstance(m, Affine):
         return f"AffineTransform_double_{d}_{d}", to_itk_affine(m.matrix.double().numpy()), np.zeros(d)
@@ -69,21 +72,21 @@ def _encode_map(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
     vectors = world_vectors(m, grid) @ ras_to_lps(d)[:d, :d]
     axes = (ras_to_lps(d) @ np.asarray(grid.affine))[:d] / [*grid.voxel, 1.0]
     fixed = np.concatenate([grid.shape, axes[:, d], grid.voxel, axes[:, :d].ravel()])
-    parameters = vectors.reshape(-1, d, order="F").ravel()  # vector after vector, the first axis fastest
+    parameters = vectors.reshape(-1, d, order="F").ravel()  # one vector after the other; the first axis varies fastest
     return f"DisplacementFieldTransform_double_{d}_{d}", parameters, fixed
 
 
 def _read_entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
-    """Type, parameters and fixed parameters of one group of the file; empty arrays where it has none (the head of a composite)."""
+    """Type name, parameters and fixed parameters of one group of the file; an array is empty if the group lacks it (the first one does)."""
     kind, numbers = np.ravel(entry["TransformType"])[0].decode(), []
-    prefix = "Transform" if "TransformParameters" in entry else "Tranform"  # so misspelt in some files of ITK
+    prefix = "Transform" if "TransformParameters" in entry else "Tranform"  # some versions of ITK misspell it
     for name in (f"{prefix}Parameters", f"{prefix}FixedParameters"):
         numbers.append(np.asarray(entry[name], dtype=np.float64) if name in entry else np.zeros(0))
     return kind, numbers[0], numbers[1]
 
 
 def read_h5(path: Path) -> Transform:
-    """Read a transform file of ITK as a map of world millimetres.
+    """Read a transform file of ITK as a map of world millimeters.
 
     Raises:
         InputError: the file is not one of ITK's, or holds other transforms than affine maps and displacement fields.
@@ -118,4 +121,4 @@ def _decode_map(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray
             affine[:d, :d], affine[:d, d] = axes.reshape(d, d) * voxel, origin
             grid = make_grid(path, size, ras_to_lps(d) @ affine)
             return from_vectors(parameters.reshape(-1, d).reshape(*size, d, order="F") @ ras_to_lps(d)[:d, :d], grid)
-    raise InputError(f"{path}: {kind} cannot be read: affine maps and displacement fields can")
+    raise InputError(f"{path}: transforms of type {kind} cannot be read; affine maps and displacement fields can")

@@ -18,7 +18,7 @@ from rdmm.types import InputError
 
 @dataclass(frozen=True)
 class Learn2Reg:
-    """Submissions to Learn2Reg: (D, H, W, 3) in voxels, from each voxel of the fixed image to the moving one's; .nii.gz or .npz."""
+    """Submissions to Learn2Reg, .nii.gz or .npz: displacements (D, H, W, 3) in voxels, from each fixed voxel to its moving voxel."""
 
     def read(self, path: Path, space: Space) -> Transform:
         fixed, moving = space.both("Learn2Reg's displacement")
@@ -47,5 +47,7 @@ def _read_npz(path: Path, grid: Grid) -> np.ndarray:
     if values.shape == (grid.ndim, *grid.shape):
         values = np.moveaxis(values, 0, -1)
     if values.shape != (*grid.shape, grid.ndim) or not np.isfinite(values).all():
-        raise InputError(f"{path}: shape {values.shape}; finite {(*grid.shape, grid.ndim)} is wanted, that of the fixed image")
+        raise InputError(
+            f"{path}: shape {values.shape}; finite numbers of shape {(*grid.shape, grid.ndim)} are expected, as in the fixed image"
+        )
     return values

@@ -15,14 +15,9 @@ from rdmm.io.files import require_file, write_atomically
 from rdmm.types import InputError
 
 VTK_TYPES = {"float": ">f4", "double": ">f8", "int": ">i4", "vtkidtype": ">i8", "long": ">i8", "unsigned_char": ">u1", "short": ">i2"}
-
-
 VTK_TYPES |= {"vtktypeint32": ">i4", "vtktypeint64": ">i8", "unsigned_int": ">u4", "unsigned_long": ">u8", "char": ">i1"}
 
-
 PLY_TYPES = {"float": "f4", "float32": "f4", "double": "f8", "float64": "f8", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4"}
-
-
 PLY_TYPES |= {"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2"}
 
 
@@ -62,19 +57,25 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
     if not np.isfinite(mesh.points).all():
         raise InputError(f"{path}: point {int(np.argmin(np.isfinite(mesh.points).all(1)))} is not finite")
     if mesh.cells is not None and (mesh.cells.min() < 0 or mesh.cells.max() >= len(mesh.points)):
-        raise InputError(f"{path}: a cell names vertex {mesh.cells.max()}; there are {len(mesh.points)}")
+        raise InputError(
+            f"{path}: cells name vertices {mesh.cells.min()} to {mesh.cells.max()}; there are {len(mesh.points)}, numbered from 0"
+        )
     return mesh
 
 
 def _to_indices(numbers: np.ndarray, path: Path | None = None) -> np.ndarray:
-    """Numbers of vertices; what is none is an InputError, or, without a path, the caller's ValueError."""
+    """Convert vertex numbers to integers.
+
+    Raises:
+        InputError: a number is not finite, or too large. Without ``path`` it is a ValueError, which the caller converts.
+    """
     if not np.isfinite(numbers).all() or bool((np.abs(numbers) > 2**53).any()):
         raise InputError(f"{path}: cells must be whole numbers") if path else ValueError("cells must be whole numbers")
     return numbers.astype(np.int64)
 
 
-class _Reader:
-    """Numbers and lines of a file in turn."""
+class _VtkReader:
+    """Reads the lines and numbers of a VTK file one after the other."""
 
     def __init__(self, data: bytes, binary: bool, path: Path) -> None:
         self.data, self.binary, self.path, self.at = data, binary, path, 0
@@ -92,19 +93,19 @@ class _Reader:
 
     def numbers(self, count: int, kind: str) -> np.ndarray:
         if kind not in VTK_TYPES:
-            raise InputError(f"{self.path}: numbers of type {kind!r} are not known here")
+            raise InputError(f"{self.path}: numbers of type {kind!r} cannot be read; there are {', '.join(VTK_TYPES)}")
         if self.binary:
             dtype = np.dtype(VTK_TYPES[kind])
             if self.at + count * dtype.itemsize > len(self.data):
                 have = (len(self.data) - self.at) // dtype.itemsize
-                raise InputError(f"{self.path}: cut short: {count} numbers expected, {have} there")
+                raise InputError(f"{self.path}: cut short: {count} numbers expected, {have} found")
             out = np.frombuffer(self.data, dtype, count, self.at)
             self.at += count * dtype.itemsize
-            with np.errstate(invalid="ignore"):  # of signalling NaNs, which are refused with all others
+            with np.errstate(invalid="ignore"):  # signaling NaNs warn here; read_mesh rejects all NaNs
                 return out.astype(np.float64 if dtype.kind == "f" else np.int64)
         words = list(itertools.islice(re.finditer(rb"\S+", self.data[self.at :]), count))
         if len(words) < count:
-            raise InputError(f"{self.path}: cut short: {count} numbers expected, {len(words)} there")
+            raise InputError(f"{self.path}: cut short: {count} numbers expected, {len(words)} found")
         self.at += words[-1].end() if words else 0
         return np.array([w.group() for w in words], dtype=np.float64)
 
@@ -114,7 +115,7 @@ def _read_vtk(data: bytes, path: Path) -> Mesh:
         raise InputError(f"{path}: not a legacy VTK file (it begins with {data[:12]!r}); XML files (.vtp) are not read")
     header = data.split(b"\n", 4)
     binary = header[2].strip().upper() == b"BINARY"
-    reader = _Reader(data, binary, path)
+    reader = _VtkReader(data, binary, path)
     reader.at = sum(len(x) + 1 for x in header[:3])
     if (reader.line() or "").split()[-1:] != ["POLYDATA"]:
         raise InputError(f"{path}: only DATASET POLYDATA is read")
@@ -144,7 +145,7 @@ def _read_vtk(data: bytes, path: Path) -> Mesh:
                     _, parts, number, kind = (reader.line() or "").split()
                     reader.numbers(int(parts) * int(number), kind.lower())
             case _:
-                break  # metadata and what follows is not needed
+                break  # metadata, which ends the data, is not needed
     return _make_mesh(points, cells, weights, path)
 
 
@@ -176,13 +177,13 @@ def _to_simplices(rows: Sequence[np.ndarray], kind: str) -> np.ndarray:
 def _make_mesh(points: np.ndarray, cells: Sequence[np.ndarray], weights: np.ndarray | None, path: Path) -> Mesh:
     cells = [c for c in cells if len(c)]
     if len({c.shape[1] for c in cells}) > 1:
-        raise InputError(f"{path}: both lines and surfaces in one file; split it")
+        raise InputError(f"{path}: the file holds both lines and surfaces; split it into two")
     return Mesh(points, np.concatenate(cells), None) if cells else Mesh(points, None, weights)
 
 
 @dataclass
-class _Ply:
-    """The body of a PLY file, element after element."""
+class _PlyReader:
+    """Reads the body of a PLY file one element after the other; ``order`` is the byte order, or empty for text."""
 
     data: bytes
     order: str
@@ -201,12 +202,12 @@ class _Ply:
         return np.frombuffer(self.data, dtype, count, self.at - count * dtype.itemsize).astype(np.float64)
 
     def lists(self, count: int, properties: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Lists of whole numbers."""
+        """The next ``count`` lists of vertex numbers."""
         _, length, item = properties[0][:3]
         return [_to_indices(self.numbers(int(self.numbers(1, length)[0]), item)) for _ in range(count)]
 
     def table(self, count: int, properties: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-        """Columns of numbers by name."""
+        """The next ``count`` rows, as columns by name."""
         names = [p[1] for p in properties]
         if not self.order:
             return dict(zip(names, self.numbers(count * len(names), "").reshape(count, len(names)).T, strict=True))
@@ -223,8 +224,8 @@ def _read_ply(data: bytes, path: Path) -> Mesh:
     form, elements = _read_ply_header(data[:end].decode("latin-1"))
     orders = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
     if form not in orders:
-        raise InputError(f"{path}: PLY format {form!r} is not known")
-    body = _Ply(data[data.index(b"\n", end) + 1 :], orders[form])
+        raise InputError(f"{path}: PLY format {form!r} cannot be read; there are {', '.join(orders)}")
+    body = _PlyReader(data[data.index(b"\n", end) + 1 :], orders[form])
     points = np.empty((0, 3))
     faces: list[np.ndarray] = []
     for name, count, properties in elements:
@@ -232,7 +233,7 @@ def _read_ply(data: bytes, path: Path) -> Mesh:
             columns = body.table(count, properties)
             points = np.stack([columns[c] for c in "xyz"], 1) if name == "vertex" else points
         elif len(properties) > 1:
-            raise InputError(f"{path}: element {name} holds a list and more; only plain faces are read")
+            raise InputError(f"{path}: element {name} has other properties beside its list; write faces with their list alone")
         else:
             found = body.lists(count, properties)
             faces = found if name == "face" else faces
@@ -240,7 +241,7 @@ def _read_ply(data: bytes, path: Path) -> Mesh:
 
 
 def _read_ply_header(text: str) -> tuple[str, list[tuple[str, int, list[list[str]]]]]:
-    """The format, and each element's name, number and properties."""
+    """The format, and of each element the name, count and properties."""
     form, elements = "", []  # type: ignore[var-annotated]
     for words in map(str.split, text.splitlines()):
         if words[:1] == ["format"]:

@@ -1,8 +1,8 @@
-"""Trained networks in one file: safetensors, with settings and a checksum in its header.
+"""Trained networks in one file: safetensors, with settings and a checksum in the header.
 
-The header's only entry ``rdmm`` is JSON: ``format``, ``version`` of rdmm, ``sha256`` of all, ``settings`` (from which the
-networks are built and which belong to their use), and ``facts`` for the reader. Nothing in a file is run or looked up: settings
-are plain data, and what they name is checked against the allow-list of ``rdmm.config``.
+The header's only entry ``rdmm`` is JSON: ``format``, ``version`` of rdmm, ``sha256`` of the content, ``settings`` (from which the
+networks are built, and with which they are used), and ``facts`` about the training. Reading a file executes nothing: settings are
+plain data, and the classes that they name are checked against the allow-list of ``rdmm.config``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from rdmm.types import InputError, Tensor
 from rdmm.version import __version__
 
 FORMAT = 1
-
+"""Version of the file format. Files of a newer version are refused."""
 
 MAX_HEADER_BYTES = 2**20
-"""Largest header of a model file, in bytes. A longer one is refused before it is read."""
+"""Largest header of a model file, in bytes. A longer one is refused before it is read.
+
+Not measured: the bundled model's has some kilobytes.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Model:
     Args:
         tensors: the networks' parameters by name.
         settings: plain data (mappings, lists, numbers, texts) from which the networks are built.
-        facts: of its training, for the reader.
+        facts: about the training; for information only.
     """
 
     tensors: Mapping[str, Tensor]
@@ -41,7 +44,7 @@ class Model:
 
 
 def digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
-    """sha256 of the header (its own entry left out) and of the tensors' names, types, shapes and values."""
+    """sha256 of the header (without its entry ``sha256``) and of the tensors' names, types, shapes and values."""
     out = hashlib.sha256(json.dumps({k: v for k, v in head.items() if k != "sha256"}, sort_keys=True).encode())
     for name in sorted(tensors):
         x = tensors[name].detach().cpu().contiguous()
@@ -51,7 +54,7 @@ def digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
 
 
 def write_model(path: str | os.PathLike[str], model: Model) -> None:
-    """Write a model file, old or new but never half."""
+    """Write a model file atomically."""
     from safetensors.torch import save
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.tensors.items()}
@@ -61,7 +64,7 @@ def write_model(path: str | os.PathLike[str], model: Model) -> None:
 
 
 def is_model(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a model of rdmm, or a pickle that passes for one; not whether it is sound."""
+    """Whether a file looks like a model of rdmm or like a pickled checkpoint; ``read_model`` checks it."""
     with open(path, "rb") as f:
         start = f.read(64 * 1024)
     return _is_pickle(start) or b'"rdmm":' in start
@@ -71,8 +74,8 @@ def read_model(path: str | os.PathLike[str]) -> Model:
     """Read and check a model file.
 
     Raises:
-        InputError: it is missing, not safetensors (a pickle, say, which could run code and is never opened), not rdmm's, of a
-            newer format, or not what was written (sha256).
+        InputError: it is missing, a pickle (which could run code, so it is never opened), not safetensors, not written by rdmm,
+            of a newer format, or damaged (sha256).
     """
     from safetensors import SafetensorError, safe_open
 
@@ -83,12 +86,12 @@ def read_model(path: str | os.PathLike[str]) -> Model:
             metadata = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in sorted(f.keys())}
     except (SafetensorError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: not a sound safetensors file ({str(error).splitlines()[0]}); copy or train it again") from error
+        raise InputError(f"{path}: damaged, or not a safetensors file ({str(error).splitlines()[0]}); copy or train it again") from error
     if "rdmm" not in metadata:
-        raise InputError(f"{path}: no model of rdmm: its header has no entry 'rdmm'; a file that train.py wrote is wanted")
+        raise InputError(f"{path}: no model of rdmm: its header has no entry 'rdmm'; give a file that train.py wrote")
     head = _parse_header(path, metadata["rdmm"])
     if digest(tensors, head) != head["sha256"]:
-        raise InputError(f"{path}: is not what was written (sha256 differs); copy or train it again")
+        raise InputError(f"{path}: damaged: its content differs from what was written (sha256); copy or train it again")
     return Model(tensors, head["settings"], head["facts"])
 
 
@@ -102,7 +105,7 @@ def _parse_header(path: os.PathLike[str], text: str) -> dict[str, Any]:
         raise InputError(f"{path}: format {number}, written by rdmm {head.get('version')}; this is rdmm {__version__}: install a newer one")
     missing = [k for k in ("sha256", "settings", "facts") if k not in head]
     if missing or not isinstance(head["settings"], dict):
-        raise InputError(f"{path}: the header lacks {missing[0] if missing else 'settings'!r}")
+        raise InputError(f"{path}: the header lacks {missing[0] if missing else 'settings'!r}; copy or train the model again")
     return head
 
 
@@ -113,10 +116,12 @@ def _refuse_pickle(path: os.PathLike[str]) -> None:
         raise InputError(f"{path}: a pickled checkpoint, which could run code: refused; give the .safetensors file that train.py wrote")
     length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise InputError(f"{path}: not a model: a header of {length} bytes is more than the {MAX_HEADER_BYTES} that are read")
+        raise InputError(f"{path}: not a model: its header claims {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
 
 
 def _is_pickle(start: bytes) -> bool:
-    """By the first nine bytes. A safetensors file begins with its header's length, which may look like a pickle's first byte;
-    then comes the header, {."""
+    """Whether a file with these first nine bytes is a pickle.
+
+    A safetensors file begins with eight bytes, the length of its header, whose first may be that of a pickle. Its ninth byte is {.
+    """
     return start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{"

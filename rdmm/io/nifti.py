@@ -1,7 +1,7 @@
 """NIfTI images, checked before they are used.
 
-The gzip stream is read to its end (CRC and length), and sizes are checked before memory is allocated. What other readers
-ignore (NaN, truncation, missing geometry) is an error, or a warning in the log.
+The gzip stream is read to its end (CRC and length), and sizes are checked before memory is allocated. Faults
+that other readers ignore (NaN, truncation, missing geometry) are errors, or warnings in the log.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _MAGIC = {
 }
 
 
-_GZIP_RATIO = 1100  # deflate cannot expand more than 1032 times
+MAX_GZIP_RATIO = 1100
+"""Bytes that one byte of a gzip file can hold, at most. Deflate cannot compress by more than 1032."""
 
 
 def _describe_content(data: bytes) -> str:
-    """What the first bytes look like, in words."""
+    """The kind of file that the first bytes suggest, in words."""
     for magic, name in _MAGIC.items():
         if data.startswith(magic):
             return name
@@ -86,7 +87,7 @@ def _parse_header(path: Path, data: bytes) -> nib.Nifti1Header:
 def _parse_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
     dim = [int(x) for x in header["dim"]]
     if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]):
-        raise InputError(f"{path}: the header's dimensions make no image: {dim}")
+        raise InputError(f"{path}: the header's dimensions {dim} are not those of an image; write the file again")
     return tuple(dim[1 : dim[0] + 1])
 
 
@@ -100,7 +101,7 @@ def _parse_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
     if dtype.kind == "c":
         raise InputError(f"{path}: complex voxels; take the magnitude first")
     if dtype.kind not in "uif" or dtype.itemsize == 0:
-        raise InputError(f"{path}: voxels of type {dtype} cannot be used; convert to a number type")
+        raise InputError(f"{path}: voxels of type {dtype} cannot be read; convert them to integers or floats")
     return dtype
 
 
@@ -114,10 +115,11 @@ class Raw:
 
 
 Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage
+"""A path, or a nibabel image."""
 
 
 def read_stored(source: Source) -> tuple[Path, bytes]:
-    """A name for messages, and the bytes of the file, for a path or a nibabel image."""
+    """Read a file, or encode a nibabel image; return a name for messages, and the bytes."""
     if isinstance(source, nib.spatialimages.SpatialImage):
         name = Path(source.get_filename() or "<nibabel image>")
         image = source if isinstance(source, nib.Nifti1Image) else nib.Nifti1Image.from_image(source)
@@ -137,6 +139,11 @@ def peek_shape(source: Source) -> tuple[int, ...]:
 
 
 def read_raw(path: Path, stored: bytes, *, strict: bool) -> Raw:
+    """Decode a NIfTI file; ``path`` is only named in messages.
+
+    Raises:
+        InputError: the file is damaged, not NIfTI, or (with ``strict``) has no s-form and no q-form.
+    """
     zipped = stored[:2] == b"\x1f\x8b"
     header = _parse_header(path, _inflate(path, stored, 600) if zipped else stored)
     shape, dtype = _parse_shape(path, header), _parse_dtype(path, header)
@@ -144,12 +151,15 @@ def read_raw(path: Path, stored: bytes, *, strict: bool) -> Raw:
     if offset < 348:
         raise InputError(f"{path}: the header's voxel offset is {offset}; a single-file NIfTI has at least 348")
     expected = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    most = len(stored) * _GZIP_RATIO if zipped else len(stored)
-    if expected > most:
-        raise InputError(f"{path}: truncated: the header promises {expected} bytes ({'x'.join(map(str, shape))}), the file can hold {most}")
+    capacity = len(stored) * MAX_GZIP_RATIO if zipped else len(stored)
+    if expected > capacity:
+        raise InputError(
+            f"{path}: truncated: the header promises {expected} bytes ({'x'.join(map(str, shape))}), the file can hold {capacity};"
+            " copy the file again"
+        )
     data = _inflate(path, stored) if zipped else stored
     if len(data) < expected:
-        raise InputError(f"{path}: truncated: {expected} bytes expected, {len(data)} there; copy the file again")
+        raise InputError(f"{path}: truncated: {expected} bytes expected, {len(data)} found; copy the file again")
     array = np.frombuffer(data, dtype, count=(expected - offset) // dtype.itemsize, offset=offset).reshape(shape, order="F")
     return Raw(_apply_scaling(path, array, header), _choose_affine(path, header, strict=strict), header)
 
@@ -164,12 +174,12 @@ def _apply_scaling(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> n
         inter = 0.0
     if (slope, inter) == (1.0, 0.0):
         return array
-    with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are found afterwards
+    with np.errstate(over="ignore", invalid="ignore"):  # read_image handles Inf and NaN
         return array * slope + inter
 
 
 def _choose_affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.ndarray:
-    """The s-form, else the q-form, else the voxel sizes."""
+    """The s-form, else the q-form, else the voxel sizes on the diagonal; warns if the forms disagree or are missing."""
     zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     sform = header.get_sform() if header["sform_code"] > 0 else None
     qform = None
@@ -184,7 +194,9 @@ def _choose_affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.
         if affine is not None:
             return np.asarray(affine, dtype=np.float64)
     if strict:
-        raise InputError(f"{path}: no s-form and no q-form: where the image lies is unknown (--strict)")
+        raise InputError(
+            f"{path}: no s-form and no q-form: the place of the image in the world is unknown; write one of them, or leave out --strict"
+        )
     if not (np.isfinite(zooms).all() and (zooms > 0).all()):
         log.warning("%s: no s-form, no q-form, voxel sizes %s: taken as 1 mm along the axes", path, zooms.tolist())
         zooms = np.where(np.isfinite(zooms) & (zooms > 0), zooms, 1.0)
@@ -194,12 +206,13 @@ def _choose_affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.
 
 
 def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two affines differ by more than rounding: 1 % of a voxel in the axes, or one voxel in the origin. Not measured."""
     scale = np.abs(a[:3, :3]).max()
     return bool(np.abs(a[:3, :3] - b[:3, :3]).max() > 1e-2 * scale or np.abs(a[:3, 3] - b[:3, 3]).max() > scale)
 
 
 def in_plane_affine(affine: np.ndarray) -> np.ndarray:
-    """The affine of a slice in its own plane: the first two world axes, unless the slice is seen edge-on there."""
+    """(3, 3) affine of a single slice: its part in the first two world axes, or, if the slice is steep to these, its voxel sizes."""
     flat = affine[np.ix_([0, 1, 3], [0, 1, 3])]
     size = np.linalg.norm(affine[:3, :2], axis=0)
     if abs(np.linalg.det(flat[:2, :2])) < 0.5 * size.prod():
@@ -208,6 +221,7 @@ def in_plane_affine(affine: np.ndarray) -> np.ndarray:
 
 
 def make_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
+    """The grid of a file; errors name the file."""
     try:
         return Grid(shape, affine)
     except InputError as error:
@@ -215,7 +229,7 @@ def make_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
 
 
 def encode_nifti(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> bytes:
-    """A NIfTI-1 file: s-form and q-form (where the affine has one) of the RAS+ (4, 4) ``affine``."""
+    """The bytes of a NIfTI-1 file. The RAS+ (4, 4) ``affine`` is its s-form and, without shear, its q-form."""
     image = nib.Nifti1Image(array, affine)
     image.header.set_intent(intent)
     image.header.set_xyzt_units("mm")
@@ -225,7 +239,7 @@ def encode_nifti(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> b
 
 
 def affine_in_3d(grid: Grid) -> np.ndarray:
-    """(4, 4) affine of a 2D or 3D grid."""
+    """(4, 4) affine of a grid. A 2D grid lies in the plane z = 0; its voxels are as thick as their mean edge."""
     if grid.ndim == 3:
         return np.asarray(grid.affine)
     out = np.eye(4)
@@ -235,7 +249,7 @@ def affine_in_3d(grid: Grid) -> np.ndarray:
 
 
 def axis_codes(grid: Grid) -> str:
-    """Where the axes of a 3D grid point: three of L R P A I S, e.g. "RAS"; "2D" for a grid in the plane."""
+    """Directions of the axes of a 3D grid: three of L R P A I S, e.g. "RAS"; "2D" for a grid in the plane."""
     return "".join(nib.aff2axcodes(np.asarray(grid.affine))) if grid.ndim == 3 else "2D"
 
 

@@ -1,4 +1,4 @@
-"""CSV files: landmarks and points in world millimetres (RAS+), keypoints in voxels, and tables of results."""
+"""CSV files: landmarks and points in world millimeters (RAS+), keypoints in voxels, and tables of results."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rdmm.types import InputError, RdmmError, nearest
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a CSV file by column, and the line in the file on which each ends."""
+    """A CSV file: its columns, its rows by column, and the line of the file on which each row ends."""
 
     columns: list[str]
     rows: list[dict[str, str]]
     lines: list[int]
 
     def require(self, wanted: Sequence[str], where: str, error: type[RdmmError] = InputError) -> None:
-        """Raise ``error``, which names the place ``where``, unless all columns ``wanted`` are there."""
+        """Raise ``error`` if one of the columns ``wanted`` is missing; the message begins with ``where``."""
         missing = [c for c in wanted if c not in self.columns]
         if missing:
             raise error(f"{where}: no column {missing[0]!r}{nearest(missing[0], self.columns)}; the header must hold {', '.join(wanted)}")
@@ -73,7 +73,7 @@ def _parse_numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], col
             except (TypeError, ValueError):
                 raise InputError(f"{path}: row {i + first}: {column} is {row[column]!r}, not a number") from None
             if not np.isfinite(out[i, j]):
-                raise InputError(f"{path}: row {i + first}: {column} is {row[column]}")
+                raise InputError(f"{path}: row {i + first}: {column} is {row[column]}, not finite")
     return out
 
 
@@ -81,7 +81,7 @@ def read_landmarks(path: str | os.PathLike[str], ndim: int = 3) -> tuple[np.ndar
     """Read the columns fixed_x.. and moving_x..: fixed and moving points (n, d), and the region of each ('' where the file has none).
 
     Raises:
-        InputError: a column is missing, or a row (named) holds no number.
+        InputError: a column is missing, or a value is not a finite number; the message names the row.
     """
     names = [f"{kind}_{axis}" for kind in ("fixed", "moving") for axis in "xyz"[:ndim]]
     table = _read_points_table(path, names)
@@ -94,13 +94,15 @@ def read_keypoints(path: str | os.PathLike[str], ndim: int = 3) -> np.ndarray:
     """Read points (n, d) of one image in Learn2Reg's layout: no header, one row of voxel coordinates per point.
 
     Raises:
-        InputError: a row (named) does not hold d numbers, or there is none.
+        InputError: a row does not hold d finite numbers (the message names it), or there is no row.
     """
     rows = [row for row in csv.reader(_open_text(path)) if row]
     wrong = next((i for i, row in enumerate(rows) if len(row) != ndim), None)
     if not rows or wrong is not None:
         what = "is empty" if not rows else f"row {wrong + 1} holds {len(rows[wrong])}"  # type: ignore[operator,index]
-        raise InputError(f"{os.fspath(path)}: {what}; rows of {ndim} voxel coordinates without a header are wanted (Learn2Reg's keypoints)")
+        raise InputError(
+            f"{os.fspath(path)}: {what}; rows of {ndim} voxel coordinates without a header are expected (Learn2Reg's keypoints)"
+        )
     columns = "xyz"[:ndim]
     return _parse_numbers(path, [dict(zip(columns, row, strict=True)) for row in rows], columns, first=1)
 

@@ -1,4 +1,4 @@
-"""Transforms of every tool, and lists of -t arguments. The only module that chooses a reader or writer by a file's name or header."""
+"""Transforms of every tool, and lists of -t arguments. Only this module chooses a reader or writer by a file's name or header."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rdmm.types import ConfigError, InputError, nearest
 
 
 class TransformFormat(Protocol):
-    """One tool's files of transforms. Transforms map world millimetres (RAS+), fixed -> moving."""
+    """One tool's files of transforms. Transforms map world millimeters (RAS+), fixed -> moving."""
 
     def read(self, path: Path, space: Space) -> Transform: ...
 
@@ -55,14 +55,14 @@ SUFFIXES = (*ITK_SUFFIXES, ".npz", ".1D")
 
 
 def choose_format(name: str, given: str | None) -> TransformFormat:
-    """The format ``given`` by name, or else the one that the file's name and (if it exists) its header show.
+    """The format of the name ``given``; if None, the one that the file's name and, if it exists, its header indicate.
 
     Raises:
-        ConfigError: there is no such format, or the file does not show its own.
+        ConfigError: there is no such format, or the file does not indicate one.
     """
     if given is not None:
         if given not in FORMATS:
-            raise ConfigError(f"there is no form {given!r}{nearest(given, FORMATS)}; there are {', '.join(FORMATS)}")
+            raise ConfigError(f"there is no format {given!r}{nearest(given, FORMATS)}; there are {', '.join(FORMATS)}")
         return FORMATS[given]
     path = Path(name)
     if path.name.endswith(".1D"):
@@ -86,11 +86,11 @@ def _is_text(path: Path) -> bool:
 
 
 def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
-    """Read the transform of any tool as a map of world millimetres, fixed -> moving.
+    """Read the transform of any tool as a map of world millimeters, fixed -> moving.
 
     Args:
         name: a file.
-        form: a key of FORMATS; None: what the file itself shows.
+        form: a key of FORMATS; None: as ``choose_format`` decides.
         space: the images' grids; FSL, Learn2Reg and oblique AFNI affines need them.
 
     Raises:
@@ -102,16 +102,16 @@ def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
 
 
 def write_transform(name: str | os.PathLike[str], transform: Transform, form: str | None, space: Space) -> None:
-    """Write a map of world millimetres, fixed -> moving, for a tool; arguments and errors as for ``read_transform_as``."""
+    """Write a map of world millimeters, fixed -> moving, for a tool; arguments and errors as for ``read_transform_as``."""
     text = os.fspath(name)
     if not text.endswith(SUFFIXES):
         raise ConfigError(f"{text}: a transform's name ends in one of {', '.join(SUFFIXES)}")
-    absent = str(Path("/nowhere", Path(text).name))  # the header of a file that will be replaced must not choose the format
+    absent = str(Path("/nowhere", Path(text).name))  # a file that will be replaced must not determine the format
     choose_format(absent, form).write(Path(text), transform, space)
 
 
 def read_transform(name: str) -> Transform:
-    """Read one -t argument: a warp, an affine, or ``[AFFINE,1]`` for an affine's inverse; a map of world millimetres.
+    """Read one -t argument: a warp, an affine, or ``[AFFINE,1]`` for an affine's inverse; a map of world millimeters.
 
     Raises:
         InputError: the file cannot be used, or is not one of ITK's.
@@ -138,6 +138,8 @@ def _read_bracketed(name: str) -> Transform:
 
 
 def read_transforms(names: list[str]) -> Transform:
-    """Read a list of -t arguments as one map: a point goes through the first transform first (so the last one is applied to an image
-    first)."""
+    """Read a list of -t arguments as one map.
+
+    A point goes through the first transform first. Seen from the moving image, the last one is therefore applied first.
+    """
     return compose_all(read_transform(n) for n in names)

@@ -1,4 +1,4 @@
-"""Displacement vectors and matrices of transform files: LPS and RAS, world millimetres, and the grids that a format needs."""
+"""Helpers for all transform formats: displacement vectors and matrices in LPS and RAS, and the grids that a format needs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def ras_to_lps(d: int) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) if d == 3 else np.diag([-1.0, -1.0, 1.0])
 
 
-def from_itk_affine(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """The RAS matrix (d+1, d+1) of ITK's affine: d * d + d parameters and the centre (d,), both LPS."""
-    d = centre.size
+def from_itk_affine(parameters: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """The RAS matrix (d+1, d+1) of ITK's affine: d * d + d parameters and the center (d,), both LPS."""
+    d = center.size
     m = np.eye(d + 1)
     m[:d, :d] = parameters[: d * d].reshape(d, d)
-    m[:d, d] = parameters[d * d :] + centre - m[:d, :d] @ centre
+    m[:d, d] = parameters[d * d :] + center - m[:d, :d] @ center
     return ras_to_lps(d) @ m @ ras_to_lps(d)
 
 
 def to_itk_affine(matrix: np.ndarray) -> np.ndarray:
-    """ITK's d * d + d parameters of a RAS matrix (d+1, d+1), for the centre 0."""
+    """ITK's d * d + d parameters of a RAS matrix (d+1, d+1), for the center 0."""
     d = len(matrix) - 1
     m = ras_to_lps(d) @ matrix @ ras_to_lps(d)
     return np.concatenate([m[:d, :d].ravel(), m[:d, d]])
@@ -46,19 +46,19 @@ def require_itk_grid(grid: Grid, what: str) -> None:
 
 
 def world_displacement(u: Tensor, grid: Grid) -> np.ndarray:
-    """u (1, d, *s) in domain units -> (*s, d) in RAS millimetres."""
+    """u (1, d, *s) in domain units -> (*s, d) in RAS millimeters."""
     vectors = u.detach().cpu().double().numpy()[0]
     return np.moveaxis(np.tensordot(grid.frame[:-1, :-1], vectors, axes=1), 0, -1)
 
 
 def world_vectors(transform: Transform, grid: Grid) -> np.ndarray:
-    """T(x) - x at the voxels of ``grid``, (*s, d) in RAS millimetres."""
+    """T(x) - x at the voxels of ``grid``, (*s, d) in RAS millimeters."""
     u = displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64))
     return world_displacement(u, grid)
 
 
 def from_vectors(vectors: np.ndarray, grid: Grid) -> Placed:
-    """The map of world millimetres x -> x + v(x), with v (*s, d) given at the voxels of ``grid``."""
+    """The map of world millimeters x -> x + v(x), with v (*s, d) given at the voxels of ``grid``."""
     d = grid.ndim
     u = np.tensordot(np.linalg.inv(grid.frame)[:d, :d], np.moveaxis(vectors, -1, 0), axes=1)
     return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid), grid)
@@ -69,13 +69,13 @@ IMAGES = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Space:
-    """The grids, as stored, of the fixed and the moving image; None if unknown."""
+    """Grids of the fixed and the moving image, as their files store them; None if unknown."""
 
     fixed: Grid | None = None
     moving: Grid | None = None
 
     def both(self, what: str) -> tuple[Grid, Grid]:
-        """Both grids; ConfigError if one is missing, since ``what`` is stored in voxels."""
+        """Both grids; raises ConfigError if one is missing, on which ``what`` depends."""
         if self.fixed is None or self.moving is None:
             missing = "--fixed" if self.fixed is None else "--moving"
             raise ConfigError(f"{what} depends on the grids of both images: pass {missing} IMAGE")
@@ -105,31 +105,34 @@ def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def read_vectors(path: Path, grid: Grid | None) -> tuple[np.ndarray, Grid, int]:
-    """Vectors (*s, d) of a NIfTI file of four or five axes, its grid (checked against the fixed one), and its intent."""
+    """Read a NIfTI file of vectors: (*s, d), its grid (``grid``, if given, which it must fit), and its intent."""
     raw = read_raw(path, path.read_bytes(), strict=False)
     array = raw.array.astype(np.float64)
     if array.ndim == 5 and array.shape[3] == 1:
         array = array[:, :, :, 0]
     if array.ndim != 4 or array.shape[3] not in (2, 3) or not np.isfinite(array).all():
-        raise InputError(f"{path}: shape {raw.array.shape} is no field of finite vectors; (X, Y, Z, 3) or (X, Y, Z, 1, 3) is wanted")
+        raise InputError(f"{path}: shape {raw.array.shape} is no field of finite vectors; (X, Y, Z, 3) or (X, Y, Z, 1, 3) is expected")
     if array.shape[2:] == (1, 2) and grid is not None:
         array = array[:, :, 0]
     if grid is not None and array.shape[:-1] != grid.shape:
-        raise InputError(f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}")
+        raise InputError(
+            f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}; give the --fixed image of this field"
+        )
     own = grid if grid is not None else make_grid(path, array.shape[:-1], raw.affine)
     return array, own, int(raw.header["intent_code"])
 
 
 def require_3d(grid: Grid, what: str) -> None:
+    """Raise ConfigError for a 2D grid, which the format ``what`` cannot hold."""
     if grid.ndim != 3:
-        raise ConfigError(f"{what} knows 3D images only, not {grid.ndim}D ones")
+        raise ConfigError(f"{what} is for 3D images only, not {grid.ndim}D ones; write the transform for ITK")
 
 
 def affine_matrix(transform: Transform, path: Path) -> np.ndarray:
     """The world matrix (d+1, d+1) of an affine map, or of a chain of affine maps.
 
     Raises:
-        OutputError: a map of the chain is no affine map; ``path`` is named.
+        OutputError: a map of the chain is not affine; the message names ``path``.
     """
     maps = flat(transform)
     wrong = [m for m in maps if not isinstance(m, Affine)]
@@ -143,16 +146,22 @@ def affine_matrix(transform: Transform, path: Path) -> np.ndarray:
 
 
 def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Read an affine from a text file of ``shape`` numbers, as a (4, 4) matrix; lines that begin with # are comments.
+
+    Raises:
+        InputError: other numbers, or a matrix that is singular, not finite or not affine.
+    """
     try:
         lines = [line for line in require_file(path).read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
         numbers = np.array(" ".join(lines).split(), dtype=np.float64).reshape(shape)
     except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {shape[0] * shape[1]} numbers in a text file are wanted ({error})") from error
+        raise InputError(f"{path}: {shape[0] * shape[1]} numbers in a text file are expected ({error})") from error
     whole = np.vstack([numbers, [0, 0, 0, 1]]) if shape[0] == 3 else numbers
     if not np.isfinite(whole).all() or abs(np.linalg.det(whole)) < 1e-9 or not np.allclose(whole[3], [0, 0, 0, 1]):
-        raise InputError(f"{path}: the affine is singular, not finite, or no affine")
+        raise InputError(f"{path}: the matrix is singular, not finite, or not affine (last row 0 0 0 1)")
     return np.asarray(whole)
 
 
 def write_matrix(path: Path, matrix: np.ndarray, banner: str = "") -> None:
+    """Write a matrix as text, one row a line, after the text ``banner``."""
     write_atomically(path, (banner + "".join("  ".join(f"{x:.10g}" for x in row) + "\n" for row in matrix)).encode())
