@@ -1,4 +1,4 @@
-"""Names of a package that load the module that holds them on first use: ``import rdmm`` and ``rdmm --help`` need no torch."""
+"""Lazy imports: a name of a package loads its module on first use, so that ``import rdmm`` and ``rdmm --help`` need no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[list
     """``__all__`` and ``__getattr__`` of a package.
 
     Args:
-        modules: module, relative to the package -> the names that it gives to the package.
+        modules: the names of the package by the module, relative to the package, that defines them.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 

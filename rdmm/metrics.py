@@ -16,10 +16,11 @@ from rdmm.spatial.transform import Transform
 from rdmm.types import Tensor
 
 LAYERS_AT_ONCE = 16
+"""Layers of cells whose determinants are in memory at once: of all layers, they would exceed the registration's peak. Not measured."""
 
 
 def dice(a: Tensor, b: Tensor, labels: Iterable[int] | None = None) -> dict[int, float]:
-    """Dice of each label (default: all but 0 in either map); NaN where a label is missing from one of the two."""
+    """Dice of each label (default: all labels of either map but 0); NaN for a label that one of the maps lacks."""
     a, b = a.flatten().round().long(), b.flatten().round().long()
     in_a, in_b, in_both = _count_values(a), _count_values(b), _count_values(a[a == b])
     if labels is None:
@@ -28,7 +29,7 @@ def dice(a: Tensor, b: Tensor, labels: Iterable[int] | None = None) -> dict[int,
 
 
 def _count_values(x: Tensor) -> dict[int, int]:
-    """How often each whole number stands in x (n,)."""
+    """How often each value occurs in x (n,) of whole numbers."""
     if x.numel() == 0:
         return {}
     low = int(x.min())
@@ -46,10 +47,11 @@ def mean_dice(values: dict[int, float]) -> tuple[float, int]:
 
 
 def hd95(moved: Tensor, fixed: Tensor, voxel: Sequence[float], labels: Iterable[int] | None = None) -> dict[int, float]:
-    """95 % Hausdorff distance of each label (default: all but 0 in either map), millimetres: the larger of the two directions' 95th
-    percentiles, elements of the surface counting by their area (surface-distance, as Learn2Reg takes it).
+    """95 % Hausdorff distance of each label (default: all labels of either map but 0), in millimeters.
 
-    NaN where a label is missing from ``fixed``; inf where only ``moved`` lacks it: nothing of it is left, which is a failure.
+    It is the larger of the 95th percentiles in the two directions, with surface elements weighted by their area (the package
+    surface-distance, as in Learn2Reg). NaN for a label that ``fixed`` lacks; inf for one that only ``moved`` lacks: the map has removed
+    it, which is a failure.
     """
     import surface_distance
 
@@ -64,7 +66,7 @@ def hd95(moved: Tensor, fixed: Tensor, voxel: Sequence[float], labels: Iterable[
         elif not in_a.any():
             out[int(label)] = math.inf
         else:
-            with warnings.catch_warnings():  # of the library's old names in scipy
+            with warnings.catch_warnings():  # the library uses deprecated names of scipy
                 warnings.simplefilter("ignore", DeprecationWarning)
                 found = surface_distance.compute_surface_distances(in_b, in_a, [float(h) for h in voxel])
             out[int(label)] = float(surface_distance.compute_robust_hausdorff(found, 95))
@@ -72,13 +74,19 @@ def hd95(moved: Tensor, fixed: Tensor, voxel: Sequence[float], labels: Iterable[
 
 
 def overlap(moved: Tensor, fixed: Tensor, before: Tensor, voxel: Sequence[float], labels: Iterable[int] | None = None) -> dict[str, Any]:
-    """Dice and HD95 of a moved label map, its mean over the labels that both images have, and how many these are.
+    """Dice and HD95 of a warped label map, of each label and as means.
 
     Args:
-        moved, before: the moving labels on the fixed grid, through the map and where the images' headers put them.
+        moved: the moving labels on the fixed grid, warped by the map.
+        fixed: the fixed labels.
+        before: the moving labels on the fixed grid, placed by the images' headers alone.
+        voxel: voxel sizes, in millimeters.
+        labels: the labels to compare; None: all labels of either map but 0.
 
     Returns:
-        among others ``hd95_empty``: labels of which the map left nothing; they are failures, and not in the mean.
+        ``dice_before`` and ``dice``, means over the ``dice_n_valid`` labels that both maps have; ``hd95_mm``, the mean of the finite
+        distances; ``hd95_empty``, the number of labels that the map has removed (failures, not in the mean); ``dice_per_label`` and
+        ``hd95_per_label``.
     """
     out: dict[str, Any] = {}
     out["dice_before"], _ = mean_dice(dice(before, fixed, labels))
@@ -92,23 +100,34 @@ def overlap(moved: Tensor, fixed: Tensor, before: Tensor, voxel: Sequence[float]
 
 
 def tre(fixed: np.ndarray, moving: np.ndarray, transform: Transform | None = None) -> np.ndarray:
-    """Distances (n,) of moving landmarks to the mapped fixed ones; points (n, d), map and distances in world millimetres."""
+    """Target registration error: distances (n,) from the mapped fixed landmarks to the moving ones.
+
+    Points (n, d), the map (None: the identity) and the distances are in world millimeters.
+    """
     mapped = fixed if transform is None else transform(torch.as_tensor(fixed.T[None])).detach()[0].numpy().T
     return np.linalg.norm(mapped - moving, axis=1)
 
 
 def folds(u: Tensor, grid: Grid) -> dict[str, float]:
-    """By central differences of phi = id + u (domain units): percent of voxels with det <= 0, and the papers' "folds",
-    the sum of |det| where it is negative, model (46)."""
+    """Folds by central differences of phi = id + u, u (b, d, *s) in domain units.
+
+    Returns:
+        ``folds_percent``, the percentage of voxels with det <= 0; and ``folds_sum``, the papers' "folds": the sum of |det| where it is
+        negative, model (46).
+    """
     det = ops.jacobian_determinant(u, grid)
     return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(det.clamp_max(0).sum().abs())}
 
 
 def non_diffeomorphic_volume(u: Tensor, grid: Grid) -> dict[str, float]:
-    """``folded_cells_percent``: cells where any of the (10 or 4) determinants is <= 0; ``ndv_percent``: negative volume
-    over the volume of the domain, model (47)."""
+    """Folds by the determinants of each cell's simplices (10 in 3D, 4 in 2D), which see folds between voxels too.
+
+    Returns:
+        ``folded_cells_percent``, the percentage of cells with a determinant <= 0; and ``ndv_percent``, the negative volume divided by the
+        volume of the domain, model (47).
+    """
     folded, volume, cells = 0, 0.0, math.prod(n - 1 for n in grid.shape)
-    for first in range(0, grid.shape[0] - 1, LAYERS_AT_ONCE):  # ten volumes at once would be the peak of a registration's memory
+    for first in range(0, grid.shape[0] - 1, LAYERS_AT_ONCE):  # see LAYERS_AT_ONCE
         layers = u[:, :, first : first + LAYERS_AT_ONCE + 1].double()
         det = ops.corner_determinants(layers, Grid((layers.shape[2], *grid.shape[1:]), grid.affine), grid.spacing)
         folded += int((det <= 0).any(0).sum())
@@ -125,7 +144,7 @@ def sd_log_jacobian(u: Tensor, grid: Grid, mask: Tensor | None = None) -> float:
 
 
 def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) -> float:
-    """Mean |T(T^{-1}(x)) - x|, model (49), in millimetres over the grid's points whose image under T^{-1} is inside the grid."""
+    """Mean |T(T^{-1}(x)) - x|, model (49), in millimeters, over the voxels x with T^{-1}(x) inside the grid."""
     x = grid.identity(torch.zeros(1, dtype=torch.float64))
     y = inverse(x)
     far = torch.tensor(grid.extent, dtype=x.dtype).view(1, -1, *(1,) * grid.ndim)
@@ -135,5 +154,5 @@ def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) ->
 
 
 def regularity(u: Tensor, grid: Grid) -> dict[str, float]:
-    """All measures of a map's regularity: folds both ways and SDlogJ."""
+    """All regularity metrics of id + u: ``folds``, ``non_diffeomorphic_volume``, and ``sd_log_jacobian``."""
     return {**folds(u, grid), **non_diffeomorphic_volume(u, grid), "sd_log_jacobian": sd_log_jacobian(u, grid)}

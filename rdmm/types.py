@@ -1,6 +1,6 @@
-"""Names shared by every module: tensor shapes, errors.
+"""The errors, and other names that every module shares.
 
-Shapes are written in the field's letters: ``b`` batch, ``c`` channels, ``d`` dimensions (2 or 3), ``n`` Gaussians or
+Docstrings write tensor shapes with these letters: ``b`` batch, ``c`` channels, ``d`` dimensions (2 or 3), ``n`` Gaussians or
 points, ``*s`` the axes of an image grid, ``*t`` the axes of any set of points.
 """
 
@@ -27,11 +27,11 @@ __all__ = [
 
 
 BESIDE = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "fixed_keypoints", "moving_keypoints")
-"""What may be given of either image."""
+"""Optional files that belong to one of the two images."""
 
 
 def __getattr__(name: str) -> Any:
-    """``Tensor``, with torch loaded when it is first asked for: the command line starts without it."""
+    """Load torch when ``Tensor`` is first used, so that the command line starts without torch."""
     if name == "Tensor":
         from torch import Tensor
 
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
 
 class RdmmError(Exception):
-    """A fault that the user can mend, said in one line; ``exit_code`` is what a command returns for it."""
+    """Base of the errors that a user can correct. The message is one line; ``exit_code`` is the exit code of a command."""
 
     exit_code = 1
 
@@ -67,13 +67,13 @@ class OutputError(RdmmError):
 
 
 class DivergenceError(RdmmError):
-    """A trajectory or energy that left the finite numbers."""
+    """A trajectory or an energy became NaN or infinite."""
 
     exit_code = 5
 
 
 class ResourceError(RdmmError):
-    """Not enough memory for what was asked."""
+    """Not enough memory, or a process of the run is gone."""
 
     exit_code = 3
 

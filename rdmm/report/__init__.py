@@ -1,5 +1,5 @@
-"""Pictures and pages.
+"""Figures and web pages of results.
 
 ``figures``, ``animation`` and ``shape_figures`` draw tensors; ``html`` fills the templates of ``pages``.
-Nothing here knows a registration: report.html, the studies and TensorBoard draw with the same functions.
+This package knows no registration. report.html, the pages of studies and TensorBoard use the same functions.
 """

@@ -1,4 +1,4 @@
-"""Frames of the animation on a page."""
+"""Frames of the animation in report.html."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Transform
 from rdmm.types import Tensor
 
+GRID_LINES, PICTURE_PIXELS = 24, 256
+"""Lines of the deformed grid along the longer side of a plane, and its pixels. Not measured: they keep a page small."""
+
 
 def image_frames(
     fixed: Image, moving: Image, steps: Iterable[tuple[float, Tensor, Transform]], shooting_grid: Grid
 ) -> list[dict[str, Any]]:
-    """The moving image and the deformed grid at each time, in the middle of each plane: for the page's script.
+    """The moving image and the deformed grid at each time, in the middle slice of each plane, as data for the page's script.
 
     Args:
-        steps: time t, displacement (1, d, *s) of the deformation on the shooting grid, and the whole map fixed -> moving at t, in
-            domain units of the fixed grid.
+        steps: for each frame the time t, the displacement (1, d, *s) of the deformation on the shooting grid, and the total map
+            fixed -> moving at t, in domain units of the fixed grid.
         shooting_grid: the grid of the displacements.
 
     Returns:
-        Of each frame: t, and of each plane its name, width and height in proportion to millimeters, picture (base64 PNG), and lines
-        (an SVG path in these units).
+        For each frame ``t`` and ``planes``. Each plane has ``name``; ``width`` and ``height``, proportional to millimeters, the longer
+        one 100; ``picture`` (base64 PNG); and ``lines`` (an SVG path in these units).
     """
     grid = fixed.grid
     frames, (low, high) = [], intensity_range(moving.data)
@@ -46,17 +49,17 @@ def image_frames(
 
 
 def _plane(values: Tensor, y: Tensor, axis: int, grid: Grid) -> dict[str, Any]:
-    """A plane of a frame: values (n, m) in [0, 1], and where its points are, y (d, ...) in domain units."""
+    """One plane of a frame, from its values (n, m) in [0, 1] and its mapped points y (d, ...) in domain units."""
     kept = axes_in_plane(axis, grid)
     n, m = values.shape
     width, height = ((grid.shape[i] * grid.voxel[i]) for i in kept)
     unit = 100 / max(width, height)
     across, up = ((y[i].reshape(n, m) / grid.spacing[i] + 0.5) * grid.voxel[i] * unit for i in kept)
     places = torch.stack([across, height * unit - up]).cpu().numpy()
-    step = max(1, max(n, m) // 24)
+    step = max(1, max(n, m) // GRID_LINES)
     fine = max(1, step // 2)
     lines = [places[:, i, ::fine] for i in range(0, n, step)] + [places[:, ::fine, j] for j in range(0, m, step)]
     path = "".join("M" + " ".join(f"{a:.1f},{b:.1f}" for a, b in line.T) for line in lines)
-    stride = max(1, max(n, m) // 256)
+    stride = max(1, max(n, m) // PICTURE_PIXELS)
     picture = gray_picture(values.cpu().numpy().T[::-stride, ::stride])
     return {"width": width * unit, "height": height * unit, "picture": base64_picture(picture, "PNG"), "lines": path}

@@ -1,6 +1,6 @@
 """Figures of images and maps: slices, the deformed grid, log det J, sigma(x), the energy. Tensors in, PNG out.
 
-The functions up to ``draw_deformed_grid`` draw one panel or write one figure; all figures of rdmm, train and eval are made of them.
+The functions up to ``draw_deformed_grid`` draw one panel or encode one figure; rdmm, train and eval make all figures with them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from rdmm.types import Tensor
 matplotlib.use("Agg")
 
 PLANES = {2: [("plane", 1)], 3: [("sagittal", 0), ("coronal", 1), ("axial", 2)]}
-"""By the number of dimensions: name of a plane, and the axis that it cuts (of no meaning in 2D)."""
+"""For 2D and 3D: the name of each plane, and the axis perpendicular to it (ignored in 2D)."""
 
 DIVERGING = "RdBu_r"
 
 THUMBNAIL_HEIGHT = 64
-"""Pixels."""
+"""Height of a thumbnail in pixels, as pages/study.html shows it."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What is drawn of one registration of images.
+    """The parts of an image registration that figures show.
 
     Args:
         warped: the moving image on the fixed grid.
         displacement: (1, d, *s) of the deformation on the fixed grid, in domain units.
-        sigmas: sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm, where there is one.
+        sigmas: sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm; None without pre-weights.
     """
 
     warped: Image
@@ -48,7 +48,7 @@ class ImageResult:
 
 
 def png(figure: Any, dpi: int = 80) -> bytes:
-    """The PNG of a matplotlib figure, which is closed."""
+    """Encode a matplotlib figure as PNG, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
@@ -56,7 +56,7 @@ def png(figure: Any, dpi: int = 80) -> bytes:
 
 
 def base64_png(figure: Any) -> str:
-    """The base64 PNG of a matplotlib figure, which is closed."""
+    """Encode a matplotlib figure as base64 PNG, and close it."""
     return base64.b64encode(png(figure)).decode()
 
 
@@ -68,7 +68,7 @@ def gray_picture(values: np.ndarray) -> Any:
 
 
 def base64_picture(picture: Any, kind: str) -> str:
-    """A Pillow image as base64, ``kind`` PNG or JPEG."""
+    """Encode a Pillow image as base64; ``kind`` is PNG or JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, format=kind)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -84,12 +84,12 @@ def panels(rows: int, columns: int, width: float = 3, height: float = 3) -> tupl
 
 
 def axes_in_plane(axis: int, grid: Grid) -> list[int]:
-    """The two axes of the plane that cuts ``axis``: the one to the right, the one up."""
+    """The horizontal and the vertical axis of the plane perpendicular to ``axis``."""
     return [i for i in range(grid.ndim) if grid.ndim == 2 or i != axis]
 
 
 def middle_slice(x: Tensor, axis: int) -> np.ndarray:
-    """The middle slice of x (*s) across an axis (2D: all of it), first axis to the right, second up."""
+    """The middle slice of x (*s) perpendicular to ``axis`` (2D: all of x), as rows of pixels: (vertical, horizontal)."""
     array = x.detach().cpu().numpy()
     if array.ndim == 3:
         array = np.take(array, array.shape[axis] // 2, axis=axis)
@@ -97,7 +97,7 @@ def middle_slice(x: Tensor, axis: int) -> np.ndarray:
 
 
 def aspect(axis: int, grid: Grid) -> float:
-    """Height of a voxel over its width in the plane that cuts ``axis``."""
+    """Height of a voxel divided by its width, in the plane perpendicular to ``axis``."""
     right, up = axes_in_plane(axis, grid)
     return grid.voxel[up] / grid.voxel[right]
 
@@ -114,10 +114,10 @@ def show_slice(
     colorbar: bool = False,
     fontsize: float | str = "large",
 ) -> None:
-    """Draw a slice (of ``middle_slice``) in the proportions of its voxels.
+    """Draw a slice (from ``middle_slice``) with the aspect ratio of its voxels.
 
     Args:
-        limits: values of the lowest and highest color; None: those of the slice.
+        limits: values of the lowest and highest color; None: the lowest and highest value of the slice.
     """
     low, high = limits or (None, None)
     shown = panel.imshow(values, cmap=cmap, vmin=low, vmax=high, origin="lower", aspect=aspect(axis, grid))
@@ -127,7 +127,7 @@ def show_slice(
 
 
 def draw_deformed_grid(panel: Any, displacement: Tensor, axis: int, grid: Grid, lines: int = 40, linewidth: float = 0.5) -> None:
-    """Draw where a displacement (1, d, *s) takes the voxels' grid, in the middle plane across ``axis``; about ``lines`` lines."""
+    """Draw the grid deformed by a displacement (1, d, *s), in the middle plane perpendicular to ``axis``, with about ``lines`` lines."""
     identity = grid.identity(displacement)
     x, y = (
         (middle_slice(identity[0, i], axis) + middle_slice(displacement[0, i], axis)) / grid.spacing[i] for i in axes_in_plane(axis, grid)
@@ -140,12 +140,12 @@ def draw_deformed_grid(panel: Any, displacement: Tensor, axis: int, grid: Grid, 
 
 
 def log_jacobian(displacement: Tensor, grid: Grid) -> Tensor:
-    """log det J of x + u(x), (b, *s); folded voxels count as det J = .001."""
+    """log det J of x + u(x), (b, *s); smaller determinants, as in folds, are set to .001."""
     return ops.jacobian_determinant(displacement, grid).clamp_min(1e-3).log()
 
 
 def intensity_range(x: Tensor) -> Tensor:
-    """Nearly the lowest and nearly the highest value (0.1 % and 99.9 % of the values are below), (2,)."""
+    """The percentiles 0.1 and 99.9 of x, (2,); large tensors are subsampled to about a million values."""
     low, high = torch.quantile(x.flatten()[:: max(1, x.numel() // 1_000_000)], torch.tensor([0.001, 0.999]).to(x))
     return torch.stack([low, torch.maximum(high, low + 1e-12)])
 
@@ -167,9 +167,9 @@ def image_figures(
     """(heading, base64 PNG) of every figure of a report.
 
     Args:
-        moving: on the fixed grid, as it was before the registration.
-        metrics: of the deformation, at least folds_percent and folded_cells_percent.
-        history: terms of the energy by iteration; those of a deformation have "velocity".
+        moving: the moving image before registration, on the fixed grid.
+        metrics: of the deformation; at least folds_percent and folded_cells_percent.
+        history: terms of the energy of each iteration; the deformation's have the term "velocity".
     """
     grid = fixed.grid
     folds = f"folds: {metrics['folds_percent']:.3g} % of the voxels, {metrics['folded_cells_percent']:.3g} % of the cells"
@@ -237,7 +237,7 @@ def _energy(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def image_thumbnail(fixed: Image, warped: Image) -> str:
-    """Fixed, warped and their difference (gray: none) side by side in the last plane, a small base64 JPEG."""
+    """Fixed, warped and their difference (gray: zero) side by side in the last plane, as a small base64 JPEG."""
     grid = fixed.grid
     axis = PLANES[grid.ndim][-1][1]
     a, b = (middle_slice(_scale_intensity(x), axis) for x in (fixed, warped))
@@ -247,13 +247,13 @@ def image_thumbnail(fixed: Image, warped: Image) -> str:
 
 
 def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageResult]) -> Any:
-    """A matplotlib figure of one pair and its registrations by several methods, in one plane.
+    """A matplotlib figure that compares several methods on one pair, in one plane.
 
-    First row: moving, moving - fixed, fixed. Then a row for each method: warped with the deformed grid, warped - fixed, log det J,
-    and sigma(x) at t = 0 and t = 1 where any method has one. The plane cuts the axis of the longest voxels, the first of several.
+    The first row shows moving, moving - fixed, fixed. Each method has a row: warped with the deformed grid, warped - fixed, log det J,
+    and, if any method has pre-weights, sigma(x) at t = 0 and t = 1. The plane is perpendicular to the axis with the longest voxels.
 
     Args:
-        moving: on the fixed grid, as it was before the registration.
+        moving: the moving image before registration, on the fixed grid.
     """
     grid = fixed.grid
     axis = int(np.argmax(np.round(grid.voxel, 3)))
@@ -271,7 +271,7 @@ def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageRes
         draw_deformed_grid(row[0], result.displacement, axis, grid, lines=36)
         _show_difference(row[1], warped - target, axis, grid, f"{name}: warped - fixed")
         log = middle_slice(log_jacobian(result.displacement, grid)[0], axis)
-        title = "log det J (red: moving is larger)"
+        title = "log det J (red: larger in the moving image)"
         show_slice(row[2], log, axis, grid, title, cmap=DIVERGING, limits=(-1, 1), colorbar=True, fontsize=9)
         for panel, sigma, t in zip(row[3:], result.sigmas or (), (0, 1), strict=False):
             title = f"{name}: sigma(x) in mm, t = {t}"
@@ -281,6 +281,6 @@ def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageRes
 
 
 def _show_difference(panel: Any, difference: np.ndarray, axis: int, grid: Grid, title: str) -> None:
-    """With white at 0."""
+    """Draw a slice of differences, with white at 0."""
     limit = float(np.abs(difference).max()) or 1.0
     show_slice(panel, difference, axis, grid, title, cmap=DIVERGING, limits=(-limit, limit), fontsize=9)

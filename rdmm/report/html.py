@@ -1,4 +1,4 @@
-"""report.html and index.html: self-contained pages of a registration and of a study. Names and texts are escaped (jinja2)."""
+"""report.html of a registration and index.html of a study: self-contained pages. jinja2 escapes all names and texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 WORST_FIRST = {"dice": 1, "tre_mm": -1, "distance_after_mm": -1, "hd95_mm": -1, "folds_percent": -1}
-"""Measures by which a study is sorted, the first that it has; 1: small is bad."""
+"""A study is sorted by the first of these metrics that it has. 1: low values are bad; -1: high values are."""
 
 
 @cache
@@ -25,13 +25,13 @@ def render(
 ) -> str:
     """The page of a registration.
 
-    It holds nothing that differs between two runs of the same (times, memory): these are in run.json.
+    It is the same for two runs with the same settings: what differs (times, memory) is in run.json only.
 
     Args:
-        summary: what run.json holds.
+        summary: the content of run.json.
         pictures: (heading, base64 PNG).
-        frames: of the animation (image_frames, shape_frames).
-        points: whether their lines are points.
+        frames: the animation (image_frames, shape_frames).
+        points: whether the frames show points rather than grid lines.
     """
     import yaml
 
@@ -56,20 +56,20 @@ def render(
 
 
 def render_study(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The list of a study, worst first: what failed, then by the first of WORST_FIRST that is there.
+    """The page of a study: a table with failures first, then from worst to best (WORST_FIRST).
 
     Args:
-        rows: ``status`` and ``message``, any measures and texts by name (the first is the row's name), and, where there are any,
-            ``link`` and ``thumbnail`` (base64 JPEG).
+        rows: each has ``status`` and ``message``, and metrics and texts by name, the row's own name first; optionally ``link`` and
+            ``thumbnail`` (base64 JPEG).
     """
     hidden = ("link", "thumbnail", "exit_code")
     columns = list(dict.fromkeys(k for row in rows for k in row if k not in hidden))
-    measure = next((k for k in WORST_FIRST if k in columns), None)
+    metric = next((k for k in WORST_FIRST if k in columns), None)
 
     def badness(row: Mapping[str, Any]) -> tuple[int, float]:
-        value = row.get(measure) if measure else None
+        value = row.get(metric) if metric else None
         known = isinstance(value, int | float) and math.isfinite(value)
-        return (0 if row["status"] != "done" else 1 if not known else 2), WORST_FIRST[str(measure)] * float(value or 0) if known else 0.0
+        return (0 if row["status"] != "done" else 1 if not known else 2), WORST_FIRST[str(metric)] * float(value or 0) if known else 0.0
 
     shown = [
         {
@@ -92,7 +92,7 @@ def _finite_values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _format_value(value: Any) -> str:
-    """As one reads it; what is no number is a dash."""
+    """Format a value for readers: floats with five digits; a dash for None, NaN and Inf."""
     if isinstance(value, Mapping):
         return ", ".join(f"{k}: {_format_value(v)}" for k, v in value.items())
     if value is None or (isinstance(value, float) and not math.isfinite(value)):

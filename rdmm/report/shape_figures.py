@@ -1,4 +1,4 @@
-"""Figures of shapes: before and after in each plane, and control points on their way. Measures and maps in, pictures out.
+"""Figures of shapes: before and after in each plane, and the paths of control points. Measures and maps in, pictures out.
 
 Lengths in figures are in millimeters; measures and maps are in domain units of a frame.
 """
@@ -26,19 +26,19 @@ from rdmm.types import Tensor
 matplotlib.use("Agg")
 
 PLANES = {2: [(0, 1)], 3: [(0, 1), (0, 2), (1, 2)]}
-"""By the number of dimensions: the axes to the right and up of each plane that is drawn."""
+"""For 2D and 3D: the horizontal and the vertical axis of each plane that is drawn."""
 
 MAX_DOTS = 8000
-"""Points that are drawn of a shape; of more, every k-th."""
+"""About as many points of a shape are drawn; of a larger one, every k-th. Not measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShapeResult:
-    """What is drawn of one registration of shapes.
+    """The parts of a shape registration that figures show.
 
     Args:
-        warped: the moving shape where the fixed one is.
-        flow: the deformation that it went through, without the affine map before it.
+        warped: the moving shape, mapped onto the fixed one.
+        flow: the deformation alone, without the affine map before it.
     """
 
     warped: Measure
@@ -46,8 +46,10 @@ class ShapeResult:
 
 
 def shapes_by_method(fixed: Measure, moving: Measure, results: Mapping[str, ShapeResult], frame: Grid) -> Any:
-    """A matplotlib figure: the moving shape before, and warped by each method, over the fixed one; one row a plane. In 2D with the
-    grid that each flow deforms."""
+    """A matplotlib figure that compares several methods: the moving shape (before, and warped by each) over the fixed one.
+
+    Each plane has its own rows. In 2D, the deformed grid of each flow is drawn too.
+    """
     shown = [("moving", moving, None), *((name, r.warped, r.flow) for name, r in results.items())]
     planes = PLANES[frame.ndim]
     columns = len(shown) if frame.ndim == 3 else min(4, len(shown))
@@ -70,7 +72,7 @@ def shapes_by_method(fixed: Measure, moving: Measure, results: Mapping[str, Shap
 
 
 def _draw_shape(panel: Any, shape: Measure, frame: Grid, plane: tuple[int, int], color: str) -> None:
-    """Segments as lines, else the vertices as dots."""
+    """Draw curves as lines, other shapes as dots at their vertices."""
     points = _world_points(shape.points, frame).T
     if shape.cells is not None and shape.cells.shape[1] == 2:
         segments = points[shape.cells.numpy()][:, :, list(plane)]
@@ -82,7 +84,7 @@ def _draw_shape(panel: Any, shape: Measure, frame: Grid, plane: tuple[int, int],
 
 
 def _draw_deformed_grid(panel: Any, flow: Transform, frame: Grid) -> None:
-    """Where the flow takes the lines of the plane."""
+    """Draw the grid of the plane, deformed by the flow."""
     x = frame.resized([31] * 2).identity(torch.zeros(1))
     y = _world_points(flow(x), frame)
     for lines in (y, y.transpose(0, 2, 1)):
@@ -90,7 +92,7 @@ def _draw_deformed_grid(panel: Any, flow: Transform, frame: Grid) -> None:
 
 
 def shape_thumbnail(figure: str, ndim: int) -> str:
-    """The first plane of a figure of shapes in ``ndim`` dimensions (base64 PNG) as a small base64 JPEG."""
+    """The first plane of a figure (base64 PNG) of shapes in ``ndim`` dimensions, as a small base64 JPEG."""
     from PIL import Image as Pillow
 
     whole = Pillow.open(io.BytesIO(base64.b64decode(figure))).convert("L")
@@ -99,13 +101,13 @@ def shape_thumbnail(figure: str, ndim: int) -> str:
 
 
 def shape_frames(fixed: Measure, steps: Iterable[tuple[float, Tensor]], frame: Grid) -> list[dict[str, Any]]:
-    """The control points on their way over the fixed shape, in each plane: for the page's script.
+    """The control points at each time over the fixed shape, in each plane, as data for the page's script.
 
     Args:
-        steps: time t, and where the control points are then, (1, d, n).
+        steps: for each frame the time t, and the control points at t, (1, d, n).
 
     Returns:
-        Frames as of ``animation.image_frames``; their lines are points.
+        Frames as in ``animation.image_frames``; their ``lines`` are points.
     """
     path = [(t, _world_points(q, frame)) for t, q in steps]
     target = _world_points(fixed.points, frame)
@@ -118,7 +120,7 @@ def shape_frames(fixed: Measure, steps: Iterable[tuple[float, Tensor]], frame: G
     def plane(q: np.ndarray, i: int, j: int) -> dict[str, Any]:
         size = [float((high - low)[k] * unit + 4) for k in (i, j)]
         return {
-            "name": f"{'xyz'[i]}{'xyz'[j]} plane: fixed shape (grey), control points",
+            "name": f"{'xyz'[i]}{'xyz'[j]} plane: fixed shape (gray), control points",
             "width": size[0],
             "height": size[1],
             "picture": _draw_dots(place(target, i, j), size),
@@ -129,7 +131,7 @@ def shape_frames(fixed: Measure, steps: Iterable[tuple[float, Tensor]], frame: G
 
 
 def _draw_dots(points: np.ndarray, size: Sequence[float]) -> str:
-    """Points (n, 2), to the right and down, as gray dots on black: base64 PNG of four pixels a unit."""
+    """Gray dots on black at points (n, 2), measured to the right and down; base64 PNG with four pixels a unit."""
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
@@ -141,6 +143,7 @@ def _draw_dots(points: np.ndarray, size: Sequence[float]) -> str:
 
 
 def _thin(points: np.ndarray) -> np.ndarray:
+    """Every k-th of the points (n, ...), at most about MAX_DOTS."""
     return points[:: max(1, len(points) // MAX_DOTS)]
 
 
