@@ -1,4 +1,4 @@
-"""Maps from points to points (the public names of ``rdmm.spatial.transform``)."""
+"""Transforms: maps from points to points. The public names of ``rdmm.spatial.transform``."""
 
 from rdmm.spatial.transform import (
     Affine,

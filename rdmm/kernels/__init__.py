@@ -1,5 +1,5 @@
-"""Compiled kernels (numba), and reductions over pairs of points (KeOps). No other package imports these two.
+"""Compiled kernels (numba), and reductions over pairs of points (KeOps). No other package imports numba or KeOps.
 
-Each kernel has a twin in torch, which serves other devices; tests compare the two.
-``available`` tells which tensors the kernels serve, and sets their threads.
+The same function in torch serves other devices; tests compare the two.
+``available`` tells which tensors the kernels can be used for, and sets the number of threads.
 """

@@ -25,7 +25,7 @@ def set_threads(threads: int | None) -> None:
     """Set the number of threads of torch and of the compiled kernels; None leaves it as it is.
 
     Raises:
-        ConfigError: fewer than 1.
+        ConfigError: ``threads`` is less than 1.
     """
     if threads is None:
         return
@@ -34,8 +34,8 @@ def set_threads(threads: int | None) -> None:
     try:
         import numba
 
-        most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-        numba.set_num_threads(min(threads, most))
+        limit = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(min(threads, limit))
     except ImportError:
         pass
-    torch.set_num_threads(threads)  # after numba, which sets OpenMP's threads when it starts its own
+    torch.set_num_threads(threads)  # after numba, which changes OpenMP's number of threads when it starts

@@ -59,7 +59,7 @@ def _barrier_value(u, scale, floor, sums):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _barrier_gradient(u, scale, floor, sums, out):  # type: ignore[no-untyped-def]
-    """Add the gradient of the sum of ``sums`` to ``out``; on one thread, since only few layers contribute."""
+    """Add the gradient of the sum of ``sums`` to ``out``. It runs on one thread, since few layers have folds."""
     _, nx, ny, nz = u.shape
     flat = ny == 1
     for x in range(nx - 1):

@@ -32,7 +32,7 @@ def _rows(n: int, h: float, dtype: np.dtype) -> np.ndarray:
 
 @njit(cache=True, fastmath=True, inline="always")
 def _dx(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
-    """Row c of a tridiagonal matrix along x, applied to component i."""
+    """Row c of a tridiagonal matrix along x, applied to component i of f; ``_dy`` and ``_dz``: along y and z."""
     return c[0] * f[i, below, y, z] + c[1] * f[i, x, y, z] + c[2] * f[i, above, y, z]
 
 
@@ -112,11 +112,12 @@ def _map_back(u, v, e, bu, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, 
 
 
 MOMENTUM, MOMENTUM_BACK, MAP, MAP_BACK = range(4)
+"""What ``_sweep`` computes: dm, its gradients, du, its gradients."""
 
 
 @njit(cache=True, fastmath=True, parallel=True)
 def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped-def]
-    """Run one of the four kinds at every voxel; ``a`` is m or u, ``g`` the incoming gradient; ``first`` and ``second`` are written."""
+    """Compute one of the four kinds at every voxel, into ``first`` and ``second``; ``a`` is m or u, ``g`` the incoming gradient."""
     _, nx, ny, nz = a.shape
     for x in prange(nx):
         xm, xp = max(x - 1, 0), min(x + 1, nx - 1)
@@ -138,7 +139,7 @@ def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped
 
 
 def _volumes(x: Tensor) -> np.ndarray:
-    """(b, 3, x, y, z); a 2D field becomes a volume of one layer along y, with component 0 along y."""
+    """Fields as (b, 3, x, y, z). A 2D field becomes a volume with one voxel along y, whose component along y is 0."""
     a = x.detach().contiguous().numpy()
     return a if a.ndim == 5 else np.stack([a[:, 0], np.zeros_like(a[:, 0]), a[:, 1]], 1)[:, :, :, None]
 

@@ -2,7 +2,7 @@
 
     v_i = sum_j k(x_i - q_j) p_j,    k(z) = sum_s w_s exp(-|z|^2 / (2 sigma_s^2))
 
-with the derivatives (g the gradient by v, k' = sum_s w_s / sigma_s^2 exp(...))
+with the derivatives (g is the gradient with respect to v, and k' = sum_s w_s / sigma_s^2 exp(...))
 
     dp_j = sum_i k g_i,    dx_i = -sum_j k' (g_i . p_j) (x_i - q_j),    dq_j = -sum_i k' (g_i . p_j) (q_j - x_i).
 """
@@ -20,6 +20,7 @@ from rdmm.kernels.simd import LOG2E, MIN_EXPONENT, exp2, f32
 from rdmm.types import Tensor
 
 POINTS_AT_ONCE = 64
+"""Points that one task handles: inner loops over them become vector instructions. Not measured."""
 
 
 @njit(cache=True, inline="always", fastmath=True)
@@ -103,6 +104,7 @@ class _Sums(torch.autograd.Function):
 
 
 def _call_kernel(kernel: Any, clouds: Sequence[Tensor], sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
+    """Run a compiled kernel on the clouds (d, n); the result has the shape of the first one."""
     arrays = [np.ascontiguousarray(c.detach().numpy()) for c in clouds]
     c = np.array([0.5 / s**2 for s in sigmas], np.float32) * LOG2E
     out = np.empty_like(arrays[0])
@@ -111,7 +113,10 @@ def _call_kernel(kernel: Any, clouds: Sequence[Tensor], sigmas: Sequence[float],
 
 
 def gaussian_sums(x: Tensor, q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
-    """sum_j k(x_i - q_j) p_j, (d, n): x (d, n), q and p (d, m), float32 on CPU. First derivatives only, by all three."""
+    """sum_j k(x_i - q_j) p_j, (d, n): x (d, n), q and p (d, m), float32 on CPU.
+
+    First derivatives with respect to all three are available, second ones are not.
+    """
     return _Sums.apply(x, q, p, sigmas, weights)
 
 
@@ -207,5 +212,8 @@ class _Forces(torch.autograd.Function):
 
 
 def gaussian_forces(q: Tensor, p: Tensor, sigmas: Sequence[float], weights: Sequence[float]) -> Tensor:
-    """-dH/dq, (d, n), of control points q and momenta p (d, n), float32 on CPU. First derivatives only, by both."""
+    """-dH/dq, (d, n), of control points q and momenta p (d, n), float32 on CPU.
+
+    First derivatives with respect to both are available, second ones are not.
+    """
     return _Forces.apply(q, p, sigmas, weights)

@@ -1,4 +1,4 @@
-"""The fused CPU kernel of LNCC: value and gradient in two sweeps over the image. Window sums are never stored as volumes.
+"""The fused CPU kernel of LNCC, model (32): value and gradient in two sweeps over the image, without volumes of window sums.
 
 A sweep goes along the first axis. Six plane accumulators hold the sums of w, wa, wb, waa, wbb, wab over the window's
 first axis (add the plane that enters, subtract the one that leaves); from them come rows summed over the second axis, and
@@ -24,11 +24,13 @@ from rdmm.types import Tensor
 
 @njit(cache=True, inline="always")
 def _slabs(n: int, r: int) -> int:
+    """Number of slabs along an axis of n voxels: at most 16, each at least three windows long. Not measured."""
     return max(1, min(16, n // (3 * (2 * r + 1))))
 
 
 @njit(cache=True, fastmath=True)
 def _add_plane(acc, a, b, w, x, sign):  # type: ignore[no-untyped-def]
+    """Add plane x of w, wa, wb, waa, wbb, wab to the six accumulators, or subtract it (sign -1)."""
     for y in range(a.shape[1]):
         for z in range(a.shape[2]):
             wv = sign * np.float64(w[x, y, z])
@@ -44,6 +46,7 @@ def _add_plane(acc, a, b, w, x, sign):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True)
 def _add_coefficients(acc, f, x, sign):  # type: ignore[no-untyped-def]
+    """Add plane x of the three coefficient volumes to the accumulators, or subtract it (sign -1)."""
     for k in range(3):
         for y in range(f.shape[2]):
             for z in range(f.shape[3]):
@@ -52,6 +55,7 @@ def _add_coefficients(acc, f, x, sign):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True)
 def _add_row(row, acc, y, sign):  # type: ignore[no-untyped-def]
+    """Add row y of the accumulators, or subtract it (sign -1)."""
     for k in range(row.shape[0]):
         for z in range(row.shape[1]):
             row[k, z] += sign * acc[k, y, z]
@@ -104,6 +108,7 @@ def _statistics(line, w, out, x, y, ea, eb, e, totals, need):  # type: ignore[no
 
 @njit(cache=True, parallel=True)
 def _first_sweep(a, b, w, radius, ea, eb, e, out, need):  # type: ignore[no-untyped-def]
+    """Sums of cc^2 and of its derivatives by e_a and e, per slab; with ``need`` also the coefficients ``out`` of the gradient."""
     nx, ny, nz = a.shape
     rx, ry, rz = radius
     slabs = _slabs(nx, rx)
@@ -133,6 +138,7 @@ def _first_sweep(a, b, w, radius, ea, eb, e, out, need):  # type: ignore[no-unty
 
 @njit(cache=True, parallel=True)
 def _second_sweep(a, b, w, radius, out, grad, scale, mean_scale, mean):  # type: ignore[no-untyped-def]
+    """Add the gradient by ``a`` to ``grad``, from the window sums of the coefficients ``out``."""
     nx, ny, nz = a.shape
     rx, ry, rz = radius
     slabs = _slabs(nx, rx)
@@ -162,7 +168,7 @@ def _second_sweep(a, b, w, radius, out, grad, scale, mean_scale, mean):  # type:
 
 
 def _channel(a, b, w, radii, weights, kappa, grad):  # type: ignore[no-untyped-def]
-    """Weighted mean cc^2 of one channel (x, y, z); adds its gradient by ``a`` to ``grad`` unless that is None."""
+    """Weighted mean of cc^2 of one channel (x, y, z); adds its gradient with respect to ``a`` to ``grad`` unless that is None."""
     total = float(w.sum(dtype=np.float64))
     mean_a = float((w * a).sum(dtype=np.float64)) / total
     mean_b = float((w * b).sum(dtype=np.float64)) / total

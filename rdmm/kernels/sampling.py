@@ -1,8 +1,8 @@
 """Multilinear sampling on CPU, compiled by numba.
 
-torch's ``grid_sample`` runs a batch of one on one thread. Here the values and both gradients run in parallel, and the order of
-every sum is independent of the number of threads: the gradient by values is computed in slabs of its *result*, and each slab
-visits the points that contribute to it in a fixed order.
+torch's ``grid_sample`` uses one thread for a batch of one. Here the values and both gradients run in parallel, and the order of
+every sum is independent of the number of threads: the gradient with respect to the values is computed in slabs of its *result*, and
+each slab visits the points that contribute to it in a fixed order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from numba import njit, prange
 from rdmm.types import DivergenceError, Tensor
 
 SLABS = 16
+"""Slabs into which the gradient by values is cut: tasks for threads. Fixed, so that results do not depend on the threads. Not measured."""
 
 
 @njit(cache=True, inline="always")
 def _cell(p, n):  # type: ignore[no-untyped-def]
     """Lower corner, fraction, and whether p is inside, for a coordinate in voxels, clamped to the grid (NaN to 0).
 
-    A point within 1e-5 voxels of a voxel's centre is taken to be the centre: the difference is rounding.
+    A point within 1e-5 voxels of a voxel's center is taken to be the center: the difference is rounding.
     """
     inside = p > 0 and p < n - 1
     p = min(max(p, 0.0), n - 1.0) if p == p else 0.0
@@ -60,10 +61,9 @@ def _forward(values, points, scale, out):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True)
 def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def]
-    """Gradient by points (3, k, l) of sum(grad * values at points); zero where a point is beyond the grid.
+    """Gradient of sum(grad * values at points) with respect to the points (3, k, l); zero where a point is outside the grid.
 
-    At a voxel's centre, where the slope jumps, it is the mean of both sides, so that a search that starts at the identity prefers
-    no side.
+    At a voxel's center the slope jumps; the mean of both sides is taken, so that a search from the identity prefers no side.
     """
     c, nx, ny, nz = values.shape
     sy, sz = min(1, ny - 1), min(1, nz - 1)
@@ -105,7 +105,7 @@ def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def
 
 @njit(cache=True, parallel=True)
 def _cell_range(points, scale, n, low, high):  # type: ignore[no-untyped-def]
-    """First and last cell along x that contains a point of row k, for each k."""
+    """For each row k of points, the first and the last cell along x that contains one."""
     for k in prange(points.shape[1]):
         a, b = n, -1
         for j in range(points.shape[2]):
@@ -116,7 +116,7 @@ def _cell_range(points, scale, n, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, parallel=True)
 def _by_values(points, scale, grad, low, high, out, slabs):  # type: ignore[no-untyped-def]
-    """Gradient by values: scatter grad (c, k, l) into out (c, x, y, z)."""
+    """Gradient with respect to the values: scatter grad (c, k, l) into out (c, x, y, z)."""
     c, nx, ny, nz = out.shape
     sy, sz = min(1, ny - 1), min(1, nz - 1)
     for s in prange(slabs):
@@ -143,7 +143,7 @@ def _by_values(points, scale, grad, low, high, out, slabs):  # type: ignore[no-u
 
 
 def as_volume(x: np.ndarray) -> np.ndarray:
-    """Axes (..., x, y) of 2D data as (..., x, 1, y)."""
+    """Reshape 2D data (..., x, y) to a volume (..., x, 1, y)."""
     return np.expand_dims(x, -2)
 
 
@@ -180,7 +180,7 @@ class _Sample(torch.autograd.Function):
 
 
 def inverse_spacing(spacing: tuple[float, ...], dtype: np.dtype) -> np.ndarray:
-    """1 / spacing along three axes."""
+    """1 / spacing along three axes; 2D data have spacing 1 along the middle one."""
     full = spacing if len(spacing) == 3 else (spacing[0], 1.0, spacing[1])
     return np.array([1 / h for h in full], dtype=dtype)
 

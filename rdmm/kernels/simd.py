@@ -1,4 +1,4 @@
-"""An exponential in float32 that numba compiles to vector instructions."""
+"""A power of two in float32 that numba compiles to vector instructions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from numba import njit
 MIN_VALUE = np.float32(-3e38)
 """Start of a running maximum: below every exponent that occurs."""
 
-
 MIN_EXPONENT = np.float32(-120.0)
 """Smallest argument of exp2: its integer arithmetic needs more than -126."""
-
 
 LOG2E, LN2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
 

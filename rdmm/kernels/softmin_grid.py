@@ -1,9 +1,8 @@
 """Log-sum-exp against a Gaussian on a grid, axis by axis, compiled by numba for float32 on CPU.
 
-A group of WIDTH lines is read into a buffer, line by column, so that every inner loop runs over neighbouring lines and
-becomes vector instructions. For each output, the largest exponent is searched first in the blocks of BLOCK inputs that mattered
-for the previous output, then in those whose bound is close to it. Blocks whose terms are all less than 2^-CUTOFF times the
-largest are left out of the sum.
+WIDTH lines are copied to a buffer, each as a column, so that every inner loop runs over lines and becomes vector instructions.
+For each output, the largest exponent is searched first in the blocks of BLOCK inputs that were summed for the previous output, then
+in those whose bound is close to it. Blocks whose terms are all less than 2^-CUTOFF times the largest are skipped.
 """
 
 from __future__ import annotations
@@ -19,18 +18,16 @@ from rdmm.kernels.simd import LN2, LOG2E, MIN_EXPONENT, MIN_VALUE, exp2, f32
 from rdmm.types import Tensor
 
 WIDTH, BLOCK = 128, 8
-"""Lines handled at once, and inputs along a line that are skipped or summed together."""
-
+"""Lines handled at once, and inputs along a line that are skipped or summed together. Not measured."""
 
 CUTOFF = np.float32(24.0)
 """Terms smaller than 2^-CUTOFF times the largest are below the precision of float32 and are skipped."""
 
-
 LOG_ZERO, EMPTY = np.float32(-1e30), np.float32(-1e29)
-"""Logarithm that stands for 0, and the bound below which a logarithm is taken for it."""
-
+"""Logarithm that stands for 0, and the value below which a logarithm is treated as it."""
 
 TINY = np.float32(1e-37)
+"""Smallest argument of a logarithm: just above the smallest normal float32."""
 
 
 @njit(cache=True, inline="always", fastmath=True)
@@ -44,7 +41,7 @@ def _above(block, top, less):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always", fastmath=True)
 def _find_top(g, a, i, k, block, top):  # type: ignore[no-untyped-def]
-    """Update ``block``, the largest exponents of block k, and ``top``, those of all blocks so far."""
+    """Compute the largest exponents of block k for output i into ``block``, and update ``top``, those of all blocks so far."""
     for w in range(WIDTH):
         block[w] = MIN_VALUE
     for j in range(k * BLOCK, min(k * BLOCK + BLOCK, g.shape[0])):

@@ -1,6 +1,6 @@
 """Log-sum-exp between two clouds of points, compiled by numba for float32 on CPU.
 
-Points are sorted into tiles of neighbours (``order``). For each tile of outputs, the tile of inputs with the highest bound gives a
+Points are sorted into tiles of neighbors (``sort_into_tiles``). For each tile of outputs, the tile of inputs with the highest bound gives a
 first estimate of the largest exponent; tiles whose bound is less than 2^-CUTOFF times it are skipped.
 """
 
@@ -17,11 +17,11 @@ from rdmm.kernels.softmin_grid import CUTOFF
 from rdmm.types import Tensor
 
 TILE = 64
-"""Points in a tile."""
+"""Points in a tile. Not measured."""
 
 
 def sort_into_tiles(x: np.ndarray) -> np.ndarray:
-    """Indices that sort points x (n, d) into tiles of neighbours: the leaves of a k-d tree that splits the longest edge at its median."""
+    """Indices that sort points x (n, d) into tiles of neighbors: the leaves of a k-d tree that splits the longest edge at its median."""
     parts, done = [np.arange(len(x))], []
     while parts:
         part = parts.pop()
@@ -62,7 +62,7 @@ def _exponents(x, y, h, first, last, c, e):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always", fastmath=True)
 def _bounds(xl, xh, yl, yh, highest, t, c, bound):  # type: ignore[no-untyped-def]
-    """Upper bounds of what each tile of inputs contributes to a point of tile t; returns the tile with the highest bound."""
+    """Compute, for each tile of inputs, an upper bound of its exponents at points of tile t; return the tile with the highest bound."""
     best = 0
     for k in range(len(bound)):
         gap = f32(0)
@@ -129,7 +129,7 @@ def _log_sum(x, y, h, c, xl, xh, yl, yh, highest, out, mean):  # type: ignore[no
 def log_sum(x: Tensor, y: Tensor, h: Tensor, eps: float, mean: bool = False) -> tuple[Tensor, Tensor | None]:
     """log sum_j exp(h_j - |x_i - y_j|^2 / (2 eps)), (n,), and the means of y under these weights, (n, d), or None.
 
-    x (n, d), y (m, d), h (m,) float32 on CPU, in the order of ``order``.
+    x (n, d), y (m, d), h (m,) float32 on CPU, sorted by ``sort_into_tiles``.
     """
     px, py = (np.ascontiguousarray(p.detach().numpy().T) for p in (x, y))
     ph = h.detach().contiguous().numpy() * LOG2E

@@ -1,4 +1,4 @@
-"""What makes maps smooth.
+"""The regularizer: from momentum to a smooth velocity.
 
 ``smoother`` is v = K m of several Gaussians; ``weights`` are RDMM's pre-weights h and weights w = G * h.
 ``metric`` is v = K(w) m with the source term; ``penalty`` holds OMT, Range and total variation.

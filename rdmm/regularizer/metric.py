@@ -25,7 +25,7 @@ class Metric:
         return None if h is None else smooth(h, self.weight_sigma, self.grid)
 
     def velocity(self, m: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """v (b, d, *s), model (7), and the nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s) (None where the weights are constant)."""
+        """v (b, d, *s), model (7), and nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s), or None without pre-weights."""
         w = self.weights(h)
         if w is None:
             return self.smoother(m, self.grid), None

@@ -1,4 +1,4 @@
-"""Reg(h(0)), model (22): regularizing the regularizer."""
+"""Penalties of the pre-weights, Reg(h(0)) of model (22)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class Penalty(Protocol):
 
 
 def omt(w: Tensor, smoother: MultiGaussian, grid: Grid, power: float = 1.0) -> Tensor:
-    """(b,) OMT(h), model (25): |log(sigma_N / sigma_1)|^-s mean_x sum_i w_i^2 |log(sigma_N / sigma_i)|^s. Small Gaussians are expensive."""
+    """(b,) OMT(h), model (25): |log(sigma_N / sigma_1)|^-s mean_x sum_i w_i^2 |log(sigma_N / sigma_i)|^s; s is ``power``.
+
+    The penalty is large where small Gaussians have weight.
+    """
     sigmas = smoother.scales(grid)
     cost = [abs(math.log(sigmas[-1] / s)) ** power for s in sigmas]
     price = torch.tensor(cost, dtype=w.dtype, device=w.device) / max(cost[0], 1e-12)
@@ -54,9 +57,14 @@ class WeightPenalty:
     """range * l_T * Range(h) + omt * (1 - l_T) * OMT(h) + tv * TV(h), l_T = K / (K + exp(T / K)), T the iteration or epoch.
 
     Args:
-        range, omt, tv: C_Range, C_OMT of the paper, and the factor of the total variation.
-        power: s of OMT.
-        decay: K of the schedule.
+        range: C_Range of the paper.
+        omt: C_OMT of the paper.
+        tv: factor of the total variation.
+        power: exponent s of OMT.
+        decay: K of the schedule, in iterations or epochs.
+
+    Raises:
+        ConfigError: a negative factor, or a power or decay that is not positive.
     """
 
     range: float = 10.0
@@ -70,7 +78,7 @@ class WeightPenalty:
             raise ConfigError(f"penalty: factors must be >= 0, power and decay > 0; got {self}")
 
     def schedule(self, step: int) -> float:
-        """l_T, model (23): near 1 at first, so that weights stay at their start, then 0."""
+        """l_T, model (23): near 1 at first, which keeps the weights at their start; later 0."""
         return self.decay / (self.decay + math.exp(min(step / self.decay, 700.0)))
 
     def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor:

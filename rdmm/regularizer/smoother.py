@@ -23,7 +23,7 @@ class MultiGaussian:
         sigmas: increasing standard deviations.
         weights: the papers' squared weights w_i^2 (of LDDMM: h_i^2), summing to 1.
         boundary: ``zero``, ``periodic`` or ``reflect``.
-        unit: of the sigmas, ``domain`` units or ``mm``.
+        unit: unit of the sigmas: ``domain`` or ``mm``.
 
     Raises:
         ConfigError: sigmas that are not positive and increasing, weights that are negative or do not sum to 1, or an unknown option.
@@ -62,7 +62,7 @@ class MultiGaussian:
         return spectral_filter(x, grid, sigmas, weights, boundary, gain, delta)
 
     def __call__(self, m: Tensor, grid: Grid) -> Tensor:
-        """Velocity v = K * m, model (8), of constant weights, one filter for all Gaussians; m, v (b, d, *s)."""
+        """Velocity v = K * m with constant weights, model (8), by one filter for all Gaussians; m, v (b, d, *s)."""
         return self._filter(m, grid, self.boundary)
 
     def parts(self, m: Tensor, w: Tensor, grid: Grid) -> Tensor:
@@ -70,11 +70,11 @@ class MultiGaussian:
         return filter_bank(w.unsqueeze(2) * m.unsqueeze(1), grid, self.scales(grid), self.boundary)
 
     def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = 1e-3) -> Tensor:
-        """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol; ``inverse``: the inverse, on
+        """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol. With ``inverse``: its inverse, on
         the frequencies that K passes.
 
         Where the symbol of K is above delta this is K^{-1/2}, so that <m, K m> = |z|^2 and steps in z are steps in the
         metric, model (27). Frequencies that K suppresses are left out of m: they would not
-        change the velocity but make the transport of m noisy.
+        change the velocity, but would add noise to the transport of m.
         """
         return self._filter(z, grid, "reflect", "inverse root" if inverse else "root", delta)

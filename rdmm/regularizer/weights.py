@@ -12,13 +12,13 @@ from rdmm.types import ConfigError, Tensor
 
 
 def normalize(p: Tensor) -> Tensor:
-    """h_i = p_i^2 / |p^2|, model (5), for any p (b, n, *s): on the sphere's non-negative part, smooth, and exactly 0 where p_i is 0."""
+    """h_i = p_i^2 / |p^2|, model (5), for any p (b, n, *s). h is >= 0, has length 1, is smooth in p, and is exactly 0 where p_i is 0."""
     squares = p * p
     return squares / squares.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def parameters(h: Tensor) -> Tensor:
-    """A p with normalize(p) = h. A pre-weight that is exactly 0 stays 0 under gradient steps."""
+    """One p with normalize(p) = h. A pre-weight that is exactly 0 stays 0 in gradient steps."""
     return h.clamp_min(0).sqrt()
 
 
@@ -29,7 +29,7 @@ def constant(squares: Sequence[float], grid: Grid, like: Tensor) -> Tensor:
 
 
 def by_region(labels: Tensor, weights: Mapping[int, Sequence[float]], default: Sequence[float]) -> Tensor:
-    """Squared pre-weights h^2 (b, n, *s) of a label map (b, 1, *s): ``weights[label]``, elsewhere ``default``.
+    """Squared pre-weights h^2 (b, n, *s) for a label map (b, 1, *s): ``weights[label]``, and ``default`` for other labels.
 
     Raises:
         ConfigError: weights that are negative, do not sum to 1, or have another length than ``default``.

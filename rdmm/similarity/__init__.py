@@ -1,4 +1,4 @@
-"""Similarities: (moved, target) -> (b,), smallest where the two agree. One file and one YAML each."""
+"""Similarities: (moved, target) -> (b,), smallest if the two agree. Each has its own file, and its own settings in conf."""
 
 from rdmm.similarity.hausdorff import HausdorffDivergence, SoftMinDivergence
 from rdmm.similarity.kernel import EnergyDistance, KernelDistance

@@ -14,7 +14,7 @@ from rdmm.types import ConfigError, Tensor
 
 
 class _DistanceFieldDivergence(MeasureDivergence):
-    """1/2 <a - b, phi_b - phi_a> for a distance field phi_a of each measure (Feydy and Trouve, MICCAI 2018)."""
+    """1/2 <a - b, phi_b - phi_a>, where each measure a has a distance field phi_a (Feydy and Trouve, MICCAI 2018)."""
 
     blur: float
 
@@ -32,7 +32,7 @@ class _DistanceFieldDivergence(MeasureDivergence):
 
 
 def soft_minimum(x: Tensor, y: Tensor, h: Tensor, blur: float) -> Tensor:
-    """-eps log sum_j exp(h_j - |x_i - y_j|^2 / (2 eps)), (n,); gradients flow to all."""
+    """-eps log sum_j exp(h_j - |x_i - y_j|^2 / (2 eps)), (n,); gradients flow to x, y and h."""
     eps = blur**2
     return -eps * reduce_pairs(lambda p, q: half_squared_distance(p, q) * (-1 / eps), x, y, h, log_sum=True)
 
@@ -43,7 +43,7 @@ class SoftMinDivergence(_DistanceFieldDivergence):
     """eps-SoftMin: phi_a(z) = -eps log sum_j a_j exp(-|z - x_j|^2 / (2 eps)), the log-likelihood of a mixture of Gaussians.
 
     Args:
-        blur: sqrt(eps). Measures count as masses of 1.
+        blur: sqrt(eps). Each measure is scaled to mass 1.
     """
 
     blur: float = 0.05
@@ -61,8 +61,8 @@ class HausdorffDivergence(_DistanceFieldDivergence):
     """eps-Hausdorff: phi_a the Sinkhorn potential p of (a, a), at every point; 0 <= H <= S (Feydy et al., AISTATS 2019).
 
     Args:
-        blur: sqrt(eps). Measures count as masses of 1.
-        iterations: to find p; gradients flow through all of them, and each halves the error.
+        blur: sqrt(eps). Each measure is scaled to mass 1.
+        iterations: number of iterations for p; each halves the error, and gradients flow through all.
     """
 
     blur: float = 0.05

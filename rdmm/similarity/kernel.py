@@ -14,8 +14,6 @@ from rdmm.spatial.measure import Measure
 from rdmm.types import ConfigError, Tensor
 
 Kernel = Literal["gaussian", "laplacian", "energy"]
-
-
 Directions = Literal["none", "current", "varifold"]
 
 
@@ -26,8 +24,8 @@ class KernelDistance(MeasureDivergence):
 
     Args:
         kernel: ``gaussian`` exp(-|x - y|^2 / (2 sigma^2)), ``laplacian`` exp(-|x - y| / sigma), ``energy`` -|x - y|.
-        sigmas: the kernels of these widths are summed, in the unit of the points; ``energy`` ignores them.
-        directions: ``none``; ``current``: times <u, v>; ``varifold``: times <u, v>^2, which ignores orientations.
+        sigmas: widths of the kernels that are summed, in the unit of the points; ``energy`` ignores them.
+        directions: ``none``; ``current``: the kernel times <u, v>; ``varifold``: the kernel times <u, v>^2, which ignores orientations.
     """
 
     kernel: Kernel = "gaussian"
@@ -70,7 +68,7 @@ class KernelDistance(MeasureDivergence):
 @final
 @dataclass(frozen=True)
 class EnergyDistance(MeasureDivergence):
-    """KernelDistance with the kernel -|x - y|, which has no width to choose."""
+    """KernelDistance with the kernel -|x - y|, which has no width."""
 
     directions: Directions = "none"
 

@@ -1,4 +1,4 @@
-"""Local normalised cross-correlation over box windows, one or several (mk-LNCC; Shen et al., CVPR 2019); model (32).
+"""Local normalized cross-correlation over box windows, one or several (mk-LNCC; Shen et al., CVPR 2019); model (32).
 
 At each voxel, with means, variances and covariance over the window (weighted by the mask),
 
@@ -27,13 +27,11 @@ from rdmm.spatial.image import Image
 from rdmm.types import ConfigError, Tensor
 
 KAPPA = 1e-4
-"""Part of an image's variance that is added to those of its windows, so that flat windows have a finite gradient."""
-
+"""Part of an image's variance that is added to those of its windows, so that flat windows have a finite gradient. Not measured."""
 
 Unit = Literal["voxel", "domain"]
-
-
 Radius = tuple[int, ...]
+"""Voxels on each side of a window's center, along each axis."""
 
 
 def box_sum(x: Tensor, radius: Radius) -> Tensor:
@@ -69,9 +67,9 @@ class MultiKernelLNCC:
     Args:
         windows: side lengths: odd numbers of voxels, or fractions of the longest edge (``unit="domain"``), which are rounded
             to an odd number of voxels on each axis.
-        weights: of the windows, positive; normalized to sum 1.
-        unit: ``voxel`` or ``domain``.
-        fused: None: the compiled kernel where it can be used; True or False: always or never.
+        weights: weight of each window, positive; normalized to sum 1.
+        unit: unit of the windows: ``voxel`` or ``domain``.
+        fused: whether the compiled kernel is used; None: where it can be.
     """
 
     windows: Sequence[float] = (1 / 16, 1 / 8, 1 / 4)
@@ -92,7 +90,7 @@ class MultiKernelLNCC:
             raise ConfigError(f"similarity weights must be positive, not {list(self.weights)}")
 
     def radii(self, grid: Grid) -> list[Radius]:
-        """Voxels on each side of the centre, per window and axis."""
+        """The radius of each window."""
         if self.unit == "voxel":
             radii = [(int(w) // 2,) * grid.ndim for w in self.windows]
         else:
@@ -117,8 +115,8 @@ class MultiKernelLNCC:
 
 
 SLICE_WINDOW, VOLUME_WINDOW = 7, 3
-"""Windows of LNCC() in voxels. The more voxels a window has, the less it correlates by chance: a side of three is enough in volumes
-(27 voxels) but not in slices (9), where seven gave the best overlap of labels (benchmarks/README.md)."""
+"""Sides of the windows of LNCC() in voxels. A window of few voxels correlates by chance: a side of three is enough in volumes (27 voxels)
+but not in slices (9), where seven gave the best overlap of labels (benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class LNCC:
 
     Args:
         window: side of the window; None: 3 voxels in volumes, 7 in slices (fewer in very small slices).
-        fused: as of MultiKernelLNCC.
+        fused: as in MultiKernelLNCC.
     """
 
     window: int | None = None

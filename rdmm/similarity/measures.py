@@ -1,6 +1,7 @@
-"""The base of the divergences of measures.
+"""The base class of divergences of measures.
 
-A measure has atoms x_i of weight a_i and direction u_i (normal or tangent). Lengths are in the unit of the points."""
+A measure has atoms x_i of weight a_i and direction u_i (normal or tangent). Lengths are in the unit of the points.
+"""
 
 from __future__ import annotations
 
@@ -31,23 +32,28 @@ class MeasureDivergence(ABC):
             if not isinstance(x, Measure):
                 raise InputError(f"this similarity compares measures (points, curves, surfaces), not {type(x).__name__}; see rdmm.Measure")
         if moved.ndim != target.ndim:
-            raise InputError(f"a similarity compares measures of one dimension, not {moved.ndim} and {target.ndim}")
+            raise InputError(f"a similarity compares measures of one dimension, both 2D or both 3D, not {moved.ndim} and {target.ndim}")
         a, b = moved.atoms(), target.atoms()
         count = max(a.points.shape[0], b.points.shape[0])
         return torch.stack([self._item(single_item(a, i), single_item(b, i)) for i in range(count)])
 
 
 def single_item(m: Measure, i: int) -> Measure:
+    """Item i of a batch, as a batch of 1; a batch of 1 has the same item for every i."""
     parts = (None if x is None else x[min(i, len(x) - 1)][None] for x in (m.points, m.weights, m.normals))
     return Measure(*parts)  # type: ignore[arg-type]
 
 
 def directions_of(m: Measure) -> Tensor:
+    """Unit directions (n, d) of the first item; raises InputError if there are none."""
     if m.normals is None:
-        raise InputError("this similarity compares directions: give the measure cells or normals, or choose one of positions alone")
+        raise InputError(
+            "this similarity compares directions: give the measure cells or normals, or choose a similarity of positions alone"
+        )
     return m.normals[0].T
 
 
 def weights_of(m: Measure) -> Tensor:
+    """Weights (n,) of the first item of ``Measure.atoms``."""
     assert m.weights is not None
     return m.weights[0]

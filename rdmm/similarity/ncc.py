@@ -1,4 +1,4 @@
-"""Global correlation, model (31)."""
+"""Normalized cross-correlation over the whole image, model (31)."""
 
 from __future__ import annotations
 

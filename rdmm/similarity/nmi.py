@@ -1,4 +1,4 @@
-"""Normalised mutual information (Studholme, Hill, Hawkes, Pattern Recognition 32, 1999); model (33)."""
+"""Normalized mutual information (Studholme, Hill, Hawkes, Pattern Recognition 32, 1999); model (33)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rdmm.types import ConfigError, Tensor
 class NMI:
     """2 - (H(a) + H(b)) / H(a, b), mean over channels; (b,).
 
-    The joint histogram is a Parzen estimate: quadratic B-splines distribute each voxel over three neighbouring bins,
+    The joint histogram is a Parzen estimate: quadratic B-splines distribute each voxel over three neighboring bins,
     so that the gradient is continuous.
 
     Args:
-        bins: of each intensity, between the image's own minimum and maximum.
+        bins: number of bins of each image, between its own minimum and maximum.
     """
 
     bins: int = 32
@@ -50,13 +50,13 @@ class NMI:
         return 2 - (_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / both.clamp_min(1e-6)
 
     def _bin_fractions(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The first of the three bins of each voxel, and its fractions in them."""
+        """The first of the three bins of each voxel, and the fractions of the voxel in them."""
         low, high = x.detach().min(), x.detach().max()
         position = (x - low) / (high - low).clamp_min(1e-12) * (self.bins - 3) + 1
-        centre = position.detach().round()
-        t = position - centre
+        center = position.detach().round()
+        t = position - center
         fractions = [0.5 * (0.5 - t) ** 2, 0.75 - t**2, 0.5 * (0.5 + t) ** 2]
-        return (centre - 1).long().clamp(0, self.bins - 3), fractions
+        return (center - 1).long().clamp(0, self.bins - 3), fractions
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -17,25 +17,25 @@ from rdmm.transport.sinkhorn import Potentials, divergence
 from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
 
 NEGATIVE_FRACTION = 1e-3
-"""Negative intensities up to this fraction of the highest one count as 0: the low-pass of the pyramid makes such values."""
+"""Negative intensities up to this fraction of the highest one count as 0: the low-pass of the pyramid makes such values. Not measured."""
 
 
 @dataclass(frozen=True)
 class GridSinkhorn:
     """S(a, b) = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, mean over channels; (b,), in squared domain units.
 
-    W is entropic transport at the cost |x - y|^2 / 2 (half of the one of the 2017 paper, model (34)): the divergence of a and
-    its translation by v is |v|^2 / 2. It compares structures that do not overlap too. Gradients are the dual potentials
-    (envelope theorem): no iteration is differentiated, and memory is that of a few volumes.
+    W is entropic transport with the cost |x - y|^2 / 2 (half the cost of the 2017 paper, model (34)): the divergence of a and
+    its translation by v is |v|^2 / 2. It also compares structures that do not overlap. Gradients are the dual potentials (envelope
+    theorem), so no iteration is differentiated, and memory is a few volumes.
 
     Args:
-        blur: sqrt(eps), in domain units: smaller details are not matched. It should not be much smaller than a voxel.
-        reach: sqrt(rho), in domain units: mass is destroyed and created rather than moved much further. None: balanced.
+        blur: sqrt(eps), in domain units; smaller details are not matched. Not much smaller than a voxel.
+        reach: sqrt(rho), in domain units; mass that would move much further is destroyed and created instead. None: balanced.
         p: exponent of the cost; only 2 is possible.
         normalise: for unbalanced transport only. True: divide both images by the mean of their masses, which keeps their ratio;
             False: intensities are the masses of voxels. Balanced transport always scales each image to mass 1.
         tolerance: marginal error (L1, as a fraction of the mass) at which the iteration stops.
-        iterations: at most, on each level.
+        iterations: largest number of iterations on each level.
     """
 
     blur: float = 0.03
@@ -53,7 +53,7 @@ class GridSinkhorn:
         if self.p != 2:
             raise ConfigError(f"similarity.p must be 2: on grids only the cost |x - y|^2 / 2 is separable; got {self.p}")
         if not self.tolerance > 0 or self.iterations < 1:
-            raise ConfigError(f"similarity: tolerance > 0 and iterations >= 1 are wanted, not {self.tolerance}, {self.iterations}")
+            raise ConfigError(f"similarity: tolerance must be > 0 and iterations >= 1, not {self.tolerance}, {self.iterations}")
 
     def __call__(self, moved: Image, target: Image) -> Tensor:
         """(b,) divergences.
@@ -68,7 +68,7 @@ class GridSinkhorn:
         return values.view(a.shape[:2]).mean(1)
 
     def potentials(self, moved: Image, target: Image) -> Potentials:
-        """The dual potentials of the pair, (b * c, *s); with the error that the iteration reached."""
+        """The dual potentials of the pair, (b * c, *s), and the marginal error of the solution."""
         with torch.no_grad():
             a, b = self._densities(moved, target)
             return self._solve(a.flatten(0, 1), b.flatten(0, 1), target.grid)
@@ -94,7 +94,7 @@ def _masses(x: Tensor, name: str) -> Tensor:
     if not bool(torch.isfinite(values.sum())):
         raise DivergenceError(f"transport: the {name} image is not finite")
     if name == "moved" and not bool(values.flatten(1).any(1).all()):
-        raise DivergenceError("transport: the moved image is empty (all 0) in a channel, or under the masks: there is no mass to move")
+        raise DivergenceError("transport: the moved image is 0 everywhere in a channel, or under the masks: there is no mass to move")
     require_density(values, f"the {name} image")
     if bool((values.flatten(1).amin(1) == values.flatten(1).amax(1)).any()):
         raise InputError(f"transport: the {name} image is constant: no contrast (std=0), nothing to match")
@@ -107,7 +107,7 @@ def require_density(x: Tensor, name: str) -> None:
     if bool((low < -NEGATIVE_FRACTION * high).any()):
         raise InputError(f"transport needs densities >= 0, but {name} goes down to {float(low.min()):g}; shift or clamp it first")
     if bool((high == 0).any()):
-        raise InputError(f"transport: {name} is empty (all 0) in a channel, or under the masks: there is no mass to move")
+        raise InputError(f"transport: {name} is 0 everywhere in a channel, or under the masks: there is no mass to move")
 
 
 class _Divergence(torch.autograd.Function):

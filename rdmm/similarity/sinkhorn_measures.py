@@ -21,19 +21,23 @@ Cost = Literal["points", "sum", "product"]
 @final
 @dataclass(frozen=True)
 class SinkhornDivergence(MeasureDivergence):
-    """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, model (37), as GridSinkhorn for images.
+    """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, model (37); GridSinkhorn is its form for images.
 
-    The cost is one of these, half of the paper's:
+    The cost C is half the cost of the paper:
         ``points``    C = |x - y|^2 / 2
         ``sum``       C = (|x - y|^2 + alpha d(u, v)^2) / 2, Feydy 2017 (10), model (38); d is the distance of u and v or, for
                       k = 2, of u u^T and v v^T
         ``product``   C = |x - y|^2 / 2 (1 + alpha (1 - <u, v>^k)), Feydy 2017 (11), model (39)
 
     Args:
-        blur, reach: sqrt(eps) and sqrt(rho), or None: balanced, where each measure counts as a mass of 1.
+        blur: sqrt(eps), in the unit of the points.
+        reach: sqrt(rho), in the same unit; None: balanced transport, which scales each measure to mass 1.
         p: exponent of the cost; only 2 is possible.
-        cost, alpha, k: k = 1 tells opposite directions apart, k = 2 does not.
-        tolerance, iterations: marginal error (L1) at which the iteration stops, and iterations at most.
+        cost: ``points``, ``sum`` or ``product``.
+        alpha: weight of the directions in the cost.
+        k: 1: opposite directions differ; 2: they are the same.
+        tolerance: marginal error (L1) at which the iteration stops.
+        iterations: largest number of iterations.
     """
 
     blur: float = 0.02
@@ -53,9 +57,9 @@ class SinkhornDivergence(MeasureDivergence):
         if self.cost not in get_args(Cost):
             raise ConfigError(f"similarity.cost must be one of {', '.join(get_args(Cost))}, not {self.cost!r}")
         if not self.alpha >= 0 or self.k not in (1, 2):
-            raise ConfigError(f"similarity: alpha >= 0 and k = 1 or 2 are wanted, not {self.alpha}, {self.k}")
+            raise ConfigError(f"similarity: alpha must be >= 0 and k 1 or 2, not {self.alpha}, {self.k}")
         if not self.tolerance > 0 or self.iterations < 1:
-            raise ConfigError(f"similarity: tolerance > 0 and iterations >= 1 are wanted, not {self.tolerance}, {self.iterations}")
+            raise ConfigError(f"similarity: tolerance must be > 0 and iterations >= 1, not {self.tolerance}, {self.iterations}")
 
     def _features(self, m: Measure) -> Tensor:
         """The features (n, e) that the cost compares."""
@@ -82,7 +86,8 @@ class SinkhornDivergence(MeasureDivergence):
         return _Transport.apply(*arguments, self._solver(moved.ndim))
 
     def displacement(self, points: Tensor, moved: Measure, target: Measure) -> Tensor:
-        """Debiased barycentric displacement: plan(moved, target) minus plan(moved, moved), where plan is the plan-weighted mean of atoms.
+        """Debiased barycentric displacement: plan(moved, target) minus plan(moved, moved), where plan(a, b) is the
+        plan-weighted mean of the atoms of b.
 
         At an atom of the moved measure it is minus the gradient of the divergence by that atom, divided by its weight.
 
@@ -96,7 +101,7 @@ class SinkhornDivergence(MeasureDivergence):
             ConfigError: the cost is not ``points``.
         """
         if self.cost != "points":
-            raise ConfigError("only cost=points carries points that are not atoms of a measure")
+            raise ConfigError(f"the displacement is defined for similarity.cost=points only, not {self.cost}")
         out = []
         with torch.no_grad():
             for i, x in enumerate(points):
@@ -111,7 +116,7 @@ class SinkhornDivergence(MeasureDivergence):
         return torch.stack(out)
 
     def potentials(self, moved: Measure, target: Measure) -> Potentials:
-        """Dual potentials (1, n) and (1, m) at the atoms of two measures of batch 1; with the error that the iteration reached."""
+        """Dual potentials (1, n) and (1, m) at the atoms of two measures of batch 1, and the marginal error of the solution."""
         with torch.no_grad():
             a, b = (single_item(m.atoms(), 0) for m in (moved, target))
             clouds = [Cloud(self._features(m), self._masses(m)) for m in (a, b)]
@@ -127,7 +132,10 @@ def _product_cost(d: int, alpha: float, k: int) -> Pairwise:
 
 
 def _solve_in_tiles(solver: Solver, a: Cloud, b: Cloud) -> tuple[Potentials, Tensor, Tensor]:
-    """Potentials, and for both clouds the gradients by position of f - p, weighted by the marginals; solved in the order of tiles."""
+    """Potentials, and for both clouds the gradients of f - p with respect to positions, weighted by the marginals.
+
+    The points are sorted into tiles for the solution, and the results sorted back.
+    """
     orders = [tile_order(c.x) for c in (a, b)]
     ta, tb = (c[o] for c, o in zip((a, b), orders, strict=True))
     found = solver(ta, tb)
@@ -143,7 +151,7 @@ def _solve_in_tiles(solver: Solver, a: Cloud, b: Cloud) -> tuple[Potentials, Ten
 
 
 class _Transport(torch.autograd.Function):
-    """S () of two clouds, with its gradients by positions and weights from the potentials."""
+    """The divergence (a scalar) of two clouds. Its gradients with respect to positions and weights follow from the potentials."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, y: Tensor, b: Tensor, solver: Solver) -> Tensor:

@@ -11,7 +11,7 @@ from rdmm.types import Tensor
 
 @dataclass(frozen=True)
 class SSD:
-    """mean over voxels and channels of (moved - target)^2; (b,). A mean, so that it does not depend on the resolution."""
+    """Mean of (moved - target)^2 over voxels and channels; (b,). As a mean it does not depend on the resolution."""
 
     def __call__(self, moved: Image, target: Image) -> Tensor:
         weight = overlap(moved, target)

@@ -14,7 +14,7 @@ def overlap(moved: Image, target: Image) -> Tensor | None:
 
     Raises:
         InputError: the images do not have the same shape.
-        DivergenceError: nothing is left to compare (a line search steps back from there).
+        DivergenceError: the masks do not overlap; a line search then shortens its step.
     """
     for x in (moved, target):
         if not isinstance(x, Image):
@@ -46,11 +46,11 @@ def mean(x: Tensor, weight: Tensor | None) -> Tensor:
 def variances_and_covariance(a: Tensor, b: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Variances of a and of b, and their covariance, over space; (b, c) each.
 
-    The means are detached: the derivatives by them are 0.
+    The means are detached, since the derivatives with respect to them are 0.
     """
     a, b = (x - mean(x, weight).detach() for x in (a, b))
     return tuple(mean(x, weight).flatten(1) for x in (a * a, b * b, a * b))  # type: ignore[return-value]
 
 
 VARIANCE_FLOOR = torch.finfo(torch.float32).tiny ** 0.5
-"""Added to variances before a division or a root; its square is the smallest normal float32."""
+"""Added to variances before a division or a root. Its square is the smallest normal float32."""

@@ -11,11 +11,14 @@ from rdmm.types import ConfigError, Tensor, nearest
 
 @dataclass(frozen=True)
 class Sum:
-    """sum_i weight_i * term_i(moved, target); (b,). ``similarity=[lncc,sinkhorn]`` makes one.
+    """sum_i weight_i * term_i(moved, target); (b,). ``similarity=[lncc,sinkhorn]`` is an example.
 
     Args:
         terms: similarities by name.
-        weights: of the terms, by the same names; 1 where none is given.
+        weights: weight of each term, by the same names; 1 for a term without one.
+
+    Raises:
+        ConfigError: no terms, a weight of an unknown term, or one that is not positive.
     """
 
     terms: Mapping[str, Callable[[Any, Any], Tensor]]

@@ -3,9 +3,9 @@
 The symbol depends on |k|^2 alone, so K is diagonal in products of *real* one-dimensional waves. Along each axis the
 waves are the columns of a small matrix B (n, M), and K m = B diag(symbol) B^T m costs 2d matrix products. Waves that even
 the narrowest Gaussian suppresses are left out, so for a fixed sigma M does not grow with n: the cost is linear in voxels.
-The boundary is a choice of waves:
+The boundary condition determines the waves:
 
-    zero      sines and cosines of the grid padded as far as the widest Gaussian reaches (linear convolution)
+    zero      sines and cosines of the grid, padded by the radius of the widest Gaussian (linear convolution)
     periodic  sines and cosines of the grid itself
     reflect   the cosines of the DCT-II; constants stay constant
 """
@@ -26,7 +26,7 @@ Boundary = Literal["zero", "periodic", "reflect"]
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """Symbols below this, and kernels beyond the radius where they fall below it, are cut off; energies are rounded more coarsely."""
+    """Symbols below this are set to 0, and kernels are cut off where they fall below it: less than the rounding of an energy."""
     return 1e-12 if dtype == torch.float64 else 1e-5
 
 
@@ -60,7 +60,7 @@ def _waves(
 
 
 def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """``matrix`` (m, n) applied along one axis of ``x``."""
+    """Apply ``matrix`` (m, n) along one axis of ``x``."""
     shape = x.shape
     trailing = math.prod(shape[axis + 1 :])
     if trailing == 1:
@@ -71,6 +71,7 @@ def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 Gain = Literal["filter", "root", "inverse root"]
+"""Functions of the symbol (see ``_gains``)."""
 
 
 @lru_cache(maxsize=48)
@@ -113,7 +114,7 @@ def _apply_gains(x: Tensor, bases: list[Tensor], gains: Tensor) -> Tensor:
 
 
 class _SelfAdjoint(torch.autograd.Function):
-    """One filter for each x[:, i] of x (b, n, c, *s). Each filter is self-adjoint, so it is its own gradient."""
+    """One filter for each x[:, i] of x (b, n, c, *s). Each is self-adjoint, so the gradient is the same filter."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, filters: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
@@ -135,7 +136,7 @@ def spectral_filter(
 
 
 def filter_bank(x: Tensor, grid: Grid, sigmas: Sequence[float], boundary: Boundary) -> Tensor:
-    """K_{sigma_i} x_i for x (b, n, c, *s), one Gaussian for each of the n; each uses only the waves that it passes."""
+    """K_{sigma_i} x_i for x (b, n, c, *s), with one Gaussian for each i; each uses only the waves that it passes."""
     filters = [_gains(grid.shape, grid.spacing, (s,), (1.0,), boundary, "filter", 0.0, x.dtype, x.device) for s in sigmas]
     return _SelfAdjoint.apply(x, filters)
 
@@ -153,7 +154,7 @@ def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect"
 def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
     """Blur x (b, c, *s) along each axis before resampling to ``coarse``, a grid of the same frame.
 
-    The blur takes a voxel of width h to one of width k: variance (k^2 - h^2) / 4, zero along axes that are not reduced.
+    The blur turns a voxel of width h into one of width k: its variance is (k^2 - h^2) / 4, and 0 along axes that are not reduced.
     """
     for axis, (n, h, k) in enumerate(zip(grid.shape, grid.spacing, coarse.spacing, strict=True), x.ndim - grid.ndim):
         if k > h * (1 + 1e-6):

@@ -1,4 +1,4 @@
-"""Images: intensities on grids."""
+"""Images: intensities on a grid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Image:
     Args:
         data: (b, c, *s).
         grid: the grid of the last axes.
-        mask: (b, 1, *s), weights in [0, 1] of the voxels in a similarity; None: 1 everywhere.
+        mask: (b, 1, *s), weight of each voxel in a similarity, in [0, 1]; None: 1 everywhere.
 
     Raises:
         InputError: data or mask do not have the grid's shape.
@@ -38,8 +38,8 @@ class Image:
     def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear") -> Image:
         """Pull-back I ∘ T: the values of the image at T(x) for each voxel x of ``onto`` (default: the image's own grid).
 
-        ``transform`` is in domain units of ``onto``'s frame. Beyond the image: its edge value, or 0 for labels
-        (``mode="nearest"``); beyond the mask: 0.
+        ``transform`` is in domain units of ``onto``'s frame. Outside the image, the value is that of the nearest edge voxel, or 0 for
+        labels (``mode="nearest"``); outside the mask it is 0.
         """
         onto = onto or self.grid
         points = self.locate(transform(onto.identity(self.data)), onto)
@@ -57,8 +57,10 @@ class Image:
         return self.scaled(min(1.0, factor * min(self.grid.voxel) / min(fixed.grid.voxel)))
 
     def source(self, fixed: Image, initial: Transform) -> Image:
-        """The image on whose grid the geodesic is shot: the moving image, or the fixed one if there is an initial map (only its grid is
-        used)."""
+        """The image on whose grid the geodesic is shot: the moving image, or the fixed one if there is an initial map.
+
+        Of the fixed image, only the grid is used.
+        """
         aligned = isinstance(initial, Identity) and self.grid.same_frame(fixed.grid)
         return self if aligned else fixed
 
@@ -73,7 +75,7 @@ class Image:
         return self.resampled(self.grid.scaled(factor))
 
     def resampled(self, grid: Grid) -> Image:
-        """The image on another grid of the same frame, after a low-pass along the axes on which that is coarser."""
+        """The image on another grid of the same frame, with a low-pass along the axes that become coarser."""
         if grid == self.grid:
             return self
         data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (self.data, self.mask))

@@ -1,4 +1,4 @@
-"""Measures: points, curves, fibres and surfaces."""
+"""Measures: points, curves, fibers and surfaces."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class Measure:
 
     Args:
         points: (b, d, n), d = 2 or 3; with cells, the vertices.
-        weights: (b, n) >= 0 of points without cells; None: 1 / n each. The weights of cells are their lengths or areas.
-        normals: (b, d, n) unit directions of points without cells, or None. Those of cells are tangents of segments, normals of
-            triangles.
-        cells: (m, 2) segments or (m, 3) triangles, vertex numbers; or None.
+        weights: (b, n) >= 0, for points without cells; None: 1 / n each. Cells have their lengths or areas as weights.
+        normals: (b, d, n) unit directions, for points without cells; or None. Cells have tangents (segments) or normals (triangles).
+        cells: (m, 2) segments or (m, 3) triangles, as vertex numbers; or None.
+
+    Raises:
+        InputError: shapes that do not fit, points that are not finite, weights that are negative or all 0, or cells together with
+            weights or normals.
     """
 
     points: Tensor
@@ -38,7 +41,9 @@ class Measure:
         b, d, n = self.points.shape
         if self.cells is not None:
             if self.weights is not None or self.normals is not None:
-                raise InputError("a measure with cells takes its weights and normals from them; give either")
+                raise InputError(
+                    "a measure with cells takes weights and normals from its cells; give cells alone, or weights and normals without cells"
+                )
             if self.cells.ndim != 2 or self.cells.shape[1] not in (2, 3) or not len(self.cells):
                 raise InputError(f"a measure's cells are (m, 2) segments or (m, 3) triangles, not {tuple(self.cells.shape)}")
             if int(self.cells.min()) < 0 or int(self.cells.max()) >= n:
@@ -56,7 +61,7 @@ class Measure:
         return self.points.shape[1]
 
     def atoms(self) -> Measure:
-        """The same measure without cells: one point per cell, at its centre, weighted by length or area, with its direction."""
+        """The same measure without cells: one point for each cell, at its center, with its length or area as weight, and its direction."""
         if self.cells is None:
             if self.weights is not None:
                 return self
@@ -72,7 +77,7 @@ class Measure:
         return Measure(middle, size * length, direction / length.unsqueeze(1))
 
     def thinned(self, count: int) -> Measure:
-        """At most ``count`` atoms, without cells: every k-th one, with k times its weight."""
+        """A measure of at most ``count`` atoms, without cells: every k-th one, with k times its weight."""
         atoms = self.atoms()
         assert atoms.weights is not None
         k = -(-atoms.points.shape[2] // count)
@@ -127,9 +132,9 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 def frame_of(measures: Sequence[Measure], voxels: int = 64, margin: float = 0.15) -> Grid:
-    """A grid around measures, wider on every side by ``margin`` times their longest edge.
+    """A grid around measures, with a margin on every side of ``margin`` times the longest edge of their box.
 
-    Its domain units are those of the registration; flows are written on its voxels.
+    A registration uses its domain units, and writes flows on its voxels; ``voxels`` is their number along the longest edge.
 
     Raises:
         InputError: all points are the same.
@@ -149,9 +154,9 @@ def frame_of(measures: Sequence[Measure], voxels: int = 64, margin: float = 0.15
 
 
 def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
-    """The boundary of a label in a map (1, 1, *s), as the voxel faces around it: a measure without cells, points (1, d, n).
+    """The boundary of a label in a map (1, 1, *s), as a measure without cells: one point (1, d, n) for each voxel face around it.
 
-    Points are in world millimetres; weights are the areas of the faces, normals point outwards.
+    Points are the centers of faces in world millimeters, weights their areas; normals point outwards.
 
     Raises:
         InputError: the map does not contain the label.
@@ -160,7 +165,7 @@ def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
     if not bool(inside.any()):
         raise InputError(f"there is no label {label} in the map")
     edges = torch.as_tensor(grid.affine, dtype=torch.float64)[:-1, :-1]
-    centres, normals, areas = [], [], []
+    centers, normals, areas = [], [], []
     padded = torch.nn.functional.pad(inside.double(), (1, 1) * grid.ndim)
     for axis in range(grid.ndim):
         step = padded.diff(dim=axis)
@@ -170,15 +175,15 @@ def surface(labels: Tensor, grid: Grid, label: int) -> Measure:
         normal = torch.linalg.cross(*others) if grid.ndim == 3 else torch.stack([others[0][1], -others[0][0]])
         normal = normal * torch.sign(normal @ edges[:, axis])
         sign = -step[step != 0].unsqueeze(1)
-        centres.append(grid.voxel_to_world(index))
+        centers.append(grid.voxel_to_world(index))
         normals.append(sign * normal / normal.norm())
         areas.append(normal.norm().expand(len(index)))
-    points, directions, weights = torch.cat(centres), torch.cat(normals), torch.cat(areas)
+    points, directions, weights = torch.cat(centers), torch.cat(normals), torch.cat(areas)
     return Measure(points.T[None].contiguous(), weights[None], directions.T[None].contiguous())
 
 
 def voxels(data: Tensor, grid: Grid) -> Measure:
-    """The voxels of a density (1, 1, *s) that are above 0: points in world millimetres, weighted by their values.
+    """The voxels of a density (1, 1, *s) that are above 0: points in world millimeters, with their values as weights.
 
     Raises:
         InputError: the density is 0 everywhere.

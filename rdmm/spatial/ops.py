@@ -1,6 +1,6 @@
 """Sampling and finite differences on grids. The last ``grid.ndim`` axes of every tensor are space.
 
-The only module that calls ``grid_sample``.
+Only this module calls ``grid_sample``.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Mode = Literal["linear", "nearest"]
 
 
 def require_finite(x: Tensor, what: str) -> None:
-    """Raise DivergenceError unless all of ``x`` is finite. A NaN must not reach ``grid_sample``: it kills the process."""
+    """Raise DivergenceError unless all of ``x`` is finite. A NaN in ``grid_sample`` can end the process."""
     if not torch.isfinite(x.detach().sum()):
         raise DivergenceError(f"{what} is not finite: the trajectory diverged; shorten the step or raise the integrator's steps")
 
 
 def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear", outside: Literal["edge", "zero"] = "edge") -> Tensor:
-    """``values`` at ``points``.
+    """Interpolate ``values`` at ``points``.
 
     Args:
         values: (b, c, *s) on ``grid``.
-        points: (b, d, *t) in domain units of ``grid``'s frame; a batch of 1 is used for all.
-        mode: multilinear or nearest-neighbour interpolation.
-        outside: value beyond the grid: that of the nearest edge, or zero.
+        points: (b, d, *t) in domain units of ``grid``'s frame. A batch of 1, of values or points, is expanded.
+        mode: multilinear or nearest-neighbor interpolation.
+        outside: value outside the grid: that of the nearest edge, or zero.
 
     Returns:
         (b, c, *t).
@@ -60,7 +60,7 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
 
 
 def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(b, c, *s) on another number of voxels in the same frame, by multilinear interpolation (no low-pass)."""
+    """Resample (b, c, *s) to another number of voxels in the same frame, by multilinear interpolation without a low-pass."""
     if tuple(values.shape[2:]) == tuple(shape):
         return values
     return F.interpolate(values, size=tuple(shape), mode="trilinear" if len(shape) == 3 else "bilinear", align_corners=True)
@@ -77,6 +77,7 @@ def _central(f: Tensor, axis: int, h: float) -> Tensor:
 
 
 def _central_transpose(g: Tensor, axis: int, h: float) -> Tensor:
+    """The transpose of ``_central``."""
     n = g.shape[axis]
     out = torch.zeros_like(g)
     inner, first, last = g.narrow(axis, 1, n - 2) * (0.5 / h), g.narrow(axis, 0, 1) / h, g.narrow(axis, n - 1, 1) / h
@@ -90,16 +91,16 @@ def _central_transpose(g: Tensor, axis: int, h: float) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map along one axis, and its transpose as gradient."""
+    """A linear map along one axis, whose gradient is its transpose."""
 
     @staticmethod
-    def forward(ctx: Any, f: Tensor, axis: int, h: float, there: Callable[..., Tensor], back: Callable[..., Tensor]) -> Tensor:
-        ctx.arguments, ctx.back = (axis, h), back
-        return there(f, axis, h)
+    def forward(ctx: Any, f: Tensor, axis: int, h: float, apply: Callable[..., Tensor], transpose: Callable[..., Tensor]) -> Tensor:
+        ctx.arguments, ctx.transpose = (axis, h), transpose
+        return apply(f, axis, h)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return ctx.back(g, *ctx.arguments), None, None, None, None
+        return ctx.transpose(g, *ctx.arguments), None, None, None, None
 
 
 def partial(f: Tensor, axis: int, grid: Grid) -> Tensor:
@@ -108,12 +109,12 @@ def partial(f: Tensor, axis: int, grid: Grid) -> Tensor:
 
 
 def partial_transpose(f: Tensor, axis: int, grid: Grid) -> Tensor:
-    """The transpose of ``partial``, model (4): -d f / d x_axis inside the grid, for an f that is 0 beyond the walls."""
+    """The transpose of ``partial``, model (4): -d f / d x_axis inside the grid, for an f that is 0 outside the grid."""
     return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central_transpose, _central)
 
 
 def jacobian(f: Tensor, grid: Grid) -> list[Tensor]:
-    """[d_j f for each axis j], each of the shape of ``f``: a list, since products of slices beat einsum on CPU."""
+    """[d_j f for each axis j], each of the shape of ``f``. It is a list because products of slices are faster than einsum on CPU."""
     return [partial(f, j, grid) for j in range(grid.ndim)]
 
 
@@ -145,12 +146,12 @@ def jacobian_determinant(u: Tensor, grid: Grid) -> Tensor:
 
 
 def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None = None) -> Tensor:
-    """Determinants of phi = id + u on the simplices that every cell of the grid splits into, (k, b, *(n_i - 1)).
+    """Determinants of phi = id + u on the simplices into which each cell of the grid is split, (k, b, *(n_i - 1)).
 
     2D: the four triangles at the corners of a pixel square. 3D: the eight tetrahedra at the corners of a voxel cube and the
     two in its middle: the ten determinants of Liu et al., "On finite difference Jacobian computation in deformable image
-    registration", IJCV 2024. A map whose ten determinants are all positive does not fold between voxels either, which
-    central differences miss. Each is normalized to 1 for the identity.
+    registration", IJCV 2024. If all are positive, the map does not fold between voxels either; central
+    differences miss such folds. Each is normalized to 1 for the identity.
     """
     d = grid.ndim
     h = torch.tensor(spacing or grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
@@ -180,8 +181,8 @@ def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None =
 def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
     """(b,) mean over cells and their corners of (floor - det)_+^2, model (20), det the corner determinants of phi = id + u.
 
-    The determinant by central differences at a voxel is the mean of those at the corners that meet there: where none of them
-    is negative, neither counts a fold.
+    The determinant by central differences at a voxel is the mean of those at the corners that meet there. If none of these is
+    negative, central differences find no fold either.
     """
     if has_kernels(u):
         from rdmm.kernels.barrier import barrier as compiled_barrier
@@ -193,7 +194,7 @@ def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
 
 
 def compose(u: Tensor, w: Tensor, grid: Grid, identity: Tensor) -> Tensor:
-    """Displacement of (id + u) ∘ (id + w); displacements (b, d, *s) in domain units, extended by their edge values."""
+    """Displacement of (id + u) ∘ (id + w); displacements (b, d, *s) in domain units, constant outside the grid."""
     return w + sample(u, identity + w, grid)
 
 
@@ -220,12 +221,12 @@ class _Expand(torch.autograd.Function):
 
 
 def expand_like(x: Tensor, like: Tensor) -> Tensor:
-    """Expand x (b, c, 1...) to the shape of ``like`` (b, c, *s); the gradient is summed by ``total``, independent of threads."""
+    """Expand x (b, c, 1...) to the shape of ``like`` (b, c, *s); ``total`` sums the gradient, independent of threads."""
     return _Expand.apply(x, like.shape)
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
-    """(k,) Euclidean products of the items of a and b (k, *s), independent of threads as ``total``, without a temporary of their size."""
+    """(k,) Euclidean products of the items of a and b (k, *s), independent of threads like ``total``, without a temporary of their size."""
     a, b = a.flatten(1), b.flatten(1)
     whole = a.shape[1] - a.shape[1] % SUM_BLOCK
     x, y = (z[:, :whole].unflatten(1, (-1, SUM_BLOCK)) for z in (a, b))
@@ -233,7 +234,7 @@ def dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean product of two tensors of the same shape, independent of threads as ``total``."""
+    """Euclidean product of two tensors of the same shape, independent of threads like ``total``."""
     return dots(a[None], b[None])[0]
 
 

@@ -23,7 +23,7 @@ class Shape(Protocol):
         ...
 
     def moved_onto(self, fixed: Self, transform: Transform) -> Self:
-        """Moved by a transform to where ``fixed`` is."""
+        """The shape moved by a transform, onto the grid or into the frame of ``fixed``."""
         ...
 
     def scaled(self, factor: float) -> Self: ...
@@ -54,13 +54,13 @@ class Correspondence:
 
 @dataclass(frozen=True, eq=False)
 class Pair(Generic[S]):
-    """A fixed and a moving shape, and what is known about the map between them.
+    """A fixed and a moving shape, and prior knowledge about the map between them.
 
     Args:
         fixed, moving: two images, each on its own grid, or two measures in one frame.
-        initial: map that the result is composed with. Images: fixed -> moving, in the fixed frame; measures: moving -> fixed.
-        regions: label map (b, 1, *s) of the moving shape as an Image, for pre-defined regularizers.
-        landmarks: for the landmark term of Problem.
+        initial: map with which the result is composed. Images: fixed -> moving, in the fixed frame; measures: moving -> fixed.
+        regions: label map (b, 1, *s) of the moving image, for pre-defined regularizers.
+        landmarks: corresponding points, for the landmark term of Problem.
 
     Raises:
         ConfigError: the two shapes differ in precision or device.
@@ -75,7 +75,7 @@ class Pair(Generic[S]):
     def __post_init__(self) -> None:
         a, b = self.fixed.kind, self.moving.kind
         if a != b:
-            raise ConfigError(f"fixed is {a[0]} on {a[1]} but moving is {b[0]} on {b[1]}; bring them together first")
+            raise ConfigError(f"fixed is {a[0]} on {a[1]} but moving is {b[0]} on {b[1]}; convert one of them first (.to)")
 
     def scaled(self, factor: float) -> Pair[S]:
         """Both shapes, resampled to the voxel size of ``fixed.scaled(factor)``."""
@@ -83,7 +83,7 @@ class Pair(Generic[S]):
 
     @property
     def source(self) -> S:
-        """The shape that is shot (Shape.source)."""
+        """The shape on which the geodesic is shot (Shape.source)."""
         return self.moving.source(self.fixed, self.initial)
 
     def with_initial(self, transform: Transform) -> Pair[S]:
@@ -100,7 +100,7 @@ class Pair(Generic[S]):
 
 
 def format_boxes(grids: Sequence[Grid]) -> str:
-    """The world boxes of grids, for messages."""
+    """The boxes of grids in the world, as text for messages."""
     return " and ".join(f"[{', '.join(f'{a:.0f}..{b:.0f}' for a, b in g.corners().T)}] mm" for g in grids)
 
 
@@ -114,7 +114,7 @@ def overlap_fraction(pair: Pair[Image]) -> float:
 
 
 def with_field_of_view(pair: Pair[Image]) -> Pair[Image]:
-    """The pair with a mask of the moving image's field of view, so that voxels beyond it have no weight."""
+    """The pair with a mask of the moving image's field of view, so that voxels outside it have no weight."""
     moving = pair.moving
     if moving.mask is None:
         moving = Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]))

@@ -1,6 +1,6 @@
-"""Maps from points to points. Maps of images pull back: they take a point of the fixed image to its counterpart in the moving image.
+"""Transforms: maps from points to points. For images they pull back: they map a point of the fixed image to its point in the moving one.
 
-Points are in domain units of one frame (see Grid). ``Placed`` and ``Framed`` convert maps to and from world millimetres.
+Points are in domain units of one frame (see Grid). ``Placed`` and ``Framed`` convert maps to and from world millimeters.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Affine:
         return Affine(torch.linalg.inv(self.matrix))
 
     def in_world(self, grid: Grid) -> np.ndarray:
-        """The matrix between world millimetres, for a transform in the frame of ``grid``."""
+        """The matrix between world millimeters, for a transform in the frame of ``grid``."""
         return grid.frame @ self.matrix.detach().cpu().double().numpy() @ np.linalg.inv(grid.frame)
 
     @classmethod
     def from_world(cls, matrix: np.ndarray, grid: Grid) -> Affine:
-        """The transform in the frame of ``grid`` of a matrix between world millimetres."""
+        """The transform in the frame of ``grid`` of a matrix between world millimeters."""
         return cls(torch.as_tensor(np.linalg.inv(grid.frame) @ matrix @ grid.frame))
 
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """y = x + u(x), u (b, d, *s) given on ``grid`` in domain units, linear in between, constant beyond the edges."""
+    """y = x + u(x), u (b, d, *s) given on ``grid`` in domain units, linear between voxels, constant outside the grid."""
 
     displacement: Tensor
     grid: Grid
@@ -85,7 +85,7 @@ def composed(first: Transform, then: Transform) -> Transform:
 
 
 def compose_all(transforms: Iterable[Transform]) -> Transform:
-    """One map of several: a point goes through the first of ``transforms`` first."""
+    """Compose several maps to one. A point goes through the first of ``transforms`` first."""
     out: Transform = Identity()
     for transform in transforms:
         out = composed(out, transform)
@@ -94,7 +94,7 @@ def compose_all(transforms: Iterable[Transform]) -> Transform:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A map between world millimetres, given as ``transform`` in domain units of ``grid``'s frame."""
+    """A map between world millimeters, given as ``transform`` in domain units of ``grid``'s frame."""
 
     transform: Transform
     grid: Grid
@@ -105,7 +105,7 @@ class Placed:
 
 @dataclass(frozen=True, eq=False)
 class Framed:
-    """A map in domain units of ``grid``'s frame, given as ``transform`` between world millimetres: the inverse of Placed."""
+    """A map in domain units of ``grid``'s frame, given as ``transform`` between world millimeters: the inverse of Placed."""
 
     transform: Transform
     grid: Grid
@@ -115,7 +115,7 @@ class Framed:
 
 
 def framed(transform: Transform, grid: Grid) -> Transform:
-    """Express a map between world millimetres in domain units of ``grid``'s frame; affine maps stay affine."""
+    """A map between world millimeters, expressed in domain units of ``grid``'s frame; affine maps stay affine."""
     if isinstance(transform, Identity):
         return transform
     if isinstance(transform, Affine):
@@ -126,7 +126,7 @@ def framed(transform: Transform, grid: Grid) -> Transform:
 
 
 def split(transform: Transform) -> tuple[Transform, Affine | None]:
-    """Split off the trailing affine part: (deformation, affine) with transform = affine ∘ deformation; affine is None if there is none."""
+    """Split off the last affine maps: (deformation, affine) with transform = affine ∘ deformation; affine is None if there is none."""
     maps, affine = flat(transform), None
     while maps and isinstance(maps[-1], Affine):
         last = maps.pop().matrix  # type: ignore[attr-defined]
@@ -135,14 +135,14 @@ def split(transform: Transform) -> tuple[Transform, Affine | None]:
 
 
 def flat(transform: Transform) -> list[Transform]:
-    """The list of maps that a point goes through, in order; the identity is the empty list."""
+    """The maps that a point goes through, in order; an empty list for the identity."""
     if isinstance(transform, Identity):
         return []
     return [*flat(transform.first), *flat(transform.then)] if isinstance(transform, Composed) else [transform]
 
 
 def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:
-    """u = T - id on the points of ``grid``, (b, d, *s) in domain units."""
+    """u = T - id at the voxels of ``grid``, (b, d, *s) in domain units, with the dtype and device of ``like``."""
     x = grid.identity(like)
     return transform(x) - x
 
@@ -150,8 +150,13 @@ def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:
 def invert(u: Tensor, grid: Grid, iterations: int = 60, tolerance: float = 1e-5) -> tuple[Tensor, float]:
     """Displacement w of (id + u)^{-1} on the same grid, by a damped fixed-point iteration for w(x) = -u(x + w(x)).
 
+    Args:
+        u: (b, d, *s) in domain units.
+        iterations: largest number of iterations.
+        tolerance: residual, in voxels, at which the iteration stops.
+
     Returns:
-        w (b, d, *s) in domain units, and the largest residual |w + u(id + w)| inside the grid, in voxels.
+        w (b, d, *s) in domain units, and its residual: the largest |w + u(id + w)| inside the grid, in voxels.
     """
     x = grid.identity(u)
     w, best, residual, damping = -u, -u, float("inf"), 1.0

@@ -1,7 +1,7 @@
-"""Transport between densities on one grid, at the cost |x - y|^2 / 2: the potentials, coarse to fine.
+"""Transport between densities on one grid with the cost |x - y|^2 / 2: potentials, coarse to fine.
 
-The blur of a level is the size of its voxels. Each level solves for its own p and q; f and g start from f - p and g - q of the
-coarser level, which are smooth where f and g are not.
+The blur of a level is the size of its voxels. Each level solves for its own p and q. f and g start from f - p and g - q of the
+coarser level, which are smoother than f and g.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rdmm.types import Tensor
 log = logging.getLogger(__name__)
 
 SHORT_AXIS_VOXELS = 6
-"""An axis with this many voxels or fewer is not halved."""
+"""An axis with this many voxels or fewer is not halved. Not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,11 @@ def potentials(
     """Potentials of k independent problems.
 
     Args:
-        a, b: densities (k, *s) >= 0, in masses per voxel.
-        spacing, blur, reach: in one unit of length; reach None: balanced.
+        a, b: densities (k, *s) >= 0, as mass per voxel.
+        spacing: voxel size along each axis.
+        blur, reach: sqrt(eps) and sqrt(rho), in the same unit of length; reach None: balanced.
         tolerance: marginal error at which a level stops.
-        iterations: at most, on each level.
+        iterations: largest number of iterations on each level.
     """
     levels = _make_levels(a, b, tuple(spacing))
     start: tuple[Tensor, Tensor] | None = None
@@ -66,16 +67,17 @@ def potentials(
 
 
 def _step(a: Tensor, alpha: Sequence[float], factor: float) -> Step:
-    """u -> -lambda L(log a + u); returns a new tensor."""
+    """Half an iteration, u -> -lambda L(log a + u), into a new tensor."""
     return lambda u: log_convolve(log_density(a).add_(u), alpha).mul_(-factor)
 
 
 def log_density(a: Tensor) -> Tensor:
-    """log a, and LOG_ZERO where a is 0."""
+    """log a; LOG_ZERO where a is 0."""
     return a.clamp_min(1e-37).log_().masked_fill_(a <= 0, LOG_ZERO)
 
 
 def _make_levels(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level]:
+    """The pyramid, from fine to coarse."""
     levels = [Level(a, b, spacing)]
     while halved := halved_axes(levels[-1].a.shape[1:], levels[-1].spacing):
         last = levels[-1]
@@ -85,7 +87,7 @@ def _make_levels(a: Tensor, b: Tensor, spacing: tuple[float, ...]) -> list[Level
 
 
 def halved_axes(shape: Sequence[int], h: Sequence[float]) -> list[int]:
-    """Axes that the next coarser level halves: those with the finest spacing, unless they are short."""
+    """Axes that the next coarser level halves: those with nearly the finest spacing, unless they are short."""
     return [i for i in range(len(h)) if h[i] < 1.5 * min(h) and shape[i] > SHORT_AXIS_VOXELS]
 
 
@@ -100,7 +102,7 @@ def coarsen(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def prolong(f: Tensor, coarse: Sequence[float], fine: Sequence[float], shape: Sequence[int]) -> Tensor:
-    """A potential on the next finer level, whose voxel centres are shifted by half a voxel: linear between coarse voxels and beyond."""
+    """Interpolate a potential linearly to the next finer level, which is shifted by half a voxel; extrapolate at the edges."""
     for i, (h, k) in enumerate(zip(coarse, fine, strict=True)):
         if h == k:
             continue

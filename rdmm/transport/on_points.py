@@ -1,7 +1,7 @@
-"""Transport between weighted points: the potentials, coarse to fine.
+"""Transport between weighted points: potentials, coarse to fine.
 
-The soft minimum of squared distances in float32 on CPU is compiled and skips pairs that do not matter; any other cost runs over all
-pairs (rdmm.kernels.pairwise).
+The soft minimum of squared distances in float32 on CPU is compiled, and skips pairs without influence; any other cost is summed over
+all pairs (rdmm.kernels.pairwise).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Cloud:
     def __getitem__(self, index: Tensor) -> Cloud:
         return Cloud(self.x[index], self.a[index])
 
-    def clustered(self, size: float) -> Cloud:
-        """One point for each occupied cube of edge ``size``: the weighted mean of its points, with the sum of their weights."""
+    def cluster(self, size: float) -> Cloud:
+        """A coarser cloud: each occupied cube of edge ``size`` becomes the weighted mean of its points, with the sum of their weights."""
         cubes = torch.div(self.x - self.x.amin(0), size, rounding_mode="floor").long()
         _, index = torch.unique(cubes, dim=0, return_inverse=True)
         count = int(index.max()) + 1
@@ -51,12 +51,14 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Solver:
-    """Potentials of two clouds at the cost ``cost``.
+    """Solves for the potentials of two clouds.
 
     Args:
+        blur: sqrt(eps).
+        reach: sqrt(rho); None: balanced.
         cost: C(x, y); None: |x - y|^2 / 2.
-        blur, reach: sqrt(eps) and sqrt(rho), or None: balanced.
-        tolerance, iterations: as GridSinkhorn.
+        tolerance: marginal error (L1) at which a level stops.
+        iterations: largest number of iterations on each level.
     """
 
     blur: float
@@ -66,7 +68,7 @@ class Solver:
     iterations: int
 
     def soft(self, x: Tensor, y: Cloud, g: Tensor, eps: float) -> Tensor:
-        """L at x: log sum_j b_j exp(g_j - C(x, y_j) / eps); g in units of eps."""
+        """The soft minimum L at x: log sum_j b_j exp(g_j - C(x, y_j) / eps); g in units of eps."""
         if self.cost is None and has_kernels(x) and x.dtype == torch.float32:
             from rdmm.kernels.softmin_points import log_sum
 
@@ -96,8 +98,8 @@ class Solver:
         for number, (ca, cb, eps) in enumerate(levels):
             factor = damping(eps, self.reach)
 
-            def step(to: Cloud, of: Cloud, eps: float = eps, factor: float = factor):  # type: ignore[no-untyped-def]
-                return lambda u: self.soft(to.x, of, u[0], eps)[None].mul_(-factor)
+            def step(target: Cloud, source: Cloud, eps: float = eps, factor: float = factor):  # type: ignore[no-untyped-def]
+                return lambda u: self.soft(target.x, source, u[0], eps)[None].mul_(-factor)
 
             p, q = (self_potential(c.a[None], step(c, c), factor, self.tolerance, self.iterations) for c in (ca, cb))
             f, g = (p.clone(), q.clone()) if start is None else (own + x / eps for own, x in zip((p, q), start, strict=True))
@@ -117,16 +119,17 @@ class Solver:
         levels, blur = [(a, b, self.blur**2)], self.blur
         while blur < diameter / 4:
             blur *= 2
-            levels.append((_sorted_into_tiles(a.clustered(blur)), _sorted_into_tiles(b.clustered(blur)), blur**2))
+            levels.append((_sort_into_tiles(a.cluster(blur)), _sort_into_tiles(b.cluster(blur)), blur**2))
         return levels[::-1]
 
 
-def _sorted_into_tiles(a: Cloud) -> Cloud:
+def _sort_into_tiles(a: Cloud) -> Cloud:
+    """The cloud in the order of tiles."""
     return a[tile_order(a.x)]
 
 
 def tile_order(x: Tensor) -> Tensor:
-    """Indices that sort points (n, d) so that near ones are neighbours, as the compiled tiles need; without numba, the given order."""
+    """Indices that sort points (n, d) into the compiled kernel's tiles of neighbors; without the kernel, the given order."""
     if not has_kernels(x):
         return torch.arange(len(x), device=x.device)
     from rdmm.kernels.softmin_points import sort_into_tiles

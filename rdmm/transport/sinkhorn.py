@@ -24,7 +24,7 @@ from rdmm.types import Tensor
 log = logging.getLogger(__name__)
 
 MAX_EXTRAPOLATION = 20.0
-"""Longest extrapolation, in steps of the iteration."""
+"""Longest extrapolation, in steps of the iteration. Not measured."""
 
 Step = Callable[[Tensor], Tensor]
 """Half a Sinkhorn iteration: f from g, or g from f."""
@@ -35,9 +35,10 @@ class Potentials:
     """Dual potentials (k, *t) of k problems, in the unit of the cost, at all points.
 
     Attributes:
-        f, g: of the pair. p, q: of (a, a) and (b, b).
-        error: marginal error, |pi 1 - a| / |a| (L1; unbalanced: against a e^(-f / rho)) when the iteration stopped.
-        iterations: on the finest level.
+        f, g: potentials of (a, b).
+        p, q: potentials of (a, a) and of (b, b).
+        error: marginal error when the iteration stopped: |pi 1 - a| / |a| in L1; unbalanced, a e^(-f / rho) takes the place of a.
+        iterations: number of iterations on the finest level.
     """
 
     f: Tensor
@@ -50,10 +51,10 @@ class Potentials:
 
 @lru_cache
 def warn_once(blur: float, tolerance: float, iterations: int) -> None:
-    """Warn that the iteration stopped before its tolerance; once for the same settings."""
+    """Warn that the iteration stopped before its tolerance. The same settings warn only once."""
     log.warning(
-        "transport at a blur of %g stopped after %d iterations before its tolerance of %g: raise similarity.iterations or .blur, or expect "
-        "a rougher match (potentials(...).error is what was reached)",
+        "transport at a blur of %g stopped after %d iterations, before its tolerance of %g: raise similarity.iterations or "
+        "similarity.blur, or expect a less exact match (potentials(...).error tells the error reached)",
         blur,
         iterations,
         tolerance,
@@ -66,7 +67,7 @@ def damping(eps: float, reach: float | None) -> float:
 
 
 def self_potential(a: Tensor, step: Step, damping: float, tolerance: float, iterations: int) -> Tensor:
-    """Solve p = step(p) by averaging p and step(p), which at least halves the error; starts from the solution for a constant density."""
+    """Solve p = step(p) by averaging p and step(p), which at least halves the error. It starts from the solution for a constant density."""
     p = step(torch.zeros_like(a)) / (1 + damping)
     for _ in range(iterations):
         new = step(p)
@@ -82,10 +83,10 @@ def alternate(
 ) -> tuple[Tensor, Tensor, float, int]:
     """Sinkhorn's iteration f = to_f(g), g = to_g(f), extrapolated from two iterates (Anderson, J. ACM 12, 1965); model (35).
 
-    f and g are overwritten, to save memory.
+    f and g are overwritten to save memory.
 
     Returns:
-        f, exact for g; g; the marginal error; the number of iterations.
+        f = to_f(g), g, the marginal error, and the number of iterations.
     """
     last: tuple[Tensor, Tensor] | None = None
     for k in range(iterations):
@@ -101,15 +102,17 @@ def alternate(
 
 
 def marginal_error(a: Tensor, f: Tensor, new: Tensor, damping: float) -> float:
-    """|pi 1 - a e^(-f / rho)| / |a e^(-f / rho)| of the plan whose potential on this side is f and should be ``new``: for
-    pi 1 = a exp(f - new / damping), and 1 / damping - 1 = eps / rho. The largest of the k problems."""
+    """|pi 1 - a e^(-f / rho)| / |a e^(-f / rho)|, the largest of the k problems, of the plan with the potential f; ``new`` is to_f(g).
+
+    It follows from pi 1 = a exp(f - new / damping) and 1 / damping - 1 = eps / rho.
+    """
     kept = a if damping == 1 else (f * (1 - 1 / damping)).exp_().mul_(a)
     wrong = (f - new).div_(damping).clamp_max_(50).expm1_().abs_().mul_(kept)
     return float((total(wrong) / total(kept)).max())
 
 
 def _extrapolate(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_residual: Tensor) -> Tensor:
-    """The point on the line through two iterates with the smallest mean residual under a; the last two tensors are overwritten."""
+    """The point on the line through two iterates with the smallest residual, as a mean under a; the last two tensors are overwritten."""
     change = torch.sub(residual, last_residual, out=last_residual)
     weighted = a * change
     along, length = (dots(weighted, x) for x in (residual, change))

@@ -1,6 +1,6 @@
-"""The soft minimum of transport on grids: a log-sum-exp against a Gaussian, one axis after the other, model (36).
+"""The soft minimum of transport on grids: a log-sum-exp against a Gaussian, model (36).
 
-    L(g)(x) = log sum_y exp(g(y) - |x - y|^2 / (2 eps)) = sum over one axis after the other, for the Gaussian is separable.
+    L(g)(x) = log sum_y exp(g(y) - |x - y|^2 / (2 eps)), computed along one axis after the other, since the Gaussian is separable.
 
 The potential of Sinkhorn's iteration is f = -eps L(log b + g / eps).
 """
@@ -16,10 +16,10 @@ from rdmm.kernels.available import has_numba
 from rdmm.types import Tensor
 
 LOG_ZERO = -1e30
-"""Logarithm that stands for 0: finite, so that sums and differences are never NaN."""
+"""Logarithm that stands for 0. It is finite, so that sums and differences are never NaN."""
 
 CHUNK_ENTRIES = 2**18
-"""Largest temporary tensor of the torch version, in entries (and never more than a quarter of the volume)."""
+"""Largest temporary tensor of the torch version, in entries, and at most a quarter of the volume. Not measured."""
 
 
 def log_convolve(g: Tensor, alpha: Sequence[float]) -> Tensor:
@@ -46,7 +46,7 @@ def _along(g: Tensor, axis: int, alpha: float) -> Tensor:
 
 
 def _blocks(x: Tensor, alpha: float) -> Tensor:
-    """The same for lines x (l, blocks, size); returns (l, blocks * size).
+    """log sum_j exp(x_j - alpha (i - j)^2 / 2) for lines x (l, blocks, size); returns (l, blocks * size).
 
     With i = I + s, j = J + t, I and J the middles of blocks and D = I - J,
         -(i - j)^2 / 2 = -D^2 / 2 - D s + D t - (s - t)^2 / 2:
