@@ -3,7 +3,7 @@
     python benchmarks/pairs.py [--pairs brain2mm lung slice ...] [--threads 2] [--set KEY=VALUE ...] [--pictures DIR]
 
 Each pair is registered in a process of its own, so that peak memory is its own. Data are found by RDMM_DATA (default
-../shared/data). Labels are warped by nearest neighbour; folds are those of the whole map, by central differences.
+../shared/data). Labels are warped by nearest neighbor; folds are those of the whole map, by central differences.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def sigma(folder: Path, limit: int, out: Path) -> None:
         near = F.max_pool2d(labels, 5, 1, 2) != -F.max_pool2d(-labels, 5, 1, 2)
         means.append((float(width[near].mean()), float(width[~near].mean())))
         if number < 4:
-            for row, (x, colours) in enumerate(((inputs.pair.moving.data, "gray"), (inputs.pair.fixed.data, "gray"), (width, "viridis"))):
-                shown = axes[row, number].imshow(x[0, 0].T, cmap=colours, origin="lower")
+            for row, (x, colors) in enumerate(((inputs.pair.moving.data, "gray"), (inputs.pair.fixed.data, "gray"), (width, "viridis"))):
+                shown = axes[row, number].imshow(x[0, 0].T, cmap=colors, origin="lower")
                 axes[row, number].set_axis_off()
             figure.colorbar(shown, ax=axes[2, number], fraction=0.046)
     for row, title in enumerate(("moving", "fixed", "predicted sigma(x), mm")):

@@ -42,14 +42,14 @@ def blobs(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     out = torch.full_like(x[:, :1], 1e-4)
     for _ in range(6):
-        centre = 0.2 + 0.6 * torch.rand(1, 3, 1, 1, 1, generator=generator)
+        center = 0.2 + 0.6 * torch.rand(1, 3, 1, 1, 1, generator=generator)
         sigma = 0.05 + 0.07 * float(torch.rand(1, generator=generator))
-        out = out + torch.exp(-((x - centre) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
+        out = out + torch.exp(-((x - center) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
     return out
 
 
-def ellipsoid(x: Tensor, centre: list[float], axes: list[float]) -> Tensor:
-    c, r = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (centre, axes))
+def ellipsoid(x: Tensor, center: list[float], axes: list[float]) -> Tensor:
+    c, r = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (center, axes))
     return (((x - c) / r).square().sum(1, keepdim=True) < 1).float()
 
 

@@ -44,7 +44,7 @@ def names(module: object) -> list[str]:
 
 def page() -> str:
     shapes = "Shapes: `b` batch, `c` channels, `d` dimensions, `n` points or Gaussians, `*s` a grid's axes."
-    units = "Domain units: millimetres over the longest edge; world: RAS+ millimetres."
+    units = "Domain units: millimeters over the longest edge; world: RAS+ millimeters."
     numbers = "`model (n)` is equation (n) of [model.md](model.md)."
     lines = ["# API", "", f"Written by `python docs/api.py` from the docstrings. {shapes} {units} {numbers}", ""]
     for name, what in MODULES.items():

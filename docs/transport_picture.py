@@ -14,14 +14,14 @@ from rdmm import Measure, ShapeRegistration, register_shapes
 SETTINGS = ["affine=none", "smoother.sigmas=[0.03,0.15]", "smoother.weights=[.25,.75]", "initializer.count=400"]
 
 
-def star(angles: list[float], lengths: list[float], centre: tuple[float, float], count: int = 400) -> Measure:
+def star(angles: list[float], lengths: list[float], center: tuple[float, float], count: int = 400) -> Measure:
     """A disc with an arm in each of some directions (degrees)."""
     t = np.arange(count) * (2 * np.pi / count)
     radius = np.full(count, 0.1)
     for angle, length in zip(angles, lengths, strict=True):
         away = (t - np.deg2rad(angle) + np.pi) % (2 * np.pi) - np.pi
         radius = radius + length * np.exp(-((away / 0.2) ** 2))
-    points = np.stack([centre[0] + radius * np.cos(t), centre[1] + radius * np.sin(t)])
+    points = np.stack([center[0] + radius * np.cos(t), center[1] + radius * np.sin(t)])
     index = torch.arange(count)
     return Measure(torch.as_tensor(points[None], dtype=torch.float32), cells=torch.stack([index, (index + 1) % count], 1))
 

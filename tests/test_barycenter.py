@@ -73,9 +73,9 @@ def test_labels_are_carried_along():
     assert float(((shares[0] > 0.5)[inside] == expected).float().mean()) > 0.95
 
 
-def ball(grid, centre, radius):
+def ball(grid, center, radius):
     x = grid.to_world(grid.identity(torch.zeros(1)))
-    return ((x - torch.tensor(centre).view(1, -1, *(1,) * grid.ndim)).square().sum(1, keepdim=True) < radius**2).float()
+    return ((x - torch.tensor(center).view(1, -1, *(1,) * grid.ndim)).square().sum(1, keepdim=True) < radius**2).float()
 
 
 def test_commands(tmp_path):

@@ -10,7 +10,7 @@ from rdmm import io
 
 
 def star(arms: int, depth: float, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (n, 3) in millimetres, and the segments between them."""
+    """Vertices (n, 3) in millimeters, and the segments between them."""
     t = np.arange(points) * 2 * np.pi / points
     radius = 40 * (1 + depth * np.cos(arms * t))
     vertices = np.stack([radius * np.cos(t), radius * np.sin(t), 0 * t], 1)
