@@ -1,9 +1,10 @@
-"""Cost per voxel: one shoot (forward, and forward + backward) of SVF, LDDMM and RDMM, and one similarity.
+"""Seconds of one shooting and of one similarity: forward, and forward + backward, for SVF, LDDMM and RDMM.
 
     python benchmarks/kernels.py [--sizes 64 96 128] [--threads 2] [--repeats 3]
 
-Prints a Markdown table; the median of the repeats. RDMM has the paper's five Gaussians. Solvers as the authors' code was
-measured: rk4 with 20 steps, dopri5 at 1e-5, both by the reverse-time adjoint; and the own semi-Lagrangian stepper.
+Prints a Markdown table of medians over the repeats. RDMM has the paper's five Gaussians. The solvers rk4 (20 steps) and dopri5
+(tolerance 1e-5), both with the reverse-time adjoint, are those with which the authors' code was measured; the third is rdmm's
+semi-Lagrangian method.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rdmm import LDDMM, RDMM, SVF, Grid, Image, InitialConditions, Integrator, M
 from rdmm.kernels.available import set_threads
 from rdmm.similarity import LNCC, NCC, NMI, SSD, MultiKernelLNCC
 
-PAPER = MultiGaussian([0.05, 0.1, 0.15, 0.2, 0.25], [0.067, 0.133, 0.2, 0.267, 0.333])
+PAPER_SMOOTHER = MultiGaussian([0.05, 0.1, 0.15, 0.2, 0.25], [0.067, 0.133, 0.2, 0.267, 0.333])
 SOLVERS = {
     "rk4, 20 steps": Integrator("rk4", steps=20),
     "dopri5, 1e-5": Integrator("dopri5", 1e-5, 1e-5),
@@ -26,8 +27,8 @@ SOLVERS = {
 }
 
 
-def start(n: int, model: str) -> InitialConditions:
-    """A smooth momentum that moves points by about 5 % of the domain, and pre-weights that differ from side to side."""
+def make_initial_conditions(n: int, model: str) -> InitialConditions:
+    """A smooth momentum that moves points by about 5 % of the domain, and pre-weights that change from one side to the other."""
     torch.manual_seed(0)
     grid = Grid.unit((n, n, n))
     x = grid.identity(torch.zeros(1))
@@ -41,13 +42,13 @@ def start(n: int, model: str) -> InitialConditions:
     return InitialConditions(momentum, squares.sqrt())
 
 
-def seconds(f, repeats: int) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+def measure_seconds(function, repeats: int) -> tuple[float, float]:  # type: ignore[no-untyped-def]
     """Median wall and CPU seconds, after one run to warm up."""
-    f()
+    function()
     walls, cpus = [], []
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
-        f()
+        function()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     return statistics.median(walls), statistics.median(cpus)
@@ -69,7 +70,7 @@ def main() -> None:
             for solver, integrator in SOLVERS.items():
                 if arguments.only not in f"{name} {solver}":
                     continue
-                model, ic = dynamics(PAPER, integrator), start(n, name)
+                model, ic = dynamics(PAPER_SMOOTHER, integrator), make_initial_conditions(n, name)
                 leaves = [t.requires_grad_() for t in (ic.momentum, ic.weights) if t is not None]
 
                 def forward(model=model, ic=ic, image=image):  # type: ignore[no-untyped-def]
@@ -79,7 +80,7 @@ def main() -> None:
                 def both(model=model, ic=ic, image=image, leaves=leaves):  # type: ignore[no-untyped-def]
                     torch.autograd.grad(model.shoot(ic, image).displacement.square().sum(), leaves)
 
-                one, (two, cpu) = seconds(forward, arguments.repeats)[0], seconds(both, arguments.repeats)
+                one, (two, cpu) = measure_seconds(forward, arguments.repeats)[0], measure_seconds(both, arguments.repeats)
                 print(f"| {n} | {name}, {solver} | {one:.3f} | {two:.3f} | {cpu:.2f} |", flush=True)
         for similarity in (SSD(), NCC(), NMI(), LNCC(5), MultiKernelLNCC()):
             name = type(similarity).__name__
@@ -94,7 +95,7 @@ def main() -> None:
             def gradient(similarity=similarity, moved=moved, image=image):  # type: ignore[no-untyped-def]
                 torch.autograd.grad(similarity(moved, image).sum(), moved.data)
 
-            one, (two, cpu) = seconds(value, arguments.repeats)[0], seconds(gradient, arguments.repeats)
+            one, (two, cpu) = measure_seconds(value, arguments.repeats)[0], measure_seconds(gradient, arguments.repeats)
             print(f"| {n} | {name} | {one:.3f} | {two:.3f} | {cpu:.2f} |", flush=True)
 
 

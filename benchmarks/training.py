@@ -1,14 +1,16 @@
-"""Networks: what a training step costs, and how long a learned registration takes beside an optimized one.
+"""Networks: seconds of a training step, and of a learned registration against an optimized one.
 
     python benchmarks/training.py step [--size 96] [--steps 4] [--threads 2]
     python benchmarks/training.py pairs RUN [--limit 6] [--threads 2]
     python benchmarks/training.py sigma RUN --out PICTURE [--limit 6]
 
-``step``: RDMM in 3D, one pair both ways, two refinement steps, shooting at half resolution; seconds a step without the first,
-and the peak of the process's memory. ``pairs``: RUN is the folder of a run of ``train.py experiment=oasis2d_net``; for each of its models,
-on test pairs, the median seconds of the networks alone, of five iterations from what they predict, and of the optimization, one after the
-other on each pair, after one pair to warm up; and the similarity term of each. ``sigma``: RUN is that of experiment=synthetic2d_net; the
-regularizer that RDMM's network predicts, mean sigma(x) within two pixels of the moving objects' edges and elsewhere, and a picture.
+``step``: RDMM in 3D, one pair in both directions, two refinement steps, shooting at half resolution. Prints the median seconds of a
+step, without the first one, and the peak memory of the process.
+``pairs``: RUN is the folder of a run of ``train.py experiment=oasis2d_net``. For each of its models, three methods register the test
+pairs: the networks alone, five iterations from their prediction, and the optimization. Prints median seconds, without the first pair, and
+the mean similarity term of each.
+``sigma``: RUN is the folder of a run of ``train.py experiment=synthetic2d_net``. Prints the mean sigma(x) that RDMM's network predicts,
+within two pixels of the moving objects' edges and elsewhere, and writes a picture.
 """
 
 from __future__ import annotations
@@ -31,17 +33,17 @@ from train.batches import both_ways
 from train.plan import TrainingPlan, build_objective, plan_trainings
 
 
-def step(size: int, steps: int) -> None:
+def time_steps(size: int, steps: int) -> None:
     keys = ["experiment=images_net", "data=contrasts", f"shape=[{size},{size},{size}]", "affine=none"]
     (job,) = plan_trainings(compose(keys, "train"), keys)
     networks, data = build_networks(job.settings), build(job.config["data"], "data")
     loss, optimizer = build_objective(job, networks), torch.optim.Adam(networks.parameters())
-    seconds = [_one(loss, optimizer, networks, data, i, job) for i in range(steps + 1)][1:]
+    seconds = [_take_step(loss, optimizer, networks, data, i, job) for i in range(steps + 1)][1:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{size}^3, RDMM, batch 1 both ways: {statistics.median(seconds):.2f} s a step, peak {peak:.2f} GiB")
 
 
-def _one(loss, optimizer, networks: Networks, data, number: int, job: TrainingPlan) -> float:  # type: ignore[no-untyped-def]
+def _take_step(loss, optimizer, networks: Networks, data, number: int, job: TrainingPlan) -> float:  # type: ignore[no-untyped-def]
     begin = time.perf_counter()
     outcome = loss(both_ways(data.pair(number)), 0, 0, True)
     optimizer.zero_grad()
@@ -50,7 +52,7 @@ def _one(loss, optimizer, networks: Networks, data, number: int, job: TrainingPl
     return time.perf_counter() - begin
 
 
-def pairs(folder: Path, limit: int) -> None:
+def compare_on_pairs(folder: Path, limit: int) -> None:
     data = build(compose(["experiment=oasis2d_net"], "train")["data"], "data")
     cases = list(data.held_out("test").values())[: limit + 1]
     print("| model | network s | + 5 iterations s | optimized s | ratio | similarity term: network | + 5 | optimized |")
@@ -74,7 +76,7 @@ def pairs(folder: Path, limit: int) -> None:
         )
 
 
-def sigma(folder: Path, limit: int, out: Path) -> None:
+def measure_sigma(folder: Path, limit: int, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,8 +121,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     set_threads(given.threads)
     if given.what == "step":
-        step(given.size, given.steps)
+        time_steps(given.size, given.steps)
     elif given.what == "pairs":
-        pairs(given.folder, given.limit)
+        compare_on_pairs(given.folder, given.limit)
     else:
-        sigma(given.folder, given.limit, given.out)
+        measure_sigma(given.folder, given.limit, given.out)

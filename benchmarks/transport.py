@@ -1,14 +1,14 @@
-"""Transport against geomloss and OTT-JAX: divergence and gradient on grids, with a blur of one voxel, and between points.
+"""Transport compared with geomloss and OTT-JAX: divergence and gradient on grids, with a blur of one voxel, and between points.
 
     python benchmarks/transport.py grid [--size 64] [--threads 2] [--peers geomloss ott] [--ott PYTHON]
     python benchmarks/transport.py points [--counts 10000 50000] [--peers geomloss]
     python benchmarks/transport.py knee [--data ../shared/data] [--picture knee.png]
 
-``points``: uniform in a box and skewed in another, blur .02 of the longer one's edge. ``knee``: the voxels of two knees' cartilage,
-about 52,000 and 35,000 (every third), and where the gradient would move the first.
-Prints Markdown tables. The marginal error is |pi 1 - a| (L1; a has mass 1) of the plan that belongs to the potentials found,
-computed by one function for all. geomloss 0.3.1 has no tolerance: its ``scaling`` sets how close it comes. ``--ott`` is a Python
-with ott-jax (it need not be this one). Memory is that of torch's tensors at the peak, in volumes of float32, a copy of one image included.
+``points``: one cloud is uniform in a box, the other skewed in another box; the blur is .02 of the longer box's edge.
+``knee``: the voxels of two knees' cartilage, about 52,000 and 35,000 (every third), and the displacement that the gradient suggests.
+Prints Markdown tables. The marginal error is |pi 1 - a| (L1; a has mass 1) of the plan of the resulting potentials; one function
+computes it for all solvers. geomloss 0.3.1 has no tolerance: its ``scaling`` determines the error. ``--ott`` is a Python interpreter
+with ott-jax, this one or another. Memory is the peak of torch's tensors, in volumes of float32, with a copy of one image.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rdmm.io import read_labels
 from rdmm.kernels.available import set_threads
 from rdmm.similarity import GridSinkhorn, SinkhornDivergence
 from rdmm.spatial.measure import voxels
-from rdmm.transport import softmin as convolution
+from rdmm.transport import softmin
 from rdmm.transport.softmin import LOG_ZERO, log_convolve
 from rdmm.types import Tensor
 
 
-def blobs(x: Tensor, seed: int) -> Tensor:
-    """Six Gaussian blobs of several sizes, far below 1e-6 nowhere."""
+def make_blobs(x: Tensor, seed: int) -> Tensor:
+    """Six Gaussian blobs of several sizes over a background of 1e-4."""
     generator = torch.Generator().manual_seed(seed)
     out = torch.full_like(x[:, :1], 1e-4)
     for _ in range(6):
@@ -48,19 +48,19 @@ def blobs(x: Tensor, seed: int) -> Tensor:
     return out
 
 
-def ellipsoid(x: Tensor, center: list[float], axes: list[float]) -> Tensor:
+def make_ellipsoid(x: Tensor, center: list[float], axes: list[float]) -> Tensor:
     c, r = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (center, axes))
     return (((x - c) / r).square().sum(1, keepdim=True) < 1).float()
 
 
-def problems(n: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+def make_problems(n: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     x = Grid.unit((n, n, n)).identity(torch.zeros(1))
-    yield "blobs", blobs(x, 0), blobs(x, 1)
-    yield "masks", ellipsoid(x, [0.4, 0.45, 0.5], [0.25, 0.25, 0.25]), ellipsoid(x, [0.55, 0.5, 0.5], [0.3, 0.35, 0.2])
+    yield "blobs", make_blobs(x, 0), make_blobs(x, 1)
+    yield "masks", make_ellipsoid(x, [0.4, 0.45, 0.5], [0.25, 0.25, 0.25]), make_ellipsoid(x, [0.55, 0.5, 0.5], [0.3, 0.35, 0.2])
 
 
 def marginal_error(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, alpha: float) -> float:
-    """The larger |pi 1 - a| and |pi^T 1 - b|, potentials (1, *s) in the unit of eps."""
+    """The larger of |pi 1 - a| and |pi^T 1 - b|; the potentials f and g, (1, *s), are in the unit of eps."""
     errors = []
     for p, q, u, v in ((a, b, f, g), (b, a, g, f)):
         logs = torch.where(q > 0, q.clamp_min(1e-37).log(), LOG_ZERO)
@@ -69,19 +69,19 @@ def marginal_error(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, alpha
     return max(errors)
 
 
-def peak(run: Callable[[], Any]) -> tuple[Any, float]:
-    """Result of ``run`` and the bytes of tensors at its peak, by torch's profiler."""
+def measure_peak_memory(run: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of ``run``, and the peak of bytes in tensors, by torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         out = run()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    total = most = 0
+    total = highest = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         total += event.nbytes()
-        most = max(most, total)
-    return out, most
+        highest = max(highest, total)
+    return out, highest
 
 
-def timed(run: Callable[[], Any], repeats: int) -> float:
+def measure_seconds(run: Callable[[], Any], repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -90,7 +90,7 @@ def timed(run: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def ours(a: Tensor, b: Tensor, n: int, tolerance: float, repeats: int) -> tuple[float, float, float, float]:
+def run_rdmm(a: Tensor, b: Tensor, n: int, tolerance: float, repeats: int) -> tuple[float, float, float, float]:
     grid = Grid.unit((n, n, n))
     similarity = GridSinkhorn(blur=1 / (n - 1), tolerance=tolerance)
 
@@ -101,13 +101,13 @@ def ours(a: Tensor, b: Tensor, n: int, tolerance: float, repeats: int) -> tuple[
         return float(value.detach())
 
     value = run()
-    _, memory = peak(run)
+    _, memory = measure_peak_memory(run)
     found = similarity.potentials(Image(a, grid), Image(b, grid))
     error = marginal_error((a / a.sum())[0], (b / b.sum())[0], found.f, found.g, similarity.blur**2, 1.0)
-    return timed(run, repeats), error, value, memory / (4 * n**3)
+    return measure_seconds(run, repeats), error, value, memory / (4 * n**3)
 
 
-def geomloss(a: Tensor, b: Tensor, n: int, scaling: float) -> tuple[float, float, float, float]:
+def run_geomloss(a: Tensor, b: Tensor, n: int, scaling: float) -> tuple[float, float, float, float]:
     from geomloss._legacy.sinkhorn_images import sinkhorn_divergence
 
     a, b = (a / a.sum()), (b / b.sum())
@@ -125,7 +125,7 @@ def geomloss(a: Tensor, b: Tensor, n: int, scaling: float) -> tuple[float, float
     return seconds, marginal_error(a[0], b[0], f[0], g[0], 1 / n**2, 1.0), value, float("nan")
 
 
-OTT = """
+OTT_PROGRAM = """
 import json, sys, time
 import jax, jax.numpy as jnp
 from ott.geometry import grid, epsilon_scheduler
@@ -151,12 +151,12 @@ print(json.dumps({"seconds": seconds, "value": value / 2}))
 """
 
 
-def ott(python: str, a: Tensor, b: Tensor, n: int, threshold: float) -> tuple[float, float, float, float]:
+def run_ott(python: str, a: Tensor, b: Tensor, n: int, threshold: float) -> tuple[float, float, float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "problem.npz")
         np.savez(file, a=a[0, 0].numpy(), b=b[0, 0].numpy())
-        out = subprocess.run([python, "-c", OTT, str(n), str(threshold), file], capture_output=True, text=True, check=True)
+        out = subprocess.run([python, "-c", OTT_PROGRAM, str(n), str(threshold), file], capture_output=True, text=True, check=True)
         result = json.loads(out.stdout.splitlines()[-1])
         found = np.load(file)
         f, g = (torch.from_numpy(found[k])[None] for k in "fg")
@@ -166,7 +166,7 @@ def ott(python: str, a: Tensor, b: Tensor, n: int, threshold: float) -> tuple[fl
     return result["seconds"], marginal_error(p, q, f - logs[0], g - logs[1], eps, 1.0), result["value"], float("nan")
 
 
-def grids(arguments: argparse.Namespace) -> None:
+def compare_on_grids(arguments: argparse.Namespace) -> None:
     n = arguments.size
     print(f"| {n}^3, blur of one voxel | solver | seconds | marginal error % | S | memory, volumes |\n|---|---|---|---|---|---|")
 
@@ -174,33 +174,36 @@ def grids(arguments: argparse.Namespace) -> None:
         seconds, error, value, memory = result
         print(f"| {problem} | {name} | {seconds:.3g} | {100 * error:.2g} | {value:.5f} | {memory:.0f} |", flush=True)
 
-    for problem, a, b in problems(n):
+    for problem, a, b in make_problems(n):
         for tolerance in (0.03, 0.01):
-            row(problem, f"rdmm, tolerance {tolerance}", ours(a, b, n, tolerance, arguments.repeats))
-        compiled, convolution.has_numba = convolution.has_numba, lambda: False  # type: ignore[assignment]
-        row(problem, "rdmm, plain torch, tolerance 0.03", ours(a, b, n, 0.03, 1))
-        convolution.has_numba = compiled
+            row(problem, f"rdmm, tolerance {tolerance}", run_rdmm(a, b, n, tolerance, arguments.repeats))
+        compiled, softmin.has_numba = softmin.has_numba, lambda: False  # type: ignore[assignment]
+        row(problem, "rdmm, plain torch, tolerance 0.03", run_rdmm(a, b, n, 0.03, 1))
+        softmin.has_numba = compiled
         for scaling in arguments.scalings if "geomloss" in arguments.peers else ():
-            row(problem, f"geomloss, scaling {scaling}", geomloss(a, b, n, scaling))
+            row(problem, f"geomloss, scaling {scaling}", run_geomloss(a, b, n, scaling))
         if "ott" in arguments.peers:
-            row(problem, "OTT-JAX, threshold 0.05", ott(arguments.ott, a, b, n, 0.05))
+            row(problem, "OTT-JAX, threshold 0.05", run_ott(arguments.ott, a, b, n, 0.05))
 
 
-def points(arguments: argparse.Namespace) -> None:
+def compare_on_points(arguments: argparse.Namespace) -> None:
     print("| points, blur .02 | solver | seconds | marginal error % | S |\n|---|---|---|---|---|")
     for n in arguments.counts:
         generator = torch.Generator().manual_seed(0)
         x, y = torch.rand(1, 3, n, generator=generator) * 0.6 + 0.1, torch.rand(1, 3, n, generator=generator) ** 1.5 * 0.6 + 0.3
         target, similarity = Measure(y), SinkhornDivergence(0.02, tolerance=0.03)
 
-        def ours(x: Tensor = x, target: Measure = target, similarity: SinkhornDivergence = similarity) -> Tensor:
+        def run(x: Tensor = x, target: Measure = target, similarity: SinkhornDivergence = similarity) -> Tensor:
             z = x.clone().requires_grad_()
             value = similarity(Measure(z), target)
             torch.autograd.grad(value.sum(), z)
             return value
 
-        value, error = float(ours().detach()), similarity.potentials(Measure(x), target).error
-        print(f"| {n} to {n} | rdmm, tolerance 0.03 | {timed(ours, arguments.repeats):.3g} | {100 * error:.2g} | {value:.5f} |", flush=True)
+        value, error = float(run().detach()), similarity.potentials(Measure(x), target).error
+        print(
+            f"| {n} to {n} | rdmm, tolerance 0.03 | {measure_seconds(run, arguments.repeats):.3g} | {100 * error:.2g} | {value:.5f} |",
+            flush=True,
+        )
         for backend in ("multiscale", "online") if "geomloss" in arguments.peers and n <= 10_000 else ():
             from geomloss import SamplesLoss
 
@@ -213,11 +216,11 @@ def points(arguments: argparse.Namespace) -> None:
                 return value
 
             value = float(peer().detach())
-            print(f"| {n} to {n} | geomloss {backend}, scaling .5 | {timed(peer, 1):.3g} | | {value:.5f} |", flush=True)
+            print(f"| {n} to {n} | geomloss {backend}, scaling .5 | {measure_seconds(peer, 1):.3g} | | {value:.5f} |", flush=True)
 
 
-def knee(arguments: argparse.Namespace) -> None:
-    """The gradient of the divergence by the places of voxels: every voxel of one knee is sent to the other at once."""
+def compare_knees(arguments: argparse.Namespace) -> None:
+    """The gradient of the divergence with respect to the positions of all voxels of one knee."""
     import matplotlib.pyplot as plt
 
     clouds = []
@@ -263,7 +266,7 @@ def main() -> None:
     parser.add_argument("--picture", default="knee.png")
     arguments = parser.parse_args()
     set_threads(arguments.threads)
-    {"grid": grids, "points": points, "knee": knee}[arguments.what](arguments)
+    {"grid": compare_on_grids, "points": compare_on_points, "knee": compare_knees}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes docs/api.md, the public names and their docstrings. Run it after one of them changes."""
+"""Writes docs/api.md: the public names and their docstrings. Run it after one of them has changed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def signature(name: str, thing: object) -> str:
     return f"{name}{text}".replace("'", "")
 
 
-def names(module: object) -> list[str]:
+def public_names(module: object) -> list[str]:
+    """The names in ``__all__``, or the module's own functions and classes."""
     public = getattr(module, "__all__", None)
     if public is not None:
         return sorted(n for n in public if not n.startswith("_"))
@@ -42,7 +43,7 @@ def names(module: object) -> list[str]:
     return sorted(n for n, x in vars(module).items() if not n.startswith("_") and getattr(x, "__module__", None) == own and callable(x))
 
 
-def page() -> str:
+def render_page() -> str:
     shapes = "Shapes: `b` batch, `c` channels, `d` dimensions, `n` points or Gaussians, `*s` a grid's axes."
     units = "Domain units: millimeters over the longest edge; world: RAS+ millimeters."
     numbers = "`model (n)` is equation (n) of [model.md](model.md)."
@@ -50,7 +51,7 @@ def page() -> str:
     for name, what in MODULES.items():
         module = importlib.import_module(name)
         lines += [f"## {name}", "", what, ""]
-        for entry in names(module):
+        for entry in public_names(module):
             thing = getattr(module, entry)
             if inspect.ismodule(thing):
                 continue
@@ -68,4 +69,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "api.md").write_text(page())
+    (HERE / "api.md").write_text(render_page())

@@ -1,4 +1,4 @@
-"""Makes docs/demo.png from a finished ``rdmm demo``: python docs/demo_picture.py rdmm_demo/ docs/demo.png"""
+"""Draws docs/demo.png from the results of ``rdmm demo``: python docs/demo_picture.py rdmm_demo/ docs/demo.png"""
 
 from __future__ import annotations
 

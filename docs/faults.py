@@ -1,4 +1,7 @@
-"""Writes docs/faults.md: what happens at each fault, and its tests. Run it after a test is marked with ``@pytest.mark.fault(number)``."""
+"""Writes docs/faults.md: what happens at each fault, and its tests.
+
+Run it after a test is marked with ``@pytest.mark.fault(number)``.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ FAULTS = {
 }
 
 
-def marked() -> dict[int, list[str]]:
+def tests_by_fault() -> dict[int, list[str]]:
     """The tests of each fault, as file::name."""
     out: dict[int, list[str]] = {}
     for path in sorted((HERE.parent / "tests").glob("test_*.py")):
@@ -127,8 +130,8 @@ def marked() -> dict[int, list[str]]:
     return out
 
 
-def page() -> str:
-    tests = marked()
+def render_page() -> str:
+    tests = tests_by_fault()
     lines = ["# Faults and what happens", "", "Written by `python docs/faults.py` from the marks of the tests.", ""]
     for heading, faults in FAULTS.items():
         lines += [f"## {heading}", "", "| | fault | what happens | tests |", "|---|---|---|---|"]
@@ -140,4 +143,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "faults.md").write_text(page())
+    (HERE / "faults.md").write_text(render_page())

@@ -1,4 +1,4 @@
-"""Makes docs/transport.png: two stars with arms, brought together by a kernel distance and by transport.
+"""Draws docs/transport.png: two stars with arms, registered by a kernel distance and by transport.
 
 python docs/transport_picture.py
 """
@@ -15,7 +15,7 @@ SETTINGS = ["affine=none", "smoother.sigmas=[0.03,0.15]", "smoother.weights=[.25
 
 
 def star(angles: list[float], lengths: list[float], center: tuple[float, float], count: int = 400) -> Measure:
-    """A disc with an arm in each of some directions (degrees)."""
+    """A disk with arms of given ``lengths`` in given directions (degrees)."""
     t = np.arange(count) * (2 * np.pi / count)
     radius = np.full(count, 0.1)
     for angle, length in zip(angles, lengths, strict=True):
@@ -29,11 +29,11 @@ def star(angles: list[float], lengths: list[float], center: tuple[float, float],
 def main() -> None:
     fixed, moving = star([50, 200, 300], [0.3, 0.4, 0.3], (0.55, 0.5)), star([95, 170, 265], [0.4, 0.35, 0.3], (0.4, 0.5))
     kernel = ["similarity=kernel", "similarity.sigmas=[0.05]", "similarity_weight=10"]
-    done = {
+    results = {
         "kernel distance": register_shapes(fixed=fixed, moving=moving, overrides=[*SETTINGS, *kernel]),
         "transport": register_shapes(fixed=fixed, moving=moving, overrides=[*SETTINGS, "similarity.blur=.01", "similarity_weight=1000"]),
     }
-    figure = ShapeRegistration.figure_by_method(done)
+    figure = ShapeRegistration.figure_by_method(results)
     figure.savefig(Path(__file__).with_name("transport.png"), dpi=70, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 

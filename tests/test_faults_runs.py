@@ -212,5 +212,5 @@ def test_every_fault_has_a_test():
     made = runpy.run_path(str(share() / "docs" / "faults.py"))
     numbers = [n for faults in made["FAULTS"].values() for n in faults]
     assert numbers == list(range(1, 87))
-    assert set(made["marked"]()) == set(numbers)
-    assert (share() / "docs" / "faults.md").read_text() == made["page"]()
+    assert set(made["tests_by_fault"]()) == set(numbers)
+    assert (share() / "docs" / "faults.md").read_text() == made["render_page"]()

@@ -26,8 +26,7 @@ from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Dense, Identity, invert
 from train.batches import both_ways
 from train.checkpoint import BEST, LAST, STATE, RunFolder
-from train.log import Log
-from train.log import picture as drawn
+from train.log import Log, draw_pair
 from train.losses import AffineObjective, DeformationObjective, evaluate, inverse_consistency, soft_dice
 from train.parallel import World
 from train.trainer import Trainer, Training
@@ -209,7 +208,7 @@ def test_what_a_run_says_of_itself(tmp_path):
     assert {"train/pair", "validation/pair"} <= set(tags["images"])
     volume = ContrastPairs(Contrasts((16, 20, 18))).pair(0)
     nets = Networks(None, Predictor(SMOOTHER, TINY, (16, 20, 18), True))
-    figure = drawn(volume, objective(nets)(volume, 0, 0, False), problem(RDMM).dynamics)
+    figure = draw_pair(volume, objective(nets)(volume, 0, 0, False), problem(RDMM).dynamics)
     assert [a.get_title() for a in figure.axes] == ["fixed", "moving", "warped", "log det J", "sigma(x) in mm"]
 
 

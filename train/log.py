@@ -1,4 +1,4 @@
-"""What a run says of itself: TensorBoard, the log, a progress bar on a terminal."""
+"""The log of a training: TensorBoard, log lines, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ log = logging.getLogger(__name__)
 
 
 class Log:
-    """Of one network's training.
+    """The log of one network's training.
 
     Args:
-        folder: for TensorBoard's files; None: none are written (the other processes of a distributed run).
-        name: of the network.
-        dynamics: of a deformation, for sigma(x).
+        folder: folder of TensorBoard's files; None: nothing is logged, as in all but the first process of a distributed run.
+        name: name of the network.
+        total: number of steps.
+        dynamics: the dynamics of a deformation network, for sigma(x).
     """
 
     def __init__(self, folder: Path | None, name: str, total: int, dynamics: Dynamics | None = None) -> None:
@@ -45,7 +46,7 @@ class Log:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Log]:
-        """With a progress bar, where there is a terminal to show it on."""
+        """Show a progress bar if there is a terminal; close TensorBoard's files at the end."""
         shown: Any = contextlib.nullcontext()
         if self.writer is not None and sys.stderr.isatty():
             from rich.console import Console
@@ -60,7 +61,7 @@ class Log:
             if self.writer is not None:
                 self.writer.close()
 
-    def step(self, progress: Progress, trainer: Any, outcome: Outcome, length: float, batch: Inputs) -> None:
+    def log_step(self, progress: Progress, trainer: Any, outcome: Outcome, length: float, batch: Inputs) -> None:
         if self.writer is None:
             return
         step = progress.step
@@ -78,7 +79,7 @@ class Log:
             self._histograms(outcome.ic, step)
             self._picture("train", batch, outcome, step)
 
-    def validation(self, progress: Progress, means: Mapping[str, float], shown: tuple[Inputs, Outcome] | None) -> None:
+    def log_validation(self, progress: Progress, means: Mapping[str, float], shown: tuple[Inputs, Outcome] | None) -> None:
         if self.writer is None:
             return
         for name, value in means.items():
@@ -95,14 +96,14 @@ class Log:
                 self.writer.add_histogram(f"preweights/step{k}_{i}", ic.weights[:, i].detach(), step)  # type: ignore[index]
 
     def _picture(self, part: str, batch: Inputs, outcome: Outcome, step: int) -> None:
-        self.writer.add_figure(f"{part}/pair", picture(batch, outcome, self.dynamics), step)
+        self.writer.add_figure(f"{part}/pair", draw_pair(batch, outcome, self.dynamics), step)
 
 
 @torch.no_grad()
-def picture(batch: Inputs, outcome: Outcome, dynamics: Dynamics | None = None) -> Any:
+def draw_pair(batch: Inputs, outcome: Outcome, dynamics: Dynamics | None = None) -> Any:
     """A matplotlib figure of the first pair, the middle slice of the last axis: fixed, moving, warped with the deformed grid, log det J
     and, with pre-weights, sigma(x)."""
-    from rdmm.report.figures import DIVERGING, PLANES, draw_deformed_grid, log_jacobian, middle_slice, panels, show_slice
+    from rdmm.report.figures import DIVERGING_COLORS, PLANES, draw_deformed_grid, log_jacobian, middle_slice, panels, show_slice
 
     grid = batch.pair.fixed.grid
     axis = PLANES[grid.ndim][-1][1]
@@ -112,7 +113,7 @@ def picture(batch: Inputs, outcome: Outcome, dynamics: Dynamics | None = None) -
         ("fixed", batch.pair.fixed.data, {}),
         ("moving", batch.pair.moving.data, {}),
         ("warped", warped.data, {}),
-        ("log det J", log_jacobian(u, grid)[:, None], {"cmap": DIVERGING, "limits": (-1, 1)}),
+        ("log det J", log_jacobian(u, grid)[:, None], {"cmap": DIVERGING_COLORS, "limits": (-1, 1)}),
     ]
     sigma = dynamics.initial_sigma(outcome.ic[0], batch.pair.fixed) if dynamics is not None and outcome.ic else None
     if sigma is not None:

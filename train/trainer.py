@@ -222,7 +222,7 @@ class Training:
                 raise DivergenceError(f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient: lower trainer.learning_rate")
         progress.step += 1
         if outcome is not None:
-            self.log.step(progress, t, outcome, norm, batch)
+            self.log.log_step(progress, t, outcome, norm, batch)
         return stopped
 
     def _validate(self, objective: Objective, cases: list[Callable[[], Inputs]], progress: Progress) -> None:
@@ -248,7 +248,7 @@ class Training:
                 self.folder.save_model(BEST, self.networks, progress)
         else:
             progress.stale += 1
-        self.log.validation(progress, means, shown)
+        self.log.log_validation(progress, means, shown)
 
 
 def _finite(parameters: list[nn.Parameter]) -> bool:

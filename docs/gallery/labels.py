@@ -21,10 +21,10 @@ def main(out: Path, size: int = 128, iterations: int = 20) -> None:
     (out / "points.csv").write_text("x,y\n40,40\n60,50\n")
     fixed, moving, warp, affine = (f"{out}/{n}" for n in ("fixed.nii.gz", "moving.nii.gz", "1Warp.nii.gz", "0GenericAffine.mat"))
     rdmm("register", fixed, moving, "-o", f"{out}/", f"optimizer.iterations=[{iterations},{iterations},{iterations // 2}]")
-    # the last -t is applied first to an image, as in ANTs
+    # as in ANTs, the last -t is the first that is applied to an image
     rdmm("apply", f"{out}/labels.nii.gz", "--labels", "-t", warp, "-t", affine, "-r", fixed, "-o", f"{out}/warped_labels.nii.gz")
     rdmm("points", f"{out}/points.csv", "-t", warp, "-t", affine, "-o", f"{out}/moving_points.csv")  # fixed -> moving
-    rdmm("compose", "-t", warp, "-t", affine, "-o", f"{out}/whole.nii.gz")  # one file for all
+    rdmm("compose", "-t", warp, "-t", affine, "-o", f"{out}/whole.nii.gz")  # one warp of all
     rdmm("jacobian", f"{out}/whole.nii.gz", "-o", f"{out}/jacobian.nii.gz")
 
 

@@ -1,4 +1,4 @@
-"""Register two images with a regularizer that differs from place to place: python docs/gallery/register.py OUT/"""
+"""Register two images with a regularizer that varies in space: python docs/gallery/register.py OUT/"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Register a closed curve to another, by optimal transport and by a kernel distance: python docs/gallery/shapes.py OUT/"""
+"""Register two closed curves, by optimal transport and by a kernel distance: python docs/gallery/shapes.py OUT/"""
 
 import sys
 from pathlib import Path

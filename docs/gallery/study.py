@@ -22,10 +22,10 @@ def main(out: Path, size: int = 96, iterations: int = 20, pairs: int = 6) -> Non
         lines.append(f"pair{k}," + ",".join(f"{name}{k}.nii.gz" for name in images))
     (out / "pairs.csv").write_text("\n".join(lines) + "\n")
     settings = f"optimizer.iterations=[{iterations},{iterations},{iterations // 2}]"
-    # each pair has its own process; run it again after an interruption: --resume continues
+    # each pair has its own process; --resume continues an interrupted batch
     batch = ["batch", f"{out}/pairs.csv", "-o", f"{out}/lddmm", "--resume", "dynamics=lddmm", settings]
     subprocess.run([sys.executable, "-m", "rdmm", *batch], check=True)
-    # compare methods; the batch's warps are evaluated like those of any other tool
+    # compare methods; the warps of the batch are evaluated like those of any other tool
     warps = f"+study.methods.batch.warps=['{out}/lddmm/{{case}}/1Warp.nii.gz','{out}/lddmm/{{case}}/0GenericAffine.mat']"
     keys = ["experiment=pairs", f"study.data.pairs.path={out}/pairs.csv", warps, "~study.methods.rdmm", settings]
     subprocess.run([sys.executable, "eval.py", *keys, f"hydra.run.dir={out}/table"], cwd=ROOT, check=True)

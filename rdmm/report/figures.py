@@ -26,7 +26,7 @@ matplotlib.use("Agg")
 PLANES = {2: [("plane", 1)], 3: [("sagittal", 0), ("coronal", 1), ("axial", 2)]}
 """For 2D and 3D: the name of each plane, and the axis perpendicular to it (ignored in 2D)."""
 
-DIVERGING = "RdBu_r"
+DIVERGING_COLORS = "RdBu_r"
 
 THUMBNAIL_HEIGHT = 64
 """Height of a thumbnail in pixels, as pages/study.html shows it."""
@@ -195,7 +195,7 @@ def _comparison(fixed: Image, warped: Image, moving: Image) -> str:
         board = np.where((i * 8 // a.shape[0] + j * 8 // a.shape[1]) % 2 == 0, a, b)
         for panel, values, title in zip(row, (a, b, c, board), ("fixed", "warped", "moving", "checkerboard"), strict=False):
             show_slice(panel, values, axis, grid, title, limits=(0, 1))
-        show_slice(row[4], b - a, axis, grid, "warped - fixed", cmap=DIVERGING, limits=(-1, 1))
+        show_slice(row[4], b - a, axis, grid, "warped - fixed", cmap=DIVERGING_COLORS, limits=(-1, 1))
         row[0].set_ylabel(name)
     return base64_png(figure)
 
@@ -210,7 +210,7 @@ def _deformation(fixed: Image, displacement: Tensor) -> str:
         show_slice(row[0], middle_slice(scaled, axis), axis, grid, "deformed grid")
         draw_deformed_grid(row[0], displacement, axis, grid)
         row[0].set_ylabel(name)
-        show_slice(row[1], middle_slice(log, axis), axis, grid, "log det J", cmap=DIVERGING, limits=(-limit, limit), colorbar=True)
+        show_slice(row[1], middle_slice(log, axis), axis, grid, "log det J", cmap=DIVERGING_COLORS, limits=(-limit, limit), colorbar=True)
     return base64_png(figure)
 
 
@@ -272,7 +272,7 @@ def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageRes
         _show_difference(row[1], warped - target, axis, grid, f"{name}: warped - fixed")
         log = middle_slice(log_jacobian(result.displacement, grid)[0], axis)
         title = "log det J (red: larger in the moving image)"
-        show_slice(row[2], log, axis, grid, title, cmap=DIVERGING, limits=(-1, 1), colorbar=True, fontsize=9)
+        show_slice(row[2], log, axis, grid, title, cmap=DIVERGING_COLORS, limits=(-1, 1), colorbar=True, fontsize=9)
         for panel, sigma, t in zip(row[3:], result.sigmas or (), (0, 1), strict=False):
             title = f"{name}: sigma(x) in mm, t = {t}"
             show_slice(panel, middle_slice(sigma[0, 0], axis), axis, grid, title, cmap="viridis", colorbar=True, fontsize=9)
@@ -283,4 +283,4 @@ def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageRes
 def _show_difference(panel: Any, difference: np.ndarray, axis: int, grid: Grid, title: str) -> None:
     """Draw a slice of differences, with white at 0."""
     limit = float(np.abs(difference).max()) or 1.0
-    show_slice(panel, difference, axis, grid, title, cmap=DIVERGING, limits=(-limit, limit), fontsize=9)
+    show_slice(panel, difference, axis, grid, title, cmap=DIVERGING_COLORS, limits=(-limit, limit), fontsize=9)

@@ -94,7 +94,9 @@ def _masses(x: Tensor, name: str) -> Tensor:
     if not bool(torch.isfinite(values.sum())):
         raise DivergenceError(f"transport: the {name} image is not finite")
     if name == "moved" and not bool(values.flatten(1).any(1).all()):
-        raise DivergenceError("transport: the moved image is 0 everywhere in a channel, or under the masks: there is no mass to move")
+        raise DivergenceError(
+            "transport: the moved image is empty (0 everywhere) in a channel, or under the masks: there is no mass to move"
+        )
     require_density(values, f"the {name} image")
     if bool((values.flatten(1).amin(1) == values.flatten(1).amax(1)).any()):
         raise InputError(f"transport: the {name} image is constant: no contrast (std=0), nothing to match")
@@ -107,7 +109,7 @@ def require_density(x: Tensor, name: str) -> None:
     if bool((low < -NEGATIVE_FRACTION * high).any()):
         raise InputError(f"transport needs densities >= 0, but {name} goes down to {float(low.min()):g}; shift or clamp it first")
     if bool((high == 0).any()):
-        raise InputError(f"transport: {name} is 0 everywhere in a channel, or under the masks: there is no mass to move")
+        raise InputError(f"transport: {name} is empty (0 everywhere) in a channel, or under the masks: there is no mass to move")
 
 
 class _Divergence(torch.autograd.Function):

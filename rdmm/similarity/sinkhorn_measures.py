@@ -57,7 +57,7 @@ class SinkhornDivergence(MeasureDivergence):
         if self.cost not in get_args(Cost):
             raise ConfigError(f"similarity.cost must be one of {', '.join(get_args(Cost))}, not {self.cost!r}")
         if not self.alpha >= 0 or self.k not in (1, 2):
-            raise ConfigError(f"similarity: alpha must be >= 0 and k 1 or 2, not {self.alpha}, {self.k}")
+            raise ConfigError(f"similarity: alpha must be >= 0, and k = 1 or 2, not {self.alpha}, {self.k}")
         if not self.tolerance > 0 or self.iterations < 1:
             raise ConfigError(f"similarity: tolerance must be > 0 and iterations >= 1, not {self.tolerance}, {self.iterations}")
 
