@@ -70,19 +70,19 @@ def zeros(grid: Grid) -> Image:
     return Image(torch.zeros(1, 1, *grid.shape, dtype=torch.float64), grid)
 
 
-def centre(grid: Grid) -> torch.Tensor:
+def center(grid: Grid) -> torch.Tensor:
     return torch.tensor(grid.extent, dtype=torch.float64).view(1, -1, *(1,) * grid.ndim) / 2
 
 
 def bump(grid: Grid, sigma: float, shift: float = 0.0) -> torch.Tensor:
     """exp(-|x - c|^2 / 2 sigma^2), (1, 1, *s) float64."""
     x = grid.identity(torch.zeros(1, dtype=torch.float64))
-    return torch.exp(-((x - centre(grid) - shift) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
+    return torch.exp(-((x - center(grid) - shift) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
 
 
 def swirl(grid: Grid, size: float) -> torch.Tensor:
     """A smooth momentum that turns and squeezes, (1, d, *s) float64, away from the walls."""
-    x = grid.identity(torch.zeros(1, dtype=torch.float64)) - centre(grid)
+    x = grid.identity(torch.zeros(1, dtype=torch.float64)) - center(grid)
     envelope = bump(grid, 0.11)
     parts = [torch.sin(7 * x[:, (i + 1) % grid.ndim] + i).unsqueeze(1) * envelope + 0.5 * envelope for i in range(grid.ndim)]
     return size * torch.cat(parts, 1)
@@ -90,7 +90,7 @@ def swirl(grid: Grid, size: float) -> torch.Tensor:
 
 def preweights(grid: Grid, n: int = 4) -> torch.Tensor:
     """h (1, n, *s): small Gaussians on one side, wide ones on the other, with a smooth transition."""
-    x = grid.identity(torch.zeros(1, dtype=torch.float64)) - centre(grid)
+    x = grid.identity(torch.zeros(1, dtype=torch.float64)) - center(grid)
     side = torch.sigmoid((x[:, :1] + 0.3 * x[:, 1:2]) / 0.06)
     a = torch.tensor([0.2, 0.5, 0.3, 0.0][:n], dtype=torch.float64).view(1, n, *(1,) * grid.ndim)
     b = torch.tensor([0.0, 0.1, 0.2, 0.7][:n], dtype=torch.float64).view(1, n, *(1,) * grid.ndim)
@@ -105,5 +105,5 @@ def blobs(grid: Grid, seed: int = 0, count: int = 12) -> torch.Tensor:
     for _ in range(count):
         c = torch.rand(1, grid.ndim, *(1,) * grid.ndim, generator=generator, dtype=torch.float64) * 0.7 + 0.15
         sigma = 0.05 + 0.06 * float(torch.rand(1, generator=generator))
-        out += torch.exp(-((x - c * 2 * centre(grid)) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
+        out += torch.exp(-((x - c * 2 * center(grid)) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
     return out / out.max()

@@ -9,7 +9,7 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
-from test_faults_input import deformed, picture, saved
+from test_faults_input import make_deformed_picture, make_picture, save_nifti
 
 from rdmm.cli import main
 
@@ -34,10 +34,10 @@ def cli(capsys):
 def study(tmp_path_factory):
     """The folder of a registered pair, with the results in out/."""
     folder = tmp_path_factory.mktemp("study")
-    saved(folder / "f.nii.gz", picture())
-    saved(folder / "m.nii.gz", deformed())
-    for name, array in (("fl", picture()), ("ml", deformed())):
-        saved(folder / f"{name}.nii.gz", (array > 0.4).astype(np.int16) + (array > 0.7))
+    save_nifti(folder / "f.nii.gz", make_picture())
+    save_nifti(folder / "m.nii.gz", make_deformed_picture())
+    for name, array in (("fl", make_picture()), ("ml", make_deformed_picture())):
+        save_nifti(folder / f"{name}.nii.gz", (array > 0.4).astype(np.int16) + (array > 0.7))
     (folder / "l.csv").write_text("fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z\n20,20,16,20,20,16\n12,24,18,12,24,18\n")
     command = ["register", folder / "f.nii.gz", folder / "m.nii.gz", "-o", f"{folder}/out/", "--fixed-labels", folder / "fl.nii.gz"]
     command += ["--moving-labels", folder / "ml.nii.gz", "--landmarks", folder / "l.csv", "--quiet", *FAST]
@@ -169,7 +169,7 @@ def test_faults_are_one_line_and_a_code(cli, study, arguments, code, message):
 def test_dry_run_and_names_with_spaces_and_accents(cli, study, tmp_path):
     folder = tmp_path / "dir é"
     folder.mkdir()
-    fixed = saved(folder / "x=1 y.nii.gz", picture())
+    fixed = save_nifti(folder / "x=1 y.nii.gz", make_picture())
     code, out, _ = cli("register", "-f", fixed, "-m", study / "m.nii.gz", "-o", f"{folder}/r é_", "--dry-run", "--json", "dynamics=lddmm")
     assert code == 0
     assert json.loads(out)["config"]["dynamics"]["_target_"].endswith("LDDMM")
@@ -180,7 +180,7 @@ def test_dry_run_and_names_with_spaces_and_accents(cli, study, tmp_path):
 
 @pytest.mark.fault(85)
 def test_names_are_escaped_in_the_report(cli, study, tmp_path):
-    fixed = saved(tmp_path / "<script>alert(1)<script>.nii.gz", picture())
+    fixed = save_nifti(tmp_path / "<script>alert(1)<script>.nii.gz", make_picture())
     assert cli("register", fixed, study / "m.nii.gz", "-o", f"{tmp_path}/", "--quiet", *FAST)[0] == 0
     assert "<script>" not in (tmp_path / "report.html").read_text()
 

@@ -5,7 +5,7 @@ import time
 import hydra
 import pytest
 import yaml
-from test_networks import trained
+from test_networks import write_small_model
 
 from rdmm import ConfigError, similarity
 from rdmm.config.build import ALLOWED, build
@@ -27,7 +27,7 @@ def test_every_option_builds(option, tmp_path):
     group, name = option.split("/")
     model = []
     if option in ("affine/net", "initializer/unet"):
-        trained(tmp_path / "m.safetensors")
+        write_small_model(tmp_path / "m.safetensors")
         model = [f"weights={quoted(str(tmp_path / 'm.safetensors'))}"]
     of_shapes = option in OF_SHAPES or "override /dynamics: points" in (CONF / f"{option}.yaml").read_text()
     settings = "shapes" if of_shapes else "register"

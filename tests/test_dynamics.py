@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import GRIDS, bump, centre, preweights, swirl, zeros
+from conftest import GRIDS, bump, center, preweights, swirl, zeros
 
 from rdmm import LDDMM, RDMM, SVF, ConfigError, DivergenceError, Grid, Image, InitialConditions, Integrator, MultiGaussian
 from rdmm.dynamics import integrator as shooting
@@ -277,7 +277,7 @@ def test_initial_conditions_and_dynamics_must_fit(grid):
 
 def test_rotation_by_axes_commutes_with_shooting():
     grid = Grid.unit((40, 40))
-    m = swirl(grid, 0.2) * (1 + (grid.identity(torch.zeros(1, dtype=torch.float64)) - centre(grid))[:, :1])
+    m = swirl(grid, 0.2) * (1 + (grid.identity(torch.zeros(1, dtype=torch.float64)) - center(grid))[:, :1])
     for name in ("SVF", "LDDMM"):
         u = make(name, METHODS["rk4"]).shoot(InitialConditions(m), zeros(grid)).displacement
         turned = make(name, METHODS["rk4"]).shoot(InitialConditions(m.transpose(2, 3).flip(1)), zeros(grid)).displacement

@@ -20,26 +20,26 @@ SHAPE = (20, 22, 18)
 FAST = {"optimizer__scales": [0.5, 1.0], "optimizer__iterations": [12, 6], "affine__iterations": 15}
 
 
-def picture(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+def make_picture(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return blobs(Grid.unit(shape), seed)[0, 0].numpy().astype(np.float32)
 
 
-def deformed() -> np.ndarray:
-    """``picture()`` under a known affine map: something to register it with."""
+def make_deformed_picture() -> np.ndarray:
+    """The picture under a known affine map: a moving image for it."""
     from scipy.ndimage import affine_transform
 
     matrix = np.array([[1.05, 0.06, 0], [-0.05, 0.96, 0], [0, 0.03, 1.0]])
-    return affine_transform(picture(), matrix, offset=[-0.8, 0.9, 0.4], order=1)
+    return affine_transform(make_picture(), matrix, offset=[-0.8, 0.9, 0.4], order=1)
 
 
 @pytest.fixture
 def good(tmp_path):
     path = tmp_path / "good.nii.gz"
-    nib.save(nib.Nifti1Image(picture(), np.diag([2.0, 2, 2, 1])), path)
+    nib.save(nib.Nifti1Image(make_picture(), np.diag([2.0, 2, 2, 1])), path)
     return path
 
 
-def saved(path, array, affine=None, **header):
+def save_nifti(path, array, affine=None, **header):
     image = nib.Nifti1Image(array, np.diag([2.0, 2, 2, 1]) if affine is None else affine)
     for key, value in header.items():
         image.header[key] = value
@@ -47,7 +47,7 @@ def saved(path, array, affine=None, **header):
     return path
 
 
-def refused(path, message, **keywords):
+def assert_refused(path, message, **keywords):
     with pytest.raises(InputError, match=message) as caught:
         io.read_image(path, **keywords)
     assert "\n" not in str(caught.value)
@@ -56,20 +56,20 @@ def refused(path, message, **keywords):
 
 @pytest.mark.fault(1)
 def test_01_missing_file_names_the_nearest(good):
-    refused(good.with_name("godd.nii.gz"), r"no such file.*good\.nii\.gz")
-    refused(good.parent / "nowhere" / "x.nii", "no folder")
+    assert_refused(good.with_name("godd.nii.gz"), r"no such file.*good\.nii\.gz")
+    assert_refused(good.parent / "nowhere" / "x.nii", "no folder")
 
 
 @pytest.mark.fault(2)
 def test_02_directory(tmp_path):
     (tmp_path / "x.nii.gz").mkdir()
-    refused(tmp_path / "x.nii.gz", "is a directory")
+    assert_refused(tmp_path / "x.nii.gz", "is a directory")
 
 
 @pytest.mark.fault(3)
 def test_03_empty_file(tmp_path):
     (tmp_path / "x.nii.gz").touch()
-    refused(tmp_path / "x.nii.gz", "empty")
+    assert_refused(tmp_path / "x.nii.gz", "empty")
 
 
 @pytest.mark.fault(4)
@@ -82,21 +82,21 @@ def test_04_text_and_other_formats(tmp_path):
         (bytes(128) + b"DICM" + bytes(400), "DICOM"),
     ):
         path.write_bytes(content)
-        refused(path, f"not a NIfTI file but.*{message}")
+        assert_refused(path, f"not a NIfTI file but.*{message}")
 
 
 @pytest.mark.fault(5)
 def test_05_truncated_gz(good):
     good.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    refused(good, "truncated|corrupted")
+    assert_refused(good, "truncated|corrupted")
 
 
 @pytest.mark.fault(6)
 def test_06_truncated_nii(tmp_path):
-    path = saved(tmp_path / "x.nii", picture())
+    path = save_nifti(tmp_path / "x.nii", make_picture())
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    refused(path, f"truncated.*{len(data)} bytes")
+    assert_refused(path, f"truncated.*{len(data)} bytes")
 
 
 @pytest.mark.fault(7)
@@ -125,18 +125,18 @@ def test_07_names_the_crc(good):
     data = bytearray(good.read_bytes())
     data[-8] ^= 1
     good.write_bytes(data)
-    refused(good, "CRC")
+    assert_refused(good, "CRC")
 
 
 @pytest.mark.fault(8)
 def test_08_giant_header(tmp_path):
-    path = saved(tmp_path / "x.nii", picture())
+    path = save_nifti(tmp_path / "x.nii", make_picture())
     data = bytearray(path.read_bytes())
     struct.pack_into("<4h", data, 40, 3, 30000, 30000, 30000)
     path.write_bytes(data)
-    refused(path, "30000x30000x30000")
+    assert_refused(path, "30000x30000x30000")
     (tmp_path / "x.nii.gz").write_bytes(gzip.compress(bytes(data)))
-    refused(tmp_path / "x.nii.gz", "30000x30000x30000")
+    assert_refused(tmp_path / "x.nii.gz", "30000x30000x30000")
     with pytest.raises(ResourceError, match="GiB"):
         read_inputs(path, path)
 
@@ -144,24 +144,24 @@ def test_08_giant_header(tmp_path):
 @pytest.mark.fault(9, 10, 11, 12, 13)
 def test_09_to_13_not_finite(tmp_path):
     for name, value, where in (("nan", np.nan, [(9, 9, 9)]), ("inf", np.inf, [(3, 4, 5)]), ("many", np.nan, list(np.ndindex(5, 5, 18)))):
-        array = picture()
+        array = make_picture()
         for index in where:
             array[index] = value
-        path = saved(tmp_path / f"{name}.nii.gz", array)
-        refused(path, f"{len(where)} voxels are NaN or Inf.*--nan")
+        path = save_nifti(tmp_path / f"{name}.nii.gz", array)
+        assert_refused(path, f"{len(where)} voxels are NaN or Inf.*--nan")
         assert torch.isfinite(io.read_image(path, nan="zero").data).all()
         masked = io.read_image(path, nan="mask")
         assert float((masked.mask == 0).sum()) == len(where)
-    refused(saved(tmp_path / "all.nii.gz", np.full(SHAPE, np.nan, np.float32)), "no finite voxel", nan="zero")
+    assert_refused(save_nifti(tmp_path / "all.nii.gz", np.full(SHAPE, np.nan, np.float32)), "no finite voxel", nan="zero")
     with pytest.raises(rdmm.ConfigError, match="nan must be"):
         io.read_image(path, nan="drop")
 
 
 @pytest.mark.fault(9)
 def test_09_masked_nan_registers(tmp_path, good):
-    array = picture()
+    array = make_picture()
     array[9, 9, 9] = np.nan
-    path = saved(tmp_path / "nan.nii.gz", array)
+    path = save_nifti(tmp_path / "nan.nii.gz", array)
     result = rdmm.register(fixed=good, moving=path, nan="mask", **FAST)
     assert torch.isfinite(result.warped.data).all()
 
@@ -169,14 +169,14 @@ def test_09_masked_nan_registers(tmp_path, good):
 @pytest.mark.parametrize("which", ["fixed", "moving", "both"])
 @pytest.mark.fault(14, 15, 16)
 def test_14_to_16_constant_images(tmp_path, good, which):
-    flat = saved(tmp_path / "flat.nii.gz", np.full(SHAPE, 7, np.float32))
+    flat = save_nifti(tmp_path / "flat.nii.gz", np.full(SHAPE, 7, np.float32))
     with pytest.raises(InputError, match=r"flat\.nii\.gz: no contrast \(std=0\)"):
         rdmm.register(fixed=good if which == "moving" else flat, moving=good if which == "fixed" else flat)
 
 
 @pytest.mark.fault(17)
 def test_17_dimensions_must_agree(tmp_path, good):
-    flat = saved(tmp_path / "2d.nii.gz", picture(shape=(20, 22)))
+    flat = save_nifti(tmp_path / "2d.nii.gz", make_picture(shape=(20, 22)))
     with pytest.raises(InputError, match=r"3D \(20, 22, 18\) but moving is 2D \(20, 22\)"):
         read_inputs(good, flat)
     assert read_inputs(flat, flat).pair.fixed.grid.ndim == 2
@@ -184,45 +184,45 @@ def test_17_dimensions_must_agree(tmp_path, good):
 
 @pytest.mark.fault(18, 19)
 def test_18_and_19_four_dimensions(tmp_path):
-    path = saved(tmp_path / "4d.nii.gz", np.stack([picture(0), picture(1)], -1))
-    refused(path, "choose --volume k, 0 to 1")
-    refused(path, "volumes go from 0 to 1", volume=2)
-    assert torch.allclose(io.read_image(path, volume=1).data[0, 0], torch.from_numpy(picture(1)))
-    assert io.read_image(saved(tmp_path / "one.nii.gz", picture()[..., None])).data.shape == (1, 1, *SHAPE)
+    path = save_nifti(tmp_path / "4d.nii.gz", np.stack([make_picture(0), make_picture(1)], -1))
+    assert_refused(path, "choose --volume K, 0 to 1")
+    assert_refused(path, "volumes go from 0 to 1", volume=2)
+    assert torch.allclose(io.read_image(path, volume=1).data[0, 0], torch.from_numpy(make_picture(1)))
+    assert io.read_image(save_nifti(tmp_path / "one.nii.gz", make_picture()[..., None])).data.shape == (1, 1, *SHAPE)
 
 
 @pytest.mark.fault(20)
 def test_20_tiny(tmp_path):
-    refused(saved(tmp_path / "tiny.nii.gz", np.random.rand(2, 2, 2).astype(np.float32)), "at least 4 voxels")
-    small = [saved(tmp_path / f"{i}.nii.gz", picture(i, (6, 6, 6))) for i in range(2)]
+    assert_refused(save_nifti(tmp_path / "tiny.nii.gz", np.random.rand(2, 2, 2).astype(np.float32)), "at least 4 voxels")
+    small = [save_nifti(tmp_path / f"{i}.nii.gz", make_picture(i, (6, 6, 6))) for i in range(2)]
     result = rdmm.register(fixed=small[0], moving=small[1], **FAST)
     assert torch.isfinite(result.warped.data).all()
 
 
 @pytest.mark.fault(21)
 def test_21_single_slice_is_2d(tmp_path, caplog):
-    path = saved(tmp_path / "slab.nii.gz", picture(shape=(20, 22))[..., None])
+    path = save_nifti(tmp_path / "slab.nii.gz", make_picture(shape=(20, 22))[..., None])
     with caplog.at_level(logging.WARNING):
         assert io.read_image(path).grid.ndim == 2
     assert "treated as 2D" in caplog.text
-    refused(saved(tmp_path / "x.nii.gz", picture(shape=(20, 22))[None]), "wrong axis")
+    assert_refused(save_nifti(tmp_path / "x.nii.gz", make_picture(shape=(20, 22))[None]), "wrong axis")
 
 
 @pytest.mark.fault(22)
 def test_22_rgb(tmp_path):
     rgb = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    refused(saved(tmp_path / "rgb.nii.gz", rgb), "RGB.*scalar")
+    assert_refused(save_nifti(tmp_path / "rgb.nii.gz", rgb), "RGB.*scalar")
 
 
 @pytest.mark.fault(23)
 def test_23_complex(tmp_path):
-    refused(saved(tmp_path / "c.nii.gz", picture().astype(np.complex64)), "complex")
+    assert_refused(save_nifti(tmp_path / "c.nii.gz", make_picture().astype(np.complex64)), "complex")
 
 
 @pytest.mark.fault(24)
 def test_24_types_give_the_same_result(tmp_path):
-    whole = np.round(picture() * 200)
-    other = np.round(picture(1) * 200)
+    whole = np.round(make_picture() * 200)
+    other = np.round(make_picture(1) * 200)
     warped = []
     for dtype in (np.float32, np.uint8, np.int16, np.int64, np.float64):
         paths = []
@@ -235,7 +235,7 @@ def test_24_types_give_the_same_result(tmp_path):
         assert float((w - warped[0]).abs().max()) < 1e-5 * 200
 
 
-def patched(path, offset: int, *values: float):
+def patch_header(path, offset: int, *values: float):
     data = bytearray(path.read_bytes())
     struct.pack_into(f"<{len(values)}f", data, offset, *values)
     path.write_bytes(data)
@@ -245,15 +245,15 @@ def patched(path, offset: int, *values: float):
 @pytest.mark.parametrize("slope", [np.nan, np.inf, 0.0])
 @pytest.mark.fault(25)
 def test_25_bad_slope(tmp_path, caplog, slope):
-    path = patched(saved(tmp_path / "x.nii", np.round(picture() * 100).astype(np.int16)), 112, slope)
+    path = patch_header(save_nifti(tmp_path / "x.nii", np.round(make_picture() * 100).astype(np.int16)), 112, slope)
     with caplog.at_level(logging.WARNING):
-        assert torch.allclose(io.read_image(path).data[0, 0], torch.from_numpy(np.round(picture() * 100)))
+        assert torch.allclose(io.read_image(path).data[0, 0], torch.from_numpy(np.round(make_picture() * 100)))
     assert "treated as 1" in caplog.text
 
 
 @pytest.mark.fault(26)
 def test_26_no_geometry(tmp_path, caplog):
-    path = saved(tmp_path / "x.nii", picture())
+    path = save_nifti(tmp_path / "x.nii", make_picture())
     data = bytearray(path.read_bytes())
     struct.pack_into("<2h", data, 252, 0, 0)
     struct.pack_into("<3f", data, 80, 0, 0, 0)
@@ -261,27 +261,27 @@ def test_26_no_geometry(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert io.read_image(path).grid.voxel == (1, 1, 1)
     assert "no s-form" in caplog.text
-    refused(path, "--strict", strict=True)
+    assert_refused(path, "--strict", strict=True)
 
 
 @pytest.mark.fault(27)
 def test_27_singular_affine(tmp_path):
-    path = patched(saved(tmp_path / "x.nii", picture()), 280, 0, 0, 0, 0)
-    refused(path, "singular")
+    path = patch_header(save_nifti(tmp_path / "x.nii", make_picture()), 280, 0, 0, 0, 0)
+    assert_refused(path, "singular")
 
 
 @pytest.mark.fault(28)
 def test_28_sheared_affine_works_inside_and_is_refused_by_itk_files(tmp_path):
     affine = np.diag([2.0, 2, 2, 1])
     affine[0, 1] = 0.8 * 2
-    moving = saved(tmp_path / "m.nii", picture(), affine)
-    fixed = saved(tmp_path / "f.nii", picture())
+    moving = save_nifti(tmp_path / "m.nii", make_picture(), affine)
+    fixed = save_nifti(tmp_path / "f.nii", make_picture())
     assert torch.isfinite(rdmm.register(fixed=fixed, moving=moving, **FAST).warped.data).all()
     with pytest.raises(rdmm.OutputError, match="sheared"):
         rdmm.register(fixed=moving, moving=fixed, **FAST)
 
 
-def flipped(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def flip_first_axis(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same image, stored with its first axis the other way round."""
     change = np.eye(4)
     change[0, 0], change[0, 3] = -1, array.shape[0] - 1
@@ -291,9 +291,9 @@ def flipped(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.fault(29)
 def test_29_storage_order_does_not_matter(tmp_path):
     affine = np.diag([2.0, 2, 2, 1])
-    arrays = [picture(), deformed()]
-    plain = [saved(tmp_path / f"p{i}.nii", a, affine) for i, a in enumerate(arrays)]
-    turned = [saved(tmp_path / f"t{i}.nii", *flipped(a, affine)) for i, a in enumerate(arrays)]
+    arrays = [make_picture(), make_deformed_picture()]
+    plain = [save_nifti(tmp_path / f"p{i}.nii", a, affine) for i, a in enumerate(arrays)]
+    turned = [save_nifti(tmp_path / f"t{i}.nii", *flip_first_axis(a, affine)) for i, a in enumerate(arrays)]
     a, b = (rdmm.register(fixed=f, moving=m, **FAST) for f, m in (plain, turned))
     points = a.pair.fixed.grid.to_world(a.pair.fixed.grid.identity(torch.zeros(1, dtype=torch.float64)))
     difference = (a.transform(points) - b.transform(points)).abs().max()
@@ -316,8 +316,8 @@ def test_30_and_31_geometry_does_not_cost_accuracy(tmp_path, kind):
         affine[:2, :2] = affine[:2, :2] @ [[c, -s], [s, c]]
     shift = np.eye(4)
     shift[:3, 3] = [3.0, -2, 2]
-    array = picture(3, shape)
-    fixed, moving = saved(tmp_path / "f.nii", array, affine), saved(tmp_path / "m.nii", array, shift @ affine)
+    array = make_picture(3, shape)
+    fixed, moving = save_nifti(tmp_path / "f.nii", array, affine), save_nifti(tmp_path / "m.nii", array, shift @ affine)
     result = rdmm.register(fixed=fixed, moving=moving, init="header", **FAST)
     grid = result.pair.fixed.grid
     middle = torch.as_tensor(grid.corners().mean(0))[None, :, None]
@@ -326,7 +326,7 @@ def test_30_and_31_geometry_does_not_cost_accuracy(tmp_path, kind):
 
 @pytest.mark.fault(32)
 def test_32_other_grid_for_the_moving_image(tmp_path, good):
-    other = Image(torch.from_numpy(picture(1, (26, 18, 24)))[None, None], Grid((26, 18, 24), np.diag([1.6, 2.4, 1.5, 1])))
+    other = Image(torch.from_numpy(make_picture(1, (26, 18, 24)))[None, None], Grid((26, 18, 24), np.diag([1.6, 2.4, 1.5, 1])))
     result = rdmm.register(fixed=good, moving=other, **FAST)
     assert result.warped.grid.shape == SHAPE
     files = result.save(tmp_path / "out_")
@@ -338,7 +338,7 @@ def test_32_other_grid_for_the_moving_image(tmp_path, good):
 def test_33_no_overlap(tmp_path, good):
     far = np.diag([2.0, 2, 2, 1])
     far[0, 3] = 1000
-    path = saved(tmp_path / "far.nii.gz", picture(), far)
+    path = save_nifti(tmp_path / "far.nii.gz", make_picture(), far)
     with pytest.raises(InputError, match=r"do not overlap.*0\.\.38.*1000\.\.1038.*--init com"):
         rdmm.register(fixed=good, moving=path)
     result = rdmm.register(fixed=good, moving=path, init="com", **FAST)
@@ -348,7 +348,7 @@ def test_33_no_overlap(tmp_path, good):
 
 @pytest.mark.fault(34)
 def test_34_forms_that_disagree(tmp_path, caplog):
-    image = nib.Nifti1Image(picture(), np.eye(4))
+    image = nib.Nifti1Image(make_picture(), np.eye(4))
     image.set_sform(np.diag([2.0, 2, 2, 1]), 1)
     image.set_qform(np.diag([3.0, 3, 3, 1]), 1)
     nib.save(image, tmp_path / "x.nii")
@@ -382,9 +382,9 @@ def test_35_memory_is_estimated_before_the_start(tmp_path):
 @pytest.mark.parametrize("similarity", ["ncc", "lncc", "ssd"])
 @pytest.mark.fault(36)
 def test_36_intensity_scale_does_not_matter(tmp_path, similarity):
-    arrays, shifts = [picture(), deformed()], []
+    arrays, shifts = [make_picture(), make_deformed_picture()], []
     for scale, offset in ((1.0, 0.0), (1e6, -1000.0), (1e-6, 0.0)):
-        paths = [saved(tmp_path / f"{i}.nii", (a * scale + offset).astype(np.float32)) for i, a in enumerate(arrays)]
+        paths = [save_nifti(tmp_path / f"{i}.nii", (a * scale + offset).astype(np.float32)) for i, a in enumerate(arrays)]
         result = rdmm.register(fixed=paths[0], moving=paths[1], similarity=similarity, similarity_weight=0.1, **FAST)
         points = result.pair.fixed.grid.to_world(result.pair.fixed.grid.identity(torch.zeros(1, dtype=torch.float64)))
         shifts.append(result.transform(points))

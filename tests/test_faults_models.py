@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 from safetensors.torch import save
-from test_faults_input import picture, saved
-from test_networks import trained
+from test_faults_input import make_picture, save_nifti
+from test_networks import write_small_model
 
 import rdmm
 from networks import model as models
@@ -21,7 +21,7 @@ from rdmm.config.trust import require_plain_yaml
 from rdmm.io.models import Model, digest, read_model, write_model
 
 
-def rewritten(path, change):
+def rewrite_header(path, change):
     """The model file with another header, its checksum mended: hostile, not damaged."""
     model = read_model(path)
     head = {"format": 1, "version": "9", "settings": dict(model.settings), "facts": {}}
@@ -34,7 +34,7 @@ def rewritten(path, change):
 
 @pytest.fixture
 def file(tmp_path):
-    trained(tmp_path / "m.safetensors")
+    write_small_model(tmp_path / "m.safetensors")
     return tmp_path / "m.safetensors"
 
 
@@ -63,7 +63,7 @@ def test_settings_name_only_what_conf_names(file, tmp_path, target):
     def change(head, _):
         head["settings"]["register"]["similarity"] = {"_target_": target, "path": str(tmp_path / "marker"), "data": "x"}
 
-    rewritten(file, change)
+    rewrite_header(file, change)
     for use in (lambda: models.load(str(file)), lambda: compose([f"weights={quoted(str(file))}"])):
         with pytest.raises(ConfigError, match="is not allowed"):
             use()
@@ -78,7 +78,7 @@ def test_references_in_settings_are_not_resolved(file, monkeypatch):
     def change(head, _):
         head["settings"]["register"]["similarity_weight"] = "${oc.env:SECRET}"
 
-    rewritten(file, change)
+    rewrite_header(file, change)
     with pytest.raises(ConfigError, match="not resolved") as caught:
         compose([f"weights={quoted(str(file))}"])
     assert "sesame" not in str(caught.value)
@@ -110,16 +110,16 @@ def test_another_architecture_names_the_tensor(file):
     def other(head, tensors):
         head["settings"]["predictor"]["backbone"]["features"] = [4, 4, 4, 4, 6]
 
-    rewritten(file, other)
+    rewrite_header(file, other)
     with pytest.raises(InputError, match=r"tensor 'predictor\.momentum.*' is .* wants .*another architecture"):
         models.load(str(file))
-    trained(file)
+    write_small_model(file)
     name = next(k for k in read_model(file).tensors if k.startswith("predictor"))
-    rewritten(file, lambda _, tensors: tensors.pop(name))
+    rewrite_header(file, lambda _, tensors: tensors.pop(name))
     with pytest.raises(InputError, match=f"no tensor '{name}'"):
         models.load(str(file))
-    trained(file)
-    rewritten(file, lambda _, tensors: tensors.update(extra=torch.zeros(3)))
+    write_small_model(file)
+    rewrite_header(file, lambda _, tensors: tensors.update(extra=torch.zeros(3)))
     with pytest.raises(InputError, match="'extra' belongs to no network"):
         models.load(str(file))
 
@@ -127,7 +127,7 @@ def test_another_architecture_names_the_tensor(file):
 @pytest.mark.fault(84)
 def test_newer_and_foreign_files_say_so(file, tmp_path):
     """Fault 84."""
-    rewritten(file, lambda head, _: head.update(format=2))
+    rewrite_header(file, lambda head, _: head.update(format=2))
     with pytest.raises(InputError, match="format 2, written by rdmm 9; this is rdmm"):
         models.load(str(file))
     (tmp_path / "f.safetensors").write_bytes(save({"a": torch.zeros(2)}))
@@ -220,12 +220,12 @@ def test_a_registration_by_a_model(tmp_path, file):
 def test_the_command_line_takes_weights(tmp_path, file):
     odd = tmp_path / "it's a model, é.safetensors"
     file.rename(odd)
-    fixed, moving = saved(tmp_path / "f.nii.gz", picture()), saved(tmp_path / "m.nii.gz", picture(1))
+    fixed, moving = save_nifti(tmp_path / "f.nii.gz", make_picture()), save_nifti(tmp_path / "m.nii.gz", make_picture(1))
     main = [sys.executable, "-c", "from rdmm.cli import main; main()"]
     run = [*main, "register", str(fixed), str(moving), "-o", f"{tmp_path}/out/", "--weights", str(odd)]
     done = subprocess.run(run, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 3 and "this network is for 2D images of 1 channels, not for 3D" in done.stderr, done.stderr
-    trained(odd, shape=(16, 16, 16))
+    write_small_model(odd, shape=(16, 16, 16))
     done = subprocess.run(run, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/1Warp.nii.gz").exists()
@@ -237,6 +237,6 @@ def test_networks_without_a_model_say_so(monkeypatch, file):
     monkeypatch.setattr(location, "bundled_model", lambda: file.parent / "none.safetensors")
     with pytest.raises(ConfigError, match=r"pass --weights MODEL\.safetensors"):
         compose(["initializer=unet"])
-    trained(file, affine=False)
+    write_small_model(file, affine=False)
     with pytest.raises(ConfigError, match="holds no affine network"):
         models.affine(str(file))

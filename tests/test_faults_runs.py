@@ -114,7 +114,7 @@ print("done")
     assert done.stdout.strip().endswith("done"), done.stderr
 
 
-def faulty(folder) -> dict[str, list[str]]:
+def write_faulty_inputs(folder) -> dict[str, list[str]]:
     """24 faulty inputs, of which no other tool rejects more than 16: the replacement of the moving image, and further arguments."""
     whole = nib.load(folder / "m.nii.gz")
     x = np.asarray(whole.dataobj, np.float32)
@@ -185,7 +185,7 @@ def test_what_other_tools_pass_over(good):
     io.write_image(mask, torch.zeros(1, 1, *grid.shape), grid)
     io.write_image(labels, torch.rand(1, 1, *grid.shape), grid)
     (good / "marks.csv").write_text("fixed_x,fixed_y,moving_x,moving_y\n1,2,nan,4\n")
-    cases = {name: (path, data, []) for name, (path, data) in faulty(good).items()}
+    cases = {name: (path, data, []) for name, (path, data) in write_faulty_inputs(good).items()}
     moving = good / "m.nii.gz"
     cases |= {
         "empty mask": (moving, None, ["--moving-mask", str(mask)]),

@@ -73,20 +73,20 @@ def straight(tmp_path):
     return Case(tmp_path, *CASES["straight"])
 
 
-def agrees(case: Case, other: np.ndarray) -> None:
+def assert_agrees(case: Case, other: np.ndarray) -> None:
     assert np.abs(np.asarray(other) - case.warped)[case.inside].max() < 1e-4
 
 
 def test_ants_warps_as_we_do(case, tmp_path):
     ants = pytest.importorskip("ants")
     fixed, moving = (ants.image_read(case.names[k]) for k in ("fixed", "moving"))
-    agrees(case, ants.apply_transforms(fixed, moving, [case.names["warp"], case.names["affine"]]).numpy())
+    assert_agrees(case, ants.apply_transforms(fixed, moving, [case.names["warp"], case.names["affine"]]).numpy())
     whole = str(tmp_path / "Composite.h5")
     write_transform(whole, case.transform, None, case.space)
-    agrees(case, ants.apply_transforms(fixed, moving, [whole]).numpy())
+    assert_agrees(case, ants.apply_transforms(fixed, moving, [whole]).numpy())
     text = str(tmp_path / "affine.txt")
     write_transform(text, io.read_transform(case.names["affine"]), None, case.space)
-    agrees(case, ants.apply_transforms(fixed, moving, [case.names["warp"], text]).numpy())
+    assert_agrees(case, ants.apply_transforms(fixed, moving, [case.names["warp"], text]).numpy())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -96,7 +96,7 @@ def test_simpleitk_warps_as_we_do(name, tmp_path):
     path = str(tmp_path / "c.h5")
     write_transform(path, case.transform, None, case.space)
     fixed, moving = (sitk.ReadImage(case.names[k], sitk.sitkFloat32) for k in ("fixed", "moving"))
-    agrees(case, sitk.GetArrayFromImage(sitk.Resample(moving, fixed, sitk.ReadTransform(path), sitk.sitkLinear)).T)
+    assert_agrees(case, sitk.GetArrayFromImage(sitk.Resample(moving, fixed, sitk.ReadTransform(path), sitk.sitkLinear)).T)
 
 
 def test_greedy_warps_as_we_do(case, tmp_path):
@@ -104,7 +104,7 @@ def test_greedy_warps_as_we_do(case, tmp_path):
     path, out = str(tmp_path / "whole.nii.gz"), str(tmp_path / "out.nii.gz")
     write_transform(path, case.transform, None, case.space)
     greedy.Greedy3D().execute(f"-rf {case.names['fixed']} -rm {case.names['moving']} {out} -r {path}")
-    agrees(case, io.read_image(out).data[0, 0].numpy())
+    assert_agrees(case, io.read_image(out).data[0, 0].numpy())
 
 
 def test_fsl_reads_ours(case, tmp_path):
@@ -123,7 +123,7 @@ def test_fsl_reads_ours(case, tmp_path):
     field = nonlinear.DeformationField(str(tmp_path / "fnirt.nii.gz"), src, ref=ref, defType="relative")
     there = fnirt.fromFnirt(field, "world", "world")
     warped = nonlinear.applyDeformation(src, there, order=1, mode="nearest")
-    agrees(case, warped)
+    assert_agrees(case, warped)
 
 
 def test_afni_reads_ours(straight, tmp_path):
@@ -155,7 +155,7 @@ def test_learn2reg_counts_in_voxels(name, tmp_path):
     field = np.load(tmp_path / "disp_0001_0002.npz")["arr_0"]
     assert field.shape == (*case.space.fixed.shape, case.space.fixed.ndim) and field.dtype == np.float32
     ends = np.moveaxis(field, -1, 0) + np.indices(case.space.fixed.shape)
-    agrees(case, map_coordinates(case.moving.data[0, 0].numpy(), ends, order=1, mode="nearest"))
+    assert_agrees(case, map_coordinates(case.moving.data[0, 0].numpy(), ends, order=1, mode="nearest"))
 
 
 WARPS = {"itk": "w.nii.gz", "h5": "w.h5", "fsl": "w.nii.gz", "afni": "w.nii.gz", "learn2reg": "w.npz", "disp": "disp_1_2.nii.gz"}
@@ -215,7 +215,7 @@ def test_the_commands(case, tmp_path, capsys):
     assert run("invert", n["affine"], "-o", out / "back.mat") == 0
     assert run("invert", n["affine"], "-o", out / "back.fsl.mat", "--to", "fsl", *images) == 0
     assert run("apply", n["moving"], "-t", out / "c.h5", "-r", n["fixed"], "-o", out / "w.nii.gz") == 0
-    agrees(case, io.read_image(out / "w.nii.gz").data[0, 0].numpy())
+    assert_agrees(case, io.read_image(out / "w.nii.gz").data[0, 0].numpy())
     there, back = (read_transform_as(str(out / k), None, Space()) for k in ("again.nii.gz", "back.nii.gz"))
     x = case.points()
     assert torch.allclose(there(x), case.transform(x), atol=0.05)

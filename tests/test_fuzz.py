@@ -42,8 +42,8 @@ TOKENS = [
 ]
 
 
-def refusal(read: Callable[[], object]) -> str | None:
-    """The message of the RdmmError that reading ends in; None where the file is still readable. Any other error is the test's."""
+def expect_refusal(read: Callable[[], object]) -> str | None:
+    """The message of the RdmmError that reading raises; None if the file can still be read. Any other error fails the test."""
     try:
         read()
     except RdmmError as error:
@@ -51,8 +51,8 @@ def refusal(read: Callable[[], object]) -> str | None:
     return None
 
 
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Cut, flipped, overwritten, repeated, or with something put in."""
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """Cut, flip, overwrite or repeat bytes, or insert some."""
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         where = int(rng.integers(0, max(1, len(out))))
@@ -72,8 +72,8 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-def header_damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """As ``damaged``, in the header of a compressed image."""
+def damage_header(data: bytes, rng: np.random.Generator) -> bytes:
+    """Like ``damage``, but in the header of a compressed image."""
     whole = bytearray(gzip.decompress(data))
     for _ in range(int(rng.integers(1, 4))):
         where = int(rng.integers(0, 352))
@@ -131,11 +131,11 @@ def test_damaged_files(sound, tmp_path, kind):
     read(read_sound)
     rng, refused = np.random.default_rng(sum(map(ord, kind))), 0
     for k in range(40):
-        harmed = header_damaged(data, rng) if kind.endswith(".gz") and k % 2 else damaged(data, rng)
+        harmed = damage_header(data, rng) if kind.endswith(".gz") and k % 2 else damage(data, rng)
         path = tmp_path / f"{k}_{kind}"
         path.write_bytes(harmed)
         begin = time.perf_counter()
-        said = refusal(lambda path=path: read(path))
+        said = expect_refusal(lambda path=path: read(path))
         refused += said is not None
         assert said is None or (said.strip() and "\n" not in said)
         assert time.perf_counter() - begin < SECONDS
@@ -153,6 +153,6 @@ def test_random_settings():
     for _ in range(40):
         words = [f"{WORDS[int(rng.integers(len(WORDS)))]}={VALUES[int(rng.integers(len(VALUES)))]}" for _ in range(int(rng.integers(1, 3)))]
         begin = time.perf_counter()
-        said = refusal(lambda words=words: compose(words))
+        said = expect_refusal(lambda words=words: compose(words))
         assert said is None or said.strip()
         assert time.perf_counter() - begin < SECONDS

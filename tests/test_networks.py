@@ -27,8 +27,8 @@ def pair_of(grid: Grid, seed: int = 0) -> Pair:
     return Pair(a, b)
 
 
-def stirred(net: torch.nn.Module, size: float = 0.2) -> torch.nn.Module:
-    """A network with an opinion (its last layers would start near zero), always the same."""
+def randomize_weights(net: torch.nn.Module, size: float = 0.2) -> torch.nn.Module:
+    """Random weights, always the same: the last layers would start near zero."""
     torch.manual_seed(1)
     for p in net.parameters():
         p.data = size * torch.randn_like(p)
@@ -68,7 +68,7 @@ def test_a_network_sees_pairs_at_the_resolution_it_was_trained_at():
     """A finer grid of the same frame: the same momentum grid, nearly the same momentum."""
     coarse = oblique((24, 20, 14), (1.5, 1.5, 1.5))
     fine = coarse.resized([2 * n - 1 for n in coarse.shape])
-    net = stirred(Predictor(SMOOTHER, TINY, coarse.shape))
+    net = randomize_weights(Predictor(SMOOTHER, TINY, coarse.shape))
     here = pair_of(coarse)
     there = Pair(*(Image(sample(i.data, fine.identity(i.data), coarse), fine) for i in (here.fixed, here.moving)))
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_a_network_sees_pairs_at_the_resolution_it_was_trained_at():
 
 def test_the_gradient_of_the_objective_reaches_every_parameter(grid):
     """Against finite differences, in float64, along a random direction of all parameters of both networks."""
-    net = stirred(Predictor(SMOOTHER, TINY, grid.shape, weights=True)).double()
+    net = randomize_weights(Predictor(SMOOTHER, TINY, grid.shape, weights=True)).double()
     pair = Pair(*(Image(blobs(grid, s), grid) for s in (0, 1)))
     problem = Problem(RDMM(SMOOTHER, Integrator(steps=2, adjoint=False)), SSD(), similarity_weight=10.0)
 
@@ -124,7 +124,7 @@ def test_the_fit_of_points_is_the_map_they_went_through(d):
 
 def test_affine_networks_do_not_ask_where_files_lie(grid):
     """The moving image moved by kilometres in the world: the map follows, the overlap does not matter."""
-    net = stirred(AffineNet(TINY, grid.shape, keypoints=8, steps=1))
+    net = randomize_weights(AffineNet(TINY, grid.shape, keypoints=8, steps=1))
     pair = pair_of(grid)
     far = np.asarray(pair.moving.grid.affine).copy()
     far[:-1, -1] += 5000.0
@@ -141,16 +141,17 @@ def test_affine_networks_do_not_ask_where_files_lie(grid):
 def test_refining_steps_of_the_affine_network_compose():
     """Each further step is the fit for the moving image seen through the map so far."""
     grid = GRIDS["2d"]
-    net = stirred(AffineNet(TINY, grid.shape, keypoints=8, steps=3))
+    net = randomize_weights(AffineNet(TINY, grid.shape, keypoints=8, steps=3))
     pair = pair_of(grid)
     with torch.no_grad():
         first, second, third = net.matrices(pair)
-        again = AffineNet.matrices(stirred(AffineNet(TINY, grid.shape, keypoints=8, steps=1)), pair.with_initial(Affine(second)))[0]
+        single = randomize_weights(AffineNet(TINY, grid.shape, keypoints=8, steps=1))
+        again = single.matrices(pair.with_initial(Affine(second)))[0]
     assert torch.allclose(second @ again, third, atol=1e-5)
     assert not torch.allclose(first, third)
 
 
-def trained(path, *, weights=True, affine=True, shape=(24, 24)):
+def write_small_model(path, *, weights=True, affine=True, shape=(24, 24)):
     """A model file of small networks."""
     smoother = {"_target_": "rdmm.regularizer.MultiGaussian", "sigmas": [0.05, 0.1], "weights": [0.6, 0.4]}
     backbone = {"_target_": "networks.unet.Basic", "features": [4, 4, 4, 4, 4]}
@@ -175,25 +176,25 @@ def trained(path, *, weights=True, affine=True, shape=(24, 24)):
     }
     if affine:
         settings["affine"] = {"_target_": "networks.affine.AffineNet", "backbone": backbone, "shape": list(shape), "keypoints": 8}
-    networks = stirred(models.build_networks(settings), 0.02)
+    networks = randomize_weights(models.build_networks(settings), 0.02)
     models.save(path, networks, settings, {"step": 7, "score": 0.5})
     return networks
 
 
 def test_a_model_file_gives_back_its_networks_to_the_bit(tmp_path):
-    networks = trained(tmp_path / "m.safetensors")
+    networks = write_small_model(tmp_path / "m.safetensors")
     again = models.load(str(tmp_path / "m.safetensors"))
     assert set(networks.state_dict()) == set(again.state_dict())
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in networks.state_dict().items())
     assert not any(p.requires_grad for p in again.parameters())
     bytes_before = (tmp_path / "m.safetensors").read_bytes()
-    trained(tmp_path / "m.safetensors")
+    write_small_model(tmp_path / "m.safetensors")
     assert (tmp_path / "m.safetensors").read_bytes() == bytes_before  # equal models are equal files
 
 
 def test_learned_mode_is_the_network_applied_step_by_step():
     grid = GRIDS["2d"]
-    net = stirred(Predictor(SMOOTHER, TINY, grid.shape))
+    net = randomize_weights(Predictor(SMOOTHER, TINY, grid.shape))
     problem = Problem(LDDMM(SMOOTHER, Integrator(steps=3)), SSD())
     pair = pair_of(grid)
     result = learned(Skip(), Deform(problem, NoOptimizer(), net), 2)(pair)
@@ -212,7 +213,7 @@ def test_learned_mode_is_the_network_applied_step_by_step():
 def test_a_prediction_is_a_start_for_the_optimiser():
     """Learned + instance optimisation: the energy falls from what the network predicts, and only the last step moves."""
     grid = GRIDS["2d"]
-    net = stirred(Predictor(SMOOTHER, TINY, grid.shape, weights=True), 0.02)
+    net = randomize_weights(Predictor(SMOOTHER, TINY, grid.shape, weights=True), 0.02)
     problem = Problem(RDMM(SMOOTHER, Integrator(steps=3)), SSD(), similarity_weight=10.0)
     pair = pair_of(grid)
     predicted = learned(Skip(), Deform(problem, NoOptimizer(), net), 2)(pair)
@@ -226,7 +227,7 @@ def test_a_prediction_is_a_start_for_the_optimiser():
 def test_a_chain_of_the_same_stages_shoots_batches():
     """A batch of pairs predicts what each pair does alone."""
     grid = GRIDS["2d"]
-    net = stirred(Predictor(SMOOTHER, TINY, grid.shape, weights=True))
+    net = randomize_weights(Predictor(SMOOTHER, TINY, grid.shape, weights=True))
     pairs = [pair_of(grid, s) for s in (0, 5)]
     both = Pair(*(Image(torch.cat([getattr(p, side).data for p in pairs]), grid) for side in ("fixed", "moving")))
     with torch.no_grad():
@@ -257,7 +258,7 @@ def test_anisotropic_voxels_and_oblique_axes():
     """Keypoints and momenta live in domain units: a network runs on any grid, and its map is in the frame of that grid."""
     grid = oblique((20, 26, 14), (1.0, 1.0, 2.5))
     pair = pair_of(grid)
-    net = stirred(Predictor(SMOOTHER, TINY, (16, 16, 16)))
+    net = randomize_weights(Predictor(SMOOTHER, TINY, (16, 16, 16)))
     with torch.no_grad():
         ic = net(pair)
     level = grid.scaled(16 / 26)

@@ -43,7 +43,7 @@ def launch(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
-def written_pair(folder: Path) -> list[str]:
+def write_pair(folder: Path) -> list[str]:
     """A fixed and a moving image, as files."""
     pair, _, _ = shapes_pair(1, (32, 32))
     paths = [str(folder / f"{name}.nii.gz") for name in ("fixed", "moving")]
@@ -56,7 +56,7 @@ def test_registration_and_report(checkout, tmp_path):
     """Momentum and pre-weights are searched for, and sigma(x) is in the files and in the report, which can be made again."""
     out = tmp_path / "out"
     keys = ["dynamics=small", "penalty=omt", "affine=none", "similarity=ssd", "similarity_weight=10", "optimizer.iterations=[5,5,5]"]
-    launch(checkout, "-m", "rdmm", "register", *written_pair(tmp_path), "-o", f"{out}/", *keys, "output.times=[0,1]")
+    launch(checkout, "-m", "rdmm", "register", *write_pair(tmp_path), "-o", f"{out}/", *keys, "output.times=[0,1]")
     ic = load_file(out / "initial_conditions.safetensors")
     assert float(ic["weights"].std(dim=(2, 3)).max()) > 0
     assert torch.allclose(ic["weights"].square().sum(1), torch.ones_like(ic["weights"][:, 0]), atol=1e-4)
@@ -81,5 +81,5 @@ def test_training(checkout, tmp_path):
     assert model.settings["register"]["dynamics"]["_target_"] == "rdmm.dynamics.small.Small"
     assert any(name.startswith("predictor.weights.") for name in model.tensors)
     out = tmp_path / "out"
-    launch(checkout, "-m", "rdmm", "register", *written_pair(tmp_path), "-o", f"{out}/", "--weights", str(path), "affine=none")
+    launch(checkout, "-m", "rdmm", "register", *write_pair(tmp_path), "-o", f"{out}/", "--weights", str(path), "affine=none")
     assert (out / "Sigma0.nii.gz").exists()

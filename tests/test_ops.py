@@ -6,7 +6,7 @@ from rdmm import DivergenceError, Grid
 from rdmm.spatial import ops
 
 
-def by_torch(monkeypatch, *arguments, **keywords):
+def run_in_torch(monkeypatch, *arguments, **keywords):
     with monkeypatch.context() as m:
         m.setattr(ops, "has_kernels", lambda x: False)
         return ops.sample(*arguments, **keywords)
@@ -20,7 +20,7 @@ def test_compiled_sampling_is_grid_sample(monkeypatch, shape, points):
     target = (torch.rand(1, len(shape), *(points or (4,) * len(shape)), dtype=torch.float64) * 1.4 - 0.2).requires_grad_()
     weight = torch.randn(2, 3, *target.shape[2:], dtype=torch.float64)
     results = []
-    for f in (ops.sample, lambda *a: by_torch(monkeypatch, *a)):
+    for f in (ops.sample, lambda *a: run_in_torch(monkeypatch, *a)):
         out = f(values, target, grid)
         results.append((out, *torch.autograd.grad((out * weight).sum(), (values, target))))
     for a, b in zip(*results, strict=True):
@@ -57,7 +57,7 @@ def test_nan_points_are_an_error_not_a_crash(monkeypatch, use_compiled):
     grid = Grid.unit((6, 6))
     points = grid.identity(torch.zeros(1))
     points[0, 0, 2, 2] = float("nan")
-    f = ops.sample if use_compiled else lambda *a: by_torch(monkeypatch, *a)
+    f = ops.sample if use_compiled else lambda *a: run_in_torch(monkeypatch, *a)
     with pytest.raises(DivergenceError, match="not finite"):
         f(torch.zeros(1, 1, 6, 6), points, grid)
 

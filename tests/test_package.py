@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_faults_input import picture, saved
+from test_faults_input import make_picture, save_nifti
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +55,7 @@ def test_registration_from_the_wheel(wheel, tmp_path):
     site = next((tmp_path / "env/lib").glob("python*/site-packages"))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True, env=environment)
-    fixed, moving = saved(tmp_path / "f.nii.gz", picture()), saved(tmp_path / "m.nii.gz", picture(1))
+    fixed, moving = save_nifti(tmp_path / "f.nii.gz", make_picture()), save_nifti(tmp_path / "m.nii.gz", make_picture(1))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     command = [tmp_path / "env/bin/rdmm", "register", fixed, moving, "-o", "out/", "optimizer.iterations=[3,3,3]", "affine=none"]

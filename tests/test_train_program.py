@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_faults_input import picture, saved
+from test_faults_input import make_picture, save_nifti
 
 from rdmm.config.compose import share
 from rdmm.io.models import read_model
@@ -188,7 +188,7 @@ def test_from_a_folder_to_a_registration(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     for number in range(12):
-        saved(folder / f"90{number // 2}_{('00m', '12m')[number % 2]}.nii.gz", picture(number))
+        save_nifti(folder / f"90{number // 2}_{('00m', '12m')[number % 2]}.nii.gz", make_picture(number))
     (folder / "900_00m.nii.gz").write_bytes(b"broken")
     keys = ["experiment=images_net", f"data.source.root={folder}", "data.source.images='{subject}_{time}.nii.gz'", "shape=[16,16,16]"]
     keys += ["data.shares=[0.6,0.2,0.2]", "data.limit=2", "data.skip_bad=true", "backbone.features=[4,4,4,4,4]", "trainer.max_steps=3"]

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from conftest import GRIDS
-from test_networks import SMOOTHER, TINY, pair_of, stirred
+from test_networks import SMOOTHER, TINY, pair_of, randomize_weights
 
 from networks.affine import AffineNet
 from networks.model import Networks
@@ -84,7 +84,7 @@ def test_soft_dice_of_hard_labels_is_dice():
 def test_the_loss_is_the_objective_of_a_registration():
     """One step, both ways: the mean of Problem.energy of the pair and of the swapped pair."""
     nets = networks(weights=True)
-    stirred(nets.predictor, 0.05)
+    randomize_weights(nets.predictor, 0.05)
     batch = both_ways(DATA.pair(0))
     outcome = DeformationObjective(nets.predictor, problem(RDMM), steps=1, inverse_consistency=0.0)(batch, 3, 0, True)
     one = DATA.pair(0).pair
@@ -95,7 +95,7 @@ def test_the_loss_is_the_objective_of_a_registration():
 def test_a_geodesic_that_diverges_is_trained_on_its_energy():
     """The loss is finite and falls with the momentum, so that training finds its way back."""
     nets = networks()
-    stirred(nets.predictor, 2.0)
+    randomize_weights(nets.predictor, 2.0)
     outcome = objective(nets)(DATA.pair(0), 0, 0, False)
     assert outcome.terms["diverged"] == 1
     assert math.isfinite(float(outcome.loss))
@@ -107,7 +107,7 @@ def test_a_geodesic_that_diverges_is_trained_on_its_energy():
 def test_mixed_precision_is_for_the_networks_only():
     """Fault 59: what they predict is shot in single precision, whatever autocast says."""
     nets = networks(weights=True)
-    stirred(nets.predictor, 0.05)
+    randomize_weights(nets.predictor, 0.05)
     batch = both_ways(DATA.pair(0))
     plain = objective(nets)(batch, 0, 0, True)
     with torch.autocast("cpu", torch.bfloat16):

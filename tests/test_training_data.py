@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import bump
-from test_faults_input import picture, saved
+from test_faults_input import make_picture, save_nifti
 
 from rdmm import ConfigError, InputError, io
 from rdmm.data.intensity import Normalize
@@ -155,7 +155,7 @@ def test_wrong_tables_name_the_line(tmp_path, text, message):
 def test_links_out_of_the_data_set_are_refused(tmp_path):
     """Fault 78."""
     (tmp_path / "data").mkdir()
-    saved(tmp_path / "secret.nii.gz", picture())
+    save_nifti(tmp_path / "secret.nii.gz", make_picture())
     (tmp_path / "data/s1.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
     with pytest.raises(ConfigError, match="leads out of"):
         FolderSource(str(tmp_path / "data")).items()
@@ -203,7 +203,7 @@ def test_lists_of_pairs_keep_linked_images_together(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     for i in range(6):
-        saved(tmp_path / f"s{i}.nii.gz", picture(i))
+        save_nifti(tmp_path / f"s{i}.nii.gz", make_picture(i))
     return tmp_path
 
 

@@ -19,13 +19,13 @@ from rdmm.stages.base import Result
 QUICK = ["affine=none", "similarity=ssd", "similarity_weight=10", "optimizer.scales=[.5,1]", "optimizer.iterations=[15,8]"]
 
 
-def registered(*keys, shape=(56, 48), seed=1):
+def register_case(*keys, shape=(56, 48), seed=1):
     return run(SyntheticShapes(1, shape, first=seed).cases()[f"shapes{seed:02d}"](), compose_settings([*QUICK, *keys]))
 
 
 @pytest.fixture(scope="module")
 def rdmm_run():
-    return registered("dynamics=rdmm", "penalty=omt", "output.times=[0,.5,1]", "output.composite=true")
+    return register_case("dynamics=rdmm", "penalty=omt", "output.times=[0,.5,1]", "output.composite=true")
 
 
 def test_times_write_the_geodesic(rdmm_run, tmp_path):
@@ -68,7 +68,7 @@ def test_a_momentum_is_that_of_its_velocity(rdmm_run):
 
 def test_two_steps_pass_the_map_on():
     short = "optimizer.iterations=[4,3]"
-    one, two = registered(short), registered(short, "stages=two_step")
+    one, two = register_case(short), register_case(short, "stages=two_step")
     assert two.energy["similarity"] < one.energy["similarity"]
     grid = two.pair.fixed.grid
     last = two.geodesic((1.0,))[0].displacement
@@ -81,7 +81,7 @@ def test_two_steps_pass_the_map_on():
 
 
 def test_affine_and_deformation_as_one_warp(tmp_path):
-    result = registered("affine=opt", "dynamics=rdmm", "output.composite=true")
+    result = register_case("affine=opt", "dynamics=rdmm", "output.composite=true")
     names = {p.name for p in result.save(f"{tmp_path}/out/")}
     assert {"0GenericAffine.mat", "CompositeWarp.nii.gz", "InverseCompositeWarp.nii.gz"} <= names
     out = str(tmp_path / "out") + "/"
@@ -96,7 +96,7 @@ def test_affine_and_deformation_as_one_warp(tmp_path):
 def test_regions_that_are_fixed_follow_the_first_step():
     """In the second step, pre-defined regions are those that the first has moved."""
     keys = ["dynamics=rdmm", "initializer=regions", "stages=two_step"]
-    result = registered(*keys)
+    result = register_case(*keys)
     start = result.result.ic.weights[:, 0].square()
     fixed = result.inputs.fixed_regions.resampled(result.pair.fixed.grid.resized(start.shape[1:])).data[:, 0]
     moving = result.pair.regions.resampled(result.pair.regions.grid.resized(start.shape[1:])).data[:, 0]

@@ -30,7 +30,7 @@ def _select_volume(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray
         array = array[..., 0]
     if array.ndim == 4:
         if volume is None:
-            raise InputError(f"{path}: {array.shape[3]} volumes (4D); choose one by --volume K, 0 to {array.shape[3] - 1}")
+            raise InputError(f"{path}: {array.shape[3]} volumes (4D); choose --volume K, 0 to {array.shape[3] - 1}")
         if not 0 <= volume < array.shape[3]:
             raise InputError(f"{path}: --volume {volume}: there is no such volume; volumes go from 0 to {array.shape[3] - 1}")
         array = array[..., volume]
