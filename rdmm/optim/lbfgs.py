@@ -21,6 +21,15 @@ History = list[dict[str, float]]
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 """x -> (f, gradient)."""
 
+MIN_GROWTH, MAX_GROWTH = 1.5, 5.0
+"""Factors by which one extrapolation of the line search lengthens the step, at least and at most. Not measured."""
+
+EDGE_FRACTION = 0.1
+"""An interpolated step keeps this fraction of the bracket away from its ends, so that the bracket shrinks. Not measured."""
+
+MIN_CURVATURE = 1e-10
+"""A pair (s, y) with <s, y> below this fraction of <y, y> is rounding, and is not used. Not measured."""
+
 
 @dataclass
 class Trial:
@@ -83,20 +92,20 @@ class LineSearch:
 
     @staticmethod
     def _beyond(low: Trial, start: Trial) -> float:
-        """Extrapolate where the slope vanishes, by 1.5 to 5 times."""
+        """Extrapolate to the step at which the slope is 0, by MIN_GROWTH to MAX_GROWTH times."""
         rise = low.slope - start.slope
         guess = low.t * start.slope / -rise if rise > 0 else math.inf
-        return min(max(guess, 1.5 * low.t), 5 * low.t)
+        return min(max(guess, MIN_GROWTH * low.t), MAX_GROWTH * low.t)
 
     @staticmethod
     def _between(low: Trial, high: Trial) -> float:
-        """Minimizer of the parabola through f, f' at ``low`` and f at ``high``, kept inside the middle 80 %."""
+        """Minimizer of the parabola through f, f' at ``low`` and f at ``high``, kept away from the ends by EDGE_FRACTION."""
         width = high.t - low.t
         if not math.isfinite(high.f):
-            return low.t + 0.1 * width
+            return low.t + EDGE_FRACTION * width
         curvature = high.f - low.f - low.slope * width
         fraction = -0.5 * low.slope * width / curvature if curvature > 0 else 0.5
-        return low.t + min(max(fraction, 0.1), 0.9) * width
+        return low.t + min(max(fraction, EDGE_FRACTION), 1 - EDGE_FRACTION) * width
 
 
 def minimize(
@@ -144,7 +153,7 @@ def _lbfgs(
 ) -> tuple[Tensor, float]:
     f, g = objective(x)
     if not (math.isfinite(f) and torch.isfinite(g).all()):
-        raise DivergenceError(f"the energy at the start is {f}: nothing to improve on")
+        raise DivergenceError(f"the energy at the start is {f}: there is nothing to improve")
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
     search, slow = LineSearch(objective, least=tolerance), 0
     for iteration in range(1, iterations + 1):
@@ -163,7 +172,7 @@ def _lbfgs(
             continue
         s, y = trial.t * direction, trial.gradient - g
         curvature = float(ops.dot(s, y))
-        if curvature > 1e-10 * float(ops.dot(y, y)):
+        if curvature > MIN_CURVATURE * float(ops.dot(y, y)):
             pairs.append((s, y, curvature))
         slow = slow + 1 if f - trial.f < tolerance * abs(f) else 0
         x, f, g = x + s, trial.f, trial.gradient
