@@ -144,9 +144,9 @@ def test_compiled_sums_are_the_torch_ones():
         assert torch.allclose(a, b, atol=1e-5 * float(b.abs().max()))
 
 
-def circle(n=60, radius=0.2, stretch=1.0, centre=(0.5, 0.5)):
+def circle(n=60, radius=0.2, stretch=1.0, center=(0.5, 0.5)):
     t = torch.arange(n) * (2 * math.pi / n)
-    points = torch.stack([centre[0] + stretch * radius * t.cos(), centre[1] + radius * t.sin()])[None]
+    points = torch.stack([center[0] + stretch * radius * t.cos(), center[1] + radius * t.sin()])[None]
     index = torch.arange(n)
     return Measure(points, cells=torch.stack([index, (index + 1) % n], 1))
 
@@ -185,7 +185,7 @@ def test_affine_of_shapes():
 
 
 def test_a_chain_pushes_forward_through_affine_then_flow():
-    fixed, moving = circle(stretch=1.4, centre=(0.7, 0.6)), circle(40, centre=(0.3, 0.4))
+    fixed, moving = circle(stretch=1.4, center=(0.7, 0.6)), circle(40, center=(0.3, 0.4))
     problem = Problem(PointLDDMM(MultiGaussian([0.1, 0.2], [0.5, 0.5])), SinkhornDivergence(0.03), similarity_weight=300)
     result = Chain([PointAffine(iterations=15), Deform(problem, LBFGS([1.0], [15]), Controls(40))])(Pair(fixed, moving))
     warped = moving.moved_by(result.transform)
@@ -260,7 +260,7 @@ def test_bad_files(tmp_path):
 
 def test_register_from_files_to_files(tmp_path):
     write_circle(tmp_path / "a.vtk", stretch=1.6, n=40)
-    write_circle(tmp_path / "b.vtk", n=36, centre=(0.6, 0.4))
+    write_circle(tmp_path / "b.vtk", n=36, center=(0.6, 0.4))
     (tmp_path / "marks.csv").write_text("fixed_x,fixed_y,moving_x,moving_y\n82,50,80,40\n18,50,40,40\n")
     out = tmp_path / "out"
     command = ["register", str(tmp_path / "a.vtk"), str(tmp_path / "b.vtk"), "-o", f"{out}/", "--landmarks", str(tmp_path / "marks.csv")]

@@ -18,9 +18,9 @@ from rdmm.spatial.pair import Correspondence, Pair
 SMOOTHER = MultiGaussian([0.08, 0.2], [0.5, 0.5])
 
 
-def ball(grid, centre, radius=0.1):
+def ball(grid, center, radius=0.1):
     x = grid.identity(torch.zeros(1))
-    c = torch.tensor(centre).view(1, -1, *(1,) * grid.ndim)
+    c = torch.tensor(center).view(1, -1, *(1,) * grid.ndim)
     return torch.sigmoid((radius - (x - c).square().sum(1, keepdim=True).sqrt()) / 0.01)
 
 
@@ -79,9 +79,9 @@ def test_transport_first_by_keys(tmp_path):
     assert done.energy["landmarks"] >= 0
 
 
-def circle(n=80, stretch=1.0, centre=(0.5, 0.5)):
+def circle(n=80, stretch=1.0, center=(0.5, 0.5)):
     t = torch.arange(n) * (2 * math.pi / n)
-    points = torch.stack([centre[0] + 0.2 * stretch * t.cos(), centre[1] + 0.2 * t.sin()])[None]
+    points = torch.stack([center[0] + 0.2 * stretch * t.cos(), center[1] + 0.2 * t.sin()])[None]
     return Measure(points, cells=torch.stack([torch.arange(n), (torch.arange(n) + 1) % n], 1))
 
 
@@ -102,7 +102,7 @@ def test_displacement_is_the_gradient_over_the_weight(reach):
 
 
 def test_a_start_where_transport_leads():
-    fixed, moving = circle(stretch=1.6, centre=(0.6, 0.5)), circle(60)
+    fixed, moving = circle(stretch=1.6, center=(0.6, 0.5)), circle(60)
     similarity = SinkhornDivergence(0.03)
     dynamics = PointLDDMM(MultiGaussian([0.05, 0.1, 0.2], [0.3, 0.3, 0.4]))
     ic = Transported(similarity, 60)(Pair(fixed, moving))

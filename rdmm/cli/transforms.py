@@ -9,7 +9,7 @@ import click
 from rdmm.cli.terminal import common_options, conversion_options, prints_result, source_format_option, transform_option
 from rdmm.types import ConfigError
 
-DIRECTION = "A transform maps points of the fixed image to the moving image, as in ANTs: y = A(x + u(x)), RAS+ world millimetres."
+DIRECTION = "A transform maps points of the fixed image to the moving image, as in ANTs: y = A(x + u(x)), RAS+ world millimeters."
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
@@ -143,7 +143,7 @@ def jacobian(warp: str, out: str, take_log: bool, overwrite: bool) -> dict[str, 
 @click.option("--fixed-labels", help="Label map of the fixed image.")
 @click.option("--moving-labels", help="Label map of the moving image.")
 @transform_option
-@click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimetres (RAS+).")
+@click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimeters (RAS+).")
 @common_options
 @prints_result
 def evaluate(

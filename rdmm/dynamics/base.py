@@ -153,7 +153,7 @@ class Dynamics(Protocol):
         ...
 
     def initial_sigma(self, ic: InitialConditions, source: Any) -> Tensor | None:
-        """sigma(x) at t = 0, (b, 1, *s) in millimetres on the shooting grid; None where there are no pre-weights."""
+        """sigma(x) at t = 0, (b, 1, *s) in millimeters on the shooting grid; None where there are no pre-weights."""
         ...
 
 
@@ -181,7 +181,7 @@ class Snapshot:
         return ops.inner(self.momentum, self.velocity, self.grid)
 
     def sigma(self, shape: Sequence[int] | None = None) -> Tensor | None:
-        """sigma(x), (b, 1, *s) in millimetres, of the weights resampled to ``shape``; None where there are no weights."""
+        """sigma(x), (b, 1, *s) in millimeters, of the weights resampled to ``shape``; None where there are no weights."""
         if self.weights is None:
             return None
         w = self.weights if shape is None else ops.resize(self.weights, tuple(shape))

@@ -108,7 +108,7 @@ class PreweightedDynamics(ImageDynamics):
         return h
 
     def local_sigma(self, h: Tensor, grid: Grid) -> Tensor:
-        """sigma(x) of pre-weights, (b, 1, *s) in millimetres."""
+        """sigma(x) of pre-weights, (b, 1, *s) in millimeters."""
         w = smooth(h, self.weight_scale(grid), grid)
         return local_sigma(w, self.smoother.scales(grid)) * grid.length
 
@@ -130,5 +130,5 @@ class PreweightedDynamics(ImageDynamics):
         return penalty(ic.weights, self.weight_scale(grid), self.smoother, grid, step)
 
     def initial_sigma(self, ic: InitialConditions, source: Image) -> Tensor | None:
-        """sigma(x) of the pre-weights of ``ic``, (b, 1, *s) in millimetres; None where it has none."""
+        """sigma(x) of the pre-weights of ``ic``, (b, 1, *s) in millimeters; None where it has none."""
         return None if ic.weights is None else self.local_sigma(ic.weights, ic.grid(source))

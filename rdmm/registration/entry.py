@@ -211,7 +211,7 @@ def register_shapes(
     """Register the shape ``moving`` to the shape ``fixed``.
 
     Args:
-        fixed, moving: paths of .vtk or .ply files, or ``Measure`` objects in world millimetres.
+        fixed, moving: paths of .vtk or .ply files, or ``Measure`` objects in world millimeters.
         overrides, keys: settings of ``conf/shapes.yaml``, given as for ``rdmm.register``.
         landmarks: CSV as for images. They measure the error; with landmark_weight > 0 they also guide the registration.
 

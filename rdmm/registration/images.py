@@ -89,12 +89,12 @@ class Registration(FinishedRegistration):
 
     @property
     def transform(self) -> Transform:
-        """Maps points of the fixed image to the moving image, in world millimetres (RAS+)."""
+        """Maps points of the fixed image to the moving image, in world millimeters (RAS+)."""
         return Placed(composed(self.result.transform, self.pair.initial), self.pair.fixed.grid)
 
     @property
     def inverse(self) -> Transform:
-        """Maps points of the moving image to the fixed image, in world millimetres (RAS+)."""
+        """Maps points of the moving image to the fixed image, in world millimeters (RAS+)."""
         grid, affine = self.pair.fixed.grid, self.affine
         return Placed(composed(Identity() if affine is None else affine.inverse(), Dense(self.inverse_deformation, grid)), grid)
 

@@ -63,7 +63,7 @@ def _write_warp(u: Callable[[Any], Tensor]) -> Callable[[Any, Path], None]:
 
 
 def _total_displacement(r: Any, transform: Any) -> Tensor:
-    """A transform between world millimetres as a displacement (1, d, *s) on the fixed grid, in domain units."""
+    """A transform between world millimeters as a displacement (1, d, *s) on the fixed grid, in domain units."""
     return displacement(Framed(transform, r.grid), r.grid, r.deformation)
 
 
@@ -109,7 +109,7 @@ def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
     """The files of the geodesic at time t, which is ``output.times[k]``: map, warped image, log det J, velocity and momentum;
     for RDMM also sigma(x) and the weights.
 
-    Velocity and momentum are written in the format of displacements: millimetres along L, P, S. The velocity is per unit of time.
+    Velocity and momentum are written in the format of displacements: millimeters along L, P, S. The velocity is per unit of time.
     The momentum is a density in domain units, multiplied by the longest edge.
     """
 

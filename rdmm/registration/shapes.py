@@ -53,7 +53,7 @@ class ShapeRegistration(FinishedRegistration):
         return self.pair.moving.moved_by(self.result.transform)
 
     def in_world(self, measure: Measure) -> np.ndarray:
-        """Vertices (n, d) of a measure in world millimetres."""
+        """Vertices (n, d) of a measure in world millimeters."""
         return self.frame.to_world(measure.points.detach())[0].numpy().T
 
     @cached_property
@@ -131,7 +131,7 @@ class ShapeRegistration(FinishedRegistration):
 
     @property
     def control_paths(self) -> list[np.ndarray]:
-        """The control points (n, d) at PATH_TIMES, world millimetres."""
+        """The control points (n, d) at PATH_TIMES, world millimeters."""
         return [self.frame.to_world(snapshot.points)[0].numpy().T for snapshot in self.snapshots]
 
     @cached_property

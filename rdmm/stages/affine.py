@@ -18,11 +18,11 @@ from rdmm.spatial.pair import Pair, with_field_of_view
 from rdmm.spatial.transform import Affine
 from rdmm.stages.affine_model import (
     Model,
-    image_centre_and_covariance,
+    image_center_and_covariance,
     in_frame,
     parameter_count,
     rotation_degrees,
-    shape_centre_and_covariance,
+    shape_center_and_covariance,
     starts,
     world_matrix,
 )
@@ -71,7 +71,7 @@ class AffineOpt:
         models: fitted in this order on the coarsest level; finer levels fit the last one only.
         voxels: sizes of the levels, as the number of voxels along the longest edge; levels finer than the image are left out.
         iterations: of each model on each level.
-        init: where the search starts: ``header`` (the files' geometry), ``com`` (centres of mass), ``axes`` (principal axes), or
+        init: where the search starts: ``header`` (the files' geometry), ``com`` (centers of mass), ``axes`` (principal axes), or
             ``auto``: whichever is best after a rigid search on the coarsest level.
         tolerance: relative decrease of the similarity below which a search stops.
     """
@@ -111,7 +111,7 @@ class AffineOpt:
 
     def _best_start(self, level: ImageObjective) -> Candidate:
         """The start whose rigid search ends lowest; another orientation must clearly beat that of the files."""
-        fixed, moving = (image_centre_and_covariance(x) for x in (level.pair.fixed, level.pair.moving))
+        fixed, moving = (image_center_and_covariance(x) for x in (level.pair.fixed, level.pair.moving))
         middle = level.pair.fixed.grid.corners().mean(0)
         model: Model = "rigid" if "rigid" in self.models else self.models[0]
         candidates: list[Candidate] = []
@@ -187,7 +187,7 @@ class PointAffine:
         low, high = fixed.bounds()
         middle = ((low + high) / 2).cpu().double().numpy()
         candidates: list[Candidate] = []
-        for start in starts(shape_centre_and_covariance(moving), shape_centre_and_covariance(fixed), middle, self.init):
+        for start in starts(shape_center_and_covariance(moving), shape_center_and_covariance(fixed), middle, self.init):
             p = torch.zeros(parameter_count("translation", fixed.ndim), dtype=torch.float64)
             candidates.append(list(fit_models(objective, start, p, self.models, self.iterations, self.tolerance))[-1])
         best = min(candidates, key=lambda c: c.similarity)

@@ -41,23 +41,23 @@ def skew(r: Tensor, d: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The map that all parameters 0 stand for: y = target_centre + R0 (x - domain_centre), in world millimetres (shapes: domain units)."""
+    """The map that all parameters 0 stand for: y = target_center + R0 (x - domain_center), in world millimeters (shapes: domain units)."""
 
-    domain_centre: np.ndarray
-    target_centre: np.ndarray
+    domain_center: np.ndarray
+    target_center: np.ndarray
     rotation: np.ndarray
     name: str = "header"
 
 
 def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
-    """Homogeneous matrix (d+1, d+1) between world millimetres for parameters p:
+    """Homogeneous matrix (d+1, d+1) between world millimeters for parameters p:
 
-        y = target_centre + length * t + exp(skew(r)) exp(S) R0 (x - domain_centre),
+        y = target_center + length * t + exp(skew(r)) exp(S) R0 (x - domain_center),
 
-    translation t in domain units of ``length`` millimetres, rotation r in radians, S symmetric: one log-scale
+    translation t in domain units of ``length`` millimeters, rotation r in radians, S symmetric: one log-scale
     (similarity) or a full symmetric matrix (affine). All are of order 1, so that one step length suits them all.
     """
-    d = start.domain_centre.size
+    d = start.domain_center.size
     rotations = d * (d - 1) // 2
     linear = torch.eye(d).to(p)
     rest = p[d + rotations :]
@@ -73,7 +73,7 @@ def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
             stretch = stretch + value * unit
         linear = linear @ torch.linalg.matrix_exp(stretch)
     linear = linear @ torch.as_tensor(start.rotation).to(p)
-    domain, target = (torch.as_tensor(c).to(p) for c in (start.domain_centre, start.target_centre))
+    domain, target = (torch.as_tensor(c).to(p) for c in (start.domain_center, start.target_center))
     shift = target + length * p[:d] - linear @ domain
     last = p.new_zeros(1, d + 1)
     last[0, d] = 1.0
@@ -107,55 +107,55 @@ def expand_parameters(p: Tensor, model: Model, d: int) -> Tensor:
     return out
 
 
-CentreAndCovariance = tuple[np.ndarray, np.ndarray]
+CenterAndCovariance = tuple[np.ndarray, np.ndarray]
 
 
-def image_centre_and_covariance(image: Image) -> CentreAndCovariance:
-    """Centre of mass (d,) and covariance (d, d) in world millimetres; mass is intensity above the minimum, in the mask."""
+def image_center_and_covariance(image: Image) -> CenterAndCovariance:
+    """Center of mass (d,) and covariance (d, d) in world millimeters; mass is intensity above the minimum, in the mask."""
     x = image.grid.to_world(image.grid.identity(image.data.double()))[0].flatten(1)
     mass = image.data[:1].double().mean(1)
     mass = (mass - mass.min()).flatten()
     if image.mask is not None:
         mass = mass * image.mask[0, 0].flatten()
-    return _weighted_centre_and_covariance(x, mass / ops.total(mass, 0).clamp_min(1e-12))
+    return _weighted_center_and_covariance(x, mass / ops.total(mass, 0).clamp_min(1e-12))
 
 
-def shape_centre_and_covariance(measure: Measure) -> CentreAndCovariance:
-    """Centre of mass (d,) and covariance (d, d) of a measure's first item, in the unit of its points."""
+def shape_center_and_covariance(measure: Measure) -> CenterAndCovariance:
+    """Center of mass (d,) and covariance (d, d) of a measure's first item, in the unit of its points."""
     atoms = measure.atoms()
     assert atoms.weights is not None
     x, mass = atoms.points[0].detach().double(), atoms.weights[0].detach().double()
-    return _weighted_centre_and_covariance(x, mass / ops.total(mass, 0))
+    return _weighted_center_and_covariance(x, mass / ops.total(mass, 0))
 
 
-def _weighted_centre_and_covariance(x: Tensor, mass: Tensor) -> CentreAndCovariance:
+def _weighted_center_and_covariance(x: Tensor, mass: Tensor) -> CenterAndCovariance:
     """Those of points x (d, n) with masses (n,) that sum to 1."""
-    centre = ops.total(x * mass)
-    offset = x - centre[:, None]
+    center = ops.total(x * mass)
+    offset = x - center[:, None]
     covariance = torch.stack([ops.total(offset * (mass * along)) for along in offset])
-    return centre.cpu().numpy(), covariance.cpu().numpy()
+    return center.cpu().numpy(), covariance.cpu().numpy()
 
 
-def starts(domain: CentreAndCovariance, target: CentreAndCovariance, middle: np.ndarray, kind: str) -> list[Start]:
+def starts(domain: CenterAndCovariance, target: CenterAndCovariance, middle: np.ndarray, kind: str) -> list[Start]:
     """Starts of the search.
 
     Args:
         domain, target: of the shape that the map takes points from, and of the one that it takes them to.
-        middle: centre of the rotations for ``header``.
-        kind: ``header`` (the files' own geometry), ``com`` (centres of mass), ``axes`` (principal axes, in every orientation without
+        middle: center of the rotations for ``header``.
+        kind: ``header`` (the files' own geometry), ``com`` (centers of mass), ``axes`` (principal axes, in every orientation without
             a reflection), or ``auto``: all of them.
     """
     d = len(middle)
-    (domain_centre, domain_covariance), (target_centre, target_covariance) = domain, target
+    (domain_center, domain_covariance), (target_center, target_covariance) = domain, target
     out = []
     if kind in ("header", "auto"):
         out.append(Start(middle, middle, np.eye(d), "header"))
     if kind in ("com", "auto"):
-        out.append(Start(domain_centre, target_centre, np.eye(d), "com"))
+        out.append(Start(domain_center, target_center, np.eye(d), "com"))
     if kind in ("axes", "auto"):
         domain_axes, target_axes = np.linalg.eigh(domain_covariance)[1], np.linalg.eigh(target_covariance)[1]
         for signs in itertools.product((1, -1), repeat=d):
             rotation = target_axes @ np.diag(signs) @ domain_axes.T
             if np.linalg.det(rotation) > 0:
-                out.append(Start(domain_centre, target_centre, rotation, "axes"))
+                out.append(Start(domain_center, target_center, rotation, "axes"))
     return out

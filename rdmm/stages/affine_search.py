@@ -48,7 +48,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageObjective:
-    """Images: the matrix maps world millimetres, fixed -> moving."""
+    """Images: the matrix maps world millimeters, fixed -> moving."""
 
     similarity: Similarity
     pair: Pair[Image]
@@ -64,7 +64,7 @@ class ImageObjective:
     def __call__(self, matrix: Tensor) -> Tensor:
         moved = self.pair.moved_by(in_frame(matrix, self.pair.fixed.grid))
         if moved.mask is not None and float(ops.total(moved.mask, 0)) < MIN_OVERLAP * moved.mask.numel():
-            raise DivergenceError("the images hardly overlap")
+            raise DivergenceError(f"the images overlap in less than {MIN_OVERLAP:.0%} of the fixed image")
         return self.similarity(moved, self.pair.fixed).sum()
 
 
