@@ -134,11 +134,11 @@ def test_damaged_files(sound, tmp_path, kind):
         harmed = damage_header(data, rng) if kind.endswith(".gz") and k % 2 else damage(data, rng)
         path = tmp_path / f"{k}_{kind}"
         path.write_bytes(harmed)
-        begin = time.perf_counter()
+        begin = time.process_time()
         said = expect_refusal(lambda path=path: read(path))
         refused += said is not None
         assert said is None or (said.strip() and "\n" not in said)
-        assert time.perf_counter() - begin < SECONDS
+        assert time.process_time() - begin < SECONDS
         path.unlink()
     assert refused > 4
 
@@ -152,7 +152,7 @@ def test_random_settings():
     rng = np.random.default_rng(7)
     for _ in range(40):
         words = [f"{WORDS[int(rng.integers(len(WORDS)))]}={VALUES[int(rng.integers(len(VALUES)))]}" for _ in range(int(rng.integers(1, 3)))]
-        begin = time.perf_counter()
+        begin = time.process_time()
         said = expect_refusal(lambda words=words: compose(words))
         assert said is None or said.strip()
-        assert time.perf_counter() - begin < SECONDS
+        assert time.process_time() - begin < SECONDS
