@@ -357,7 +357,7 @@ def test_names_that_are_taken_or_lead_away(pairs, id):
     """Fault 75."""
     path = pairs.parent / "named.csv"
     path.write_text(f"id,fixed,moving\n{id},fixed0.nii.gz,moving0.nii.gz\n")
-    with pytest.raises(ConfigError, match=r"line 2: .* cannot name"):
+    with pytest.raises(ConfigError, match=r"line 2: .* cannot be (an id|the name)"):
         Batch(str(path), "out").jobs()
 
 

@@ -97,9 +97,9 @@ class Inputs:
         Raises:
             OutputError: the fixed grid is sheared; NIfTI warps cannot store such a grid.
         """
-        names = [self.files.get(k, k) for k in ("fixed", "moving")]
-        require_itk_grid(self.pair.fixed.grid, names[0])
-        fixed, moving = (normalize(x, name).to(device) for x, name in zip((self.pair.fixed, self.pair.moving), names, strict=True))
+        require_itk_grid(self.pair.fixed.grid, self.files.get("fixed", "fixed"))
+        fixed = normalize(self.pair.fixed, self.files.get("fixed", "fixed")).to(device)
+        moving = normalize(self.pair.moving, self.files.get("moving", "moving")).to(device)
         regions = None if self.pair.regions is None else self.pair.regions.to(device)
         marks = None
         if self.landmarks is not None:
@@ -216,7 +216,7 @@ def _read_keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Gri
         if outside.any():
             row = int(np.argmax(outside))
             raise InputError(f"{os.fspath(path)}: row {row + 1}: {x[row].tolist()} is outside the image's {grid.shape} voxels")
-    fixed, moving = (g.voxel_to_world(x) for x, g in zip(voxels, grids, strict=True))
+    fixed, moving = (grid.voxel_to_world(x) for x, grid in zip(voxels, grids, strict=True))
     return Landmarks(fixed, moving, [""] * len(fixed))
 
 

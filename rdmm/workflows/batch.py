@@ -222,8 +222,12 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a text table, followed by the messages of errors and warnings."""
     columns = [k for k in SUMMARY_COLUMNS if any(k in r for r in rows)]
     lines = [["id", "status", *columns]]
-    lines += [[str(r["id"]), str(r["status"]), *(f"{r[k]:.4g}" if k in r else "-" for k in columns)] for r in rows]
+    for row in rows:
+        numbers = [f"{row[k]:.4g}" if k in row else "-" for k in columns]
+        lines.append([str(row["id"]), str(row["status"]), *numbers])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     messages = [f"{r['id']}: {'' if has_failed(r) else 'warning: '}{r['message']}" for r in rows if r["message"]]
-    return "\n".join([*text, *([""] if messages else []), *messages])
+    if messages:
+        text += ["", *messages]
+    return "\n".join(text)

@@ -71,7 +71,9 @@ class Job:
         words = ["rdmm", "register", self.fixed, self.moving]
         for name, value in options.items():
             if value is not None:
-                words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+                words.append(f"--{name.replace('_', '-')}")
+            if value is not None and value is not True:
+                words.append(str(value))
         return shlex.join([*words, *self.overrides])
 
     def settings(self) -> Settings:

@@ -99,7 +99,11 @@ def read_displacement(name: str) -> tuple[torch.Tensor, Grid]:
 
 def _read_space(fixed: str | None, moving: str | None) -> Space:
     """The grids of the two images as their files store them; None for an image that is not given."""
-    return Space(*(None if name is None else io.read_image(name, nan="mask").grid for name in (fixed, moving)))
+    return Space(_read_grid(fixed), _read_grid(moving))
+
+
+def _read_grid(image: str | None) -> Grid | None:
+    return None if image is None else io.read_image(image, nan="mask").grid
 
 
 def convert(

@@ -17,10 +17,14 @@ STRUCTURES = (2, 3, 4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 28, 41, 42, 43, 46, 47,
 """FreeSurfer labels that Dice is computed of."""
 
 
-def halve(image: Image, labels: Image) -> tuple[Image, Image]:
-    """Halve the resolution: the image is averaged over 2 x 2 x 2 voxels, the labels are subsampled."""
-    data = torch.nn.functional.avg_pool3d(image.data, 2)
-    return Image(data, image.grid.pooled((2, 2, 2))), Image(labels.data[..., ::2, ::2, ::2], image.grid.strided((2, 2, 2)))
+def halve_image(image: Image) -> Image:
+    """Halve the resolution of a volume: means of 2 x 2 x 2 voxels."""
+    return Image(torch.nn.functional.avg_pool3d(image.data, 2), image.grid.pooled((2, 2, 2)))
+
+
+def halve_labels(labels: Image) -> Image:
+    """Halve the resolution of a label map: keep every second voxel along each axis."""
+    return Image(labels.data[..., ::2, ::2, ::2], labels.grid.strided((2, 2, 2)))
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class Brains:
 
     def _read(self, pair: str) -> Inputs:
         files = require_folder(self.root, "brain_mri")
-        read = [
-            (io.read_image(files / f"brain_{s}_t1.nii.gz"), io.read_labels(files / f"brain_{s}_labels.nii.gz")) for s in pair.split(":")
-        ]
-        (fixed, a), (moving, b) = (halve(*x) for x in read) if self.half else read
-        return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, labels=STRUCTURES)
+        names = pair.split(":")
+        images = [io.read_image(files / f"brain_{name}_t1.nii.gz") for name in names]
+        labels = [io.read_labels(files / f"brain_{name}_labels.nii.gz") for name in names]
+        if self.half:
+            images, labels = [halve_image(x) for x in images], [halve_labels(x) for x in labels]
+        return read_inputs(*images, fixed_labels=labels[0], moving_labels=labels[1], labels=STRUCTURES)
 
 
 @dataclass(frozen=True)
@@ -61,5 +66,7 @@ class BrainSlices:
 
     def _read(self, pair: str) -> Inputs:
         files = require_folder(self.root, "slices_2d/oasis_trt20_labelled")
-        (fixed, a), (moving, b) = ((files / f"{n}_t1.nii.gz", files / f"{n}_labels.nii.gz") for n in pair.split(":"))
-        return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b)
+        names = pair.split(":")
+        images = [files / f"{name}_t1.nii.gz" for name in names]
+        labels = [files / f"{name}_labels.nii.gz" for name in names]
+        return read_inputs(*images, fixed_labels=labels[0], moving_labels=labels[1])

@@ -45,6 +45,6 @@ class Knees:
 
     def _read(self, pair: str) -> Inputs:
         files = require_folder(self.root, "knee_mri")
-        a, b = (subsample_labels(io.read_labels(files / f"oai_{name}_labels.nii.gz"), self.steps) for name in pair.split(":"))
-        fixed, moving = (intensities_of(x, LABEL_INTENSITIES) for x in (a, b))
-        return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, labels=range(1, 7), require_overlap=False)
+        labels = [subsample_labels(io.read_labels(files / f"oai_{name}_labels.nii.gz"), self.steps) for name in pair.split(":")]
+        images = [intensities_of(x, LABEL_INTENSITIES) for x in labels]
+        return read_inputs(*images, fixed_labels=labels[0], moving_labels=labels[1], labels=range(1, 7), require_overlap=False)

@@ -44,9 +44,15 @@ class Livers:
     def _read(self, name: str) -> Inputs:
         files = require_folder(self.root, "liver_mr")
         subject, _, phase = name.partition("_")
-        fixed, moving = (io.read_image(files / f"subject_{subject}_{s}.nii.gz") for s in ("exhale", phase))
+        fixed = io.read_image(files / f"subject_{subject}_exhale.nii.gz")
+        moving = io.read_image(files / f"subject_{subject}_{phase}.nii.gz")
         landmarks = files / f"subject_{subject}_exhale_{phase}_landmarks.csv"
-        a, b, regions = io.read_landmarks(landmarks)
-        inside = np.array([r == "liver" for r in regions])
-        outlines = [hull_mask(points[inside], image.grid, self.margin) for points, image in ((a, fixed), (b, moving))]
-        return read_inputs(fixed, moving, landmarks=landmarks, fixed_regions=outlines[0], regions=outlines[1])
+        fixed_points, moving_points, regions = io.read_landmarks(landmarks)
+        is_liver = np.array([r == "liver" for r in regions])
+        return read_inputs(
+            fixed,
+            moving,
+            landmarks=landmarks,
+            fixed_regions=hull_mask(fixed_points[is_liver], fixed.grid, self.margin),
+            regions=hull_mask(moving_points[is_liver], moving.grid, self.margin),
+        )

@@ -30,8 +30,9 @@ class RightLung:
 
     def _read(self) -> Inputs:
         files = require_folder(self.root, "lung_ct/right_lung")
-        fixed, moving = (coarsen(io.read_image(files / f"{s}.nii.gz"), self.voxel) for s in ("baseline", "followup"))
-        a, b = (io.read_labels(files / f"{s}_mask.nii.gz") for s in ("baseline", "followup"))
+        fixed = coarsen(io.read_image(files / "baseline.nii.gz"), self.voxel)
+        moving = coarsen(io.read_image(files / "followup.nii.gz"), self.voxel)
+        a, b = io.read_labels(files / "baseline_mask.nii.gz"), io.read_labels(files / "followup_mask.nii.gz")
         return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, fixed_regions=a, regions=b)
 
 
@@ -48,7 +49,8 @@ class LungMasks:
 
     def _read(self, number: int) -> Inputs:
         files = require_folder(self.root, "lung_ct/copd_masks")
-        a, b = (io.read_labels(files / f"case_{number:02d}_{s}_mask.nii.gz") for s in ("exhale", "inhale"))
-        landmarks = files / f"case_{number:02d}_landmarks.csv"
-        images = [coarsen(x, self.voxel) for x in (a, b)]
-        return read_inputs(*images, fixed_labels=a, moving_labels=b, fixed_regions=a, regions=b, landmarks=landmarks)
+        case = f"case_{number:02d}"
+        a, b = io.read_labels(files / f"{case}_exhale_mask.nii.gz"), io.read_labels(files / f"{case}_inhale_mask.nii.gz")
+        fixed, moving = coarsen(a, self.voxel), coarsen(b, self.voxel)
+        landmarks = files / f"{case}_landmarks.csv"
+        return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, fixed_regions=a, regions=b, landmarks=landmarks)

@@ -64,10 +64,15 @@ class Amoebas:
 
     def _read(self) -> ShapeInputs:
         files = require_folder(self.root, "shapes/amoebas")
-        moving, fixed = (trace_outline(str(files / f"amoeba_{k}.png"), self.points) for k in (1, 2))
-        marks = [np.array([[x / 1000, 1 - y / 1000] for x, y in rows]) for rows in (self.FIXED, self.MOVING)]
+        moving = trace_outline(str(files / "amoeba_1.png"), self.points)
+        fixed = trace_outline(str(files / "amoeba_2.png"), self.points)
         inputs = read_shapes(fixed, moving)
-        return ShapeInputs(inputs.pair, inputs.frame, (marks[0], marks[1]))
+        return ShapeInputs(inputs.pair, inputs.frame, (self._to_plane(self.FIXED), self._to_plane(self.MOVING)))
+
+    @staticmethod
+    def _to_plane(pixels: list[list[float]]) -> np.ndarray:
+        """Points (n, 2) of the plane, from pixels (column, row) of a picture."""
+        return np.array([[x / 1000, 1 - y / 1000] for x, y in pixels])
 
 
 def trace_outline(path: str, count: int) -> Measure:
@@ -129,8 +134,7 @@ class KneeVoxels:
         return {"knee": self._read}
 
     def _read(self) -> ShapeInputs:
-        fixed, moving = (self._read_voxels(name) for name in "ba")
-        return read_shapes(fixed, moving)
+        return read_shapes(self._read_voxels("b"), self._read_voxels("a"))
 
     def _read_voxels(self, name: str) -> Measure:
         labels = io.read_labels(require_folder(self.root, "knee_mri") / f"oai_cartilage_{name}.nii.gz")

@@ -73,7 +73,7 @@ class Contrasts:
     def _anatomy(self, rng: np.random.Generator, grid: Grid) -> Image:
         """A label map: at each voxel the number of the largest of several random fields, inside an ellipsoid with a wavy surface."""
         half = self.regions // 2
-        fields = [smooth_noise(rng, n, grid, s) for n, s in ((half, self.detail), (self.regions - half, 3 * self.detail))]
+        fields = [smooth_noise(rng, half, grid, self.detail), smooth_noise(rng, self.regions - half, grid, 3 * self.detail)]
         region = torch.cat(fields, 1).argmax(1, keepdim=True) + 1
         x = (grid.identity(fields[0]) / torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim) - 0.5) * 2
         radii = torch.from_numpy(rng.uniform(0.65, 0.9, grid.ndim)).float().view(1, -1, *(1,) * grid.ndim)
