@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "BESIDE",
     "ConfigError",
     "DivergenceError",
     "InputError",
@@ -24,10 +23,6 @@ __all__ = [
     "Tensor",
     "nearest",
 ]
-
-
-BESIDE = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "fixed_keypoints", "moving_keypoints")
-"""Optional files that belong to one of the two images."""
 
 
 def __getattr__(name: str) -> Any:

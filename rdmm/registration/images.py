@@ -193,7 +193,7 @@ class Registration(FinishedRegistration):
             return {}
         out = {}
         for region, (fixed, moving) in {"": (landmarks.fixed, landmarks.moving), **landmarks.by_region()}.items():
-            name = f"tre_{region}" if region else "tre"
+            name = f"tre_{region}".rstrip("_")
             out[f"{name}_before_mm"] = float(metrics.tre(fixed, moving).mean())
             out[f"{name}_mm"] = float(metrics.tre(fixed, moving, self.transform).mean())
         return out
