@@ -273,7 +273,7 @@ def test_a_learn2reg_list(pairs, tmp_path):
 
 def test_learn2reg_keypoints_are_landmarks(tmp_path):
     """Keypoints of a Learn2Reg JSON count voxels of files with different axis orders. They give the same errors as landmarks in
-    millimetres, and wrong ones fail their pair with a message."""
+    millimeters, and wrong ones fail their pair with a message."""
     rng = np.random.default_rng(0)
     pair, _, _ = shapes_pair(0, (24, 28, 20))
     grids = [Grid((24, 28, 20), a) for a in (np.diag([-2.0, 1.5, 3, 1]), np.eye(4)[[1, 0, 2, 3]])]

@@ -29,7 +29,7 @@ def test_starting_values(data):
     assert metrics.tre(a[inside], b[inside]).mean() == pytest.approx(6.14, abs=0.01)
 
 
-def test_labelled_slice(data):
+def test_labeled_slice(data):
     folder = data / "slices_2d/oasis_trt20_labelled"
     names = {"fixed": "01_t1", "moving": "02_t1", "fixed_labels": "01_labels", "moving_labels": "02_labels"}
     result = rdmm.register(**{k: folder / f"{v}.nii.gz" for k, v in names.items()})

@@ -13,7 +13,7 @@ def test_longest_edge_is_one(grid):
     assert x.shape == (1, grid.ndim, *grid.shape)
 
 
-def test_spacing_is_isotropic_in_millimetres():
+def test_spacing_is_isotropic_in_millimeters():
     grid = oblique((20, 30, 10), (1.0, 2.0, 5.0))
     ratio = np.array(grid.spacing) / np.array(grid.voxel)
     assert np.allclose(ratio, ratio[0])

@@ -210,8 +210,8 @@ def test_learned_mode_is_the_network_applied_step_by_step():
         learned(Skip(), Deform(problem), 0)
 
 
-def test_a_prediction_is_a_start_for_the_optimiser():
-    """Learned + instance optimisation: the energy falls from what the network predicts, and only the last step moves."""
+def test_a_prediction_is_a_start_for_the_optimizer():
+    """Learned + instance optimization: the energy falls from what the network predicts, and only the last step moves."""
     grid = GRIDS["2d"]
     net = randomize_weights(Predictor(SMOOTHER, TINY, grid.shape, weights=True), 0.02)
     problem = Problem(RDMM(SMOOTHER, Integrator(steps=3)), SSD(), similarity_weight=10.0)

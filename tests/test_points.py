@@ -87,7 +87,7 @@ def test_own_steps_are_those_of_torchdiffeq(ic):
     assert torch.allclose(*ends, atol=1e-5)
 
 
-def test_one_point_moves_by_its_momentum_and_carries_its_neighbours():
+def test_one_point_moves_by_its_momentum_and_carries_its_neighbors():
     ic = InitialConditions(torch.tensor([[[0.2], [-0.1]]]).double(), None, torch.tensor([[[0.3], [0.5]]]).double())
     flow = PointLDDMM(MultiGaussian([0.1], [1.0])).shoot(ic, None)
     moved = flow(torch.tensor([[[0.3, 0.9], [0.5, 0.5]]]).double())

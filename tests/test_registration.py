@@ -163,7 +163,7 @@ def test_chain_composes_and_passes_the_map_on():
     assert errors[1] <= errors[0]
 
 
-def test_optimised_weights_stay_on_the_sphere_and_differ_by_region():
+def test_optimized_weights_stay_on_the_sphere_and_differ_by_region():
     pair, _, _ = shapes_pair(1, (64, 64))
     smoother = MultiGaussian([0.04, 0.08, 0.16], [0.2, 0.3, 0.5])
     problem = Problem(RDMM(smoother, Integrator(steps=5), 0.04), SSD(), WeightPenalty(1.0, 0.05), 30.0)

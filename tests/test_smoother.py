@@ -87,7 +87,7 @@ def test_band_of_a_wide_gaussian_is_small():
     assert abs(sizes[0] - sizes[1]) <= 2  # so the cost is linear in voxels
 
 
-def test_millimetres():
+def test_millimeters():
     grid = oblique((40, 36), (2.0, 2.0))
     m = torch.randn(1, 2, *grid.shape, dtype=torch.float64)
     in_mm = MultiGaussian([8.0], [1.0], unit="mm")

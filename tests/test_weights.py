@@ -9,7 +9,7 @@ from rdmm.regularizer.weights import by_region, constant, local_sigma, normalize
 SMOOTHER = MultiGaussian([0.05, 0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4])
 
 
-def test_normalise_is_on_the_sphere_and_reaches_zero(grid):
+def test_normalize_is_on_the_sphere_and_reaches_zero(grid):
     p = torch.randn(1, 4, *grid.shape, dtype=torch.float64)
     p[:, 0] = 0
     h = normalize(p)
@@ -21,11 +21,11 @@ def test_normalise_is_on_the_sphere_and_reaches_zero(grid):
 def test_gradient_steps_drive_weights_to_zero_where_the_price_says_so(grid):
     """Descent on a price of the small Gaussians drives them to 0, and nothing becomes NaN."""
     p = parameters(constant([0.25] * 4, grid, torch.zeros(1, dtype=torch.float64))).requires_grad_()
-    optimiser = torch.optim.SGD([p], 0.3 * p[0, 0].numel())
+    optimizer = torch.optim.SGD([p], 0.3 * p[0, 0].numel())
     for _ in range(300):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         omt(normalize(p), SMOOTHER, grid).sum().backward()
-        optimiser.step()
+        optimizer.step()
     h = normalize(p)
     assert float(h[:, 0].max()) < 5e-3
     assert float(h[:, 3].min()) > 0.99

@@ -17,7 +17,7 @@ DIRECTION = "A transform maps points of the fixed image to the moving image, as 
 @transform_option
 @click.option("-r", "--reference", required=True, help="The result has the grid of this image.")
 @click.option("-o", "--out", required=True)
-@click.option("--labels", is_flag=True, help="IMAGE is a label map: nearest neighbour, integers.")
+@click.option("--labels", is_flag=True, help="IMAGE is a label map: nearest neighbor, integers.")
 @click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together; a warp is inverted by iteration.")
 @common_options
 @prints_result

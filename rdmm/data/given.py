@@ -37,7 +37,7 @@ OPTIONAL_INPUTS = (
     OptionalInput("fixed_keypoints", "CSV without a header, in voxels of FIXED (Learn2Reg), to measure the error."),
     OptionalInput("moving_keypoints", "The same points in voxels of MOVING."),
     OptionalInput(
-        "landmarks", "CSV with columns fixed_x..z, moving_x..z in world millimetres (RAS+), to measure the error.", for_shapes=True
+        "landmarks", "CSV with columns fixed_x..z, moving_x..z in world millimeters (RAS+), to measure the error.", for_shapes=True
     ),
     OptionalInput("regions", "Label map of MOVING: regions of a pre-defined regularizer (needs initializer=regions)."),
     OptionalInput("fixed_regions", "The same regions in FIXED: the map is evaluated inside and outside them.", typed=False),

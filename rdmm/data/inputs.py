@@ -52,7 +52,7 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Corresponding points (n, d) in world millimetres (RAS+), and the name of each one's region ('' for none)."""
+    """Corresponding points (n, d) in world millimeters (RAS+), and the name of each one's region ('' for none)."""
 
     fixed: np.ndarray
     moving: np.ndarray
@@ -229,7 +229,7 @@ def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image
         row = int(np.argmax(outside))
         raise InputError(
             f"{path}: row {row + 2}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} image "
-            f"{format_boxes([image.grid])}; are the landmarks in world millimetres (RAS+)?"
+            f"{format_boxes([image.grid])}; are the landmarks in world millimeters (RAS+)?"
         )
 
 
@@ -240,7 +240,7 @@ class ShapeInputs:
     Args:
         pair: the shapes, in domain units of ``frame``.
         frame: a grid around both shapes.
-        landmarks: fixed and moving points (n, d), world millimetres.
+        landmarks: fixed and moving points (n, d), world millimeters.
         files: paths of the files that were read, by input name.
         reading: always empty, as there are no options for reading shapes.
         warnings: warnings logged while reading.
@@ -261,7 +261,7 @@ class ShapeInputs:
         return Pair(self.pair.fixed.to(device), self.pair.moving.to(device), landmarks=marks)
 
     def to_domain(self, points: np.ndarray) -> Tensor:
-        """Convert points (n, d) from world millimetres to domain units, (1, d, n) float32."""
+        """Convert points (n, d) from world millimeters to domain units, (1, d, n) float32."""
         return self.frame.from_world(torch.as_tensor(points.T[None].copy())).float()
 
 
@@ -270,7 +270,7 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     """Read two shapes. If both are planar (all z equal), they become 2D.
 
     Args:
-        fixed, moving: paths of .vtk or .ply files, or measures in world millimetres.
+        fixed, moving: paths of .vtk or .ply files, or measures in world millimeters.
         landmarks: path of a CSV, as for images.
 
     Raises:
@@ -294,7 +294,7 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
 
 
 def _to_measure(mesh: io.Mesh, d: int) -> Measure:
-    """A measure of the first d coordinates of a mesh, world millimetres."""
+    """A measure of the first d coordinates of a mesh, world millimeters."""
     points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
     weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
     return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))

@@ -17,7 +17,7 @@ from rdmm.spatial.image import Image
 
 
 def hull_mask(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
-    """1 within ``margin`` millimetres of the convex hull of points (n, 3), else 0. It replaces a segmentation of the organ."""
+    """1 within ``margin`` millimeters of the convex hull of points (n, 3), else 0. It replaces a segmentation of the organ."""
     from scipy.ndimage import distance_transform_edt
     from scipy.spatial import Delaunay
 
@@ -31,7 +31,7 @@ def hull_mask(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
 class Livers:
     """``liver_mr``: exhalation (fixed) and another phase of breathing (moving).
 
-    The data have no segmentation of the liver. Its region is the convex hull of its landmarks, dilated by ``margin`` millimetres.
+    The data have no segmentation of the liver. Its region is the convex hull of its landmarks, dilated by ``margin`` millimeters.
     """
 
     root: str

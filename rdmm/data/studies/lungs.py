@@ -13,7 +13,7 @@ from rdmm.spatial.image import Image
 
 
 def coarsen(image: Image, voxel: float) -> Image:
-    """Resample to voxels of about ``voxel`` millimetres. Axes that are coarser already are kept."""
+    """Resample to voxels of about ``voxel`` millimeters. Axes that are coarser already are kept."""
     shape = [round((n - 1) * v / max(voxel, v)) + 1 for n, v in zip(image.grid.shape, image.grid.voxel, strict=True)]
     return image.resampled(image.grid.resized(shape))
 

@@ -78,12 +78,12 @@ class CommonGrid:
 
 
 def grid_center(grid: Grid) -> np.ndarray:
-    """The center of a grid, world millimetres."""
+    """The center of a grid, world millimeters."""
     return np.asarray(grid.corners().mean(0))
 
 
 def _center_of_mass(image: Image) -> np.ndarray:
-    """The center of mass of the intensities above their minimum, world millimetres."""
+    """The center of mass of the intensities above their minimum, world millimeters."""
     x = image.grid.to_world(image.grid.identity(image.data.double()))[0].flatten(1)
     mass = image.data[0, 0].double().flatten()
     mass = mass - mass.min()
