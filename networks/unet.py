@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,19 @@ def _check(features: Sequence[int], least: int) -> None:
         raise ConfigError(f"backbone.features must be {least} or more whole numbers >= 1, one per level, not {list(features)}")
 
 
+def _monai_networks() -> Any:
+    """MONAI's networks, which take seconds to import.
+
+    Raises:
+        ConfigError: MONAI is not installed.
+    """
+    try:
+        from monai.networks import nets
+    except ImportError as error:
+        raise ConfigError(f"networks need MONAI: pip install 'rdmm[networks]' (in a checkout, '.[networks]'); {error}") from error
+    return nets
+
+
 @dataclass(frozen=True)
 class Basic:
     """MONAI's BasicUNet: two convolutions per level. No normalization: it would hide the distance between two images.
@@ -51,11 +64,9 @@ class Basic:
         return 2**4
 
     def __call__(self, ndim: int, inputs: int, outputs: int) -> nn.Module:
-        from monai.networks.nets import BasicUNet
-
         act = ("leakyrelu", {"negative_slope": LEAKY_SLOPE, "inplace": True})
         features = (*self.features, self.features[0])
-        return BasicUNet(ndim, inputs, outputs, features=features, act=act, norm=None)  # type: ignore[arg-type]
+        return _monai_networks().BasicUNet(ndim, inputs, outputs, features=features, act=act, norm=None)
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,9 @@ class Residual:
         return 2 ** (len(self.features) - 1)
 
     def __call__(self, ndim: int, inputs: int, outputs: int) -> nn.Module:
-        from monai.networks.nets import UNet
-
         strides = [2] * (len(self.features) - 1)
         act = ("leakyrelu", {"negative_slope": LEAKY_SLOPE})
-        net = UNet(ndim, inputs, self.features[0], self.features, strides, num_res_units=self.units, act=act, norm=None)  # type: ignore[arg-type]
+        net = _monai_networks().UNet(ndim, inputs, self.features[0], self.features, strides, num_res_units=self.units, act=act, norm=None)
         head = (nn.Conv2d if ndim == 2 else nn.Conv3d)(self.features[0], outputs, 1)
         return nn.Sequential(net, head)  # an own head, because MONAI's last unit adds its input to its output
 

@@ -269,7 +269,7 @@ def test_faults():
         SinkhornDivergence()(a, cloud(5, 2))
     with pytest.raises(InputError, match="directions"):
         SinkhornDivergence(cost="sum")(Measure(a.points), a)
-    with pytest.raises(InputError, match="measures"):
+    with pytest.raises(InputError, match="compares shapes"):
         SinkhornDivergence()(Image(torch.rand(1, 1, 4, 4), Grid.unit((4, 4))), a)
     with pytest.raises(InputError, match="label 3"):
         surface(torch.zeros(1, 1, 4, 4), Grid.unit((4, 4)), 3)

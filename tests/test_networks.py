@@ -1,5 +1,7 @@
 """Networks: shapes of any size, what an untrained one predicts, keypoints, model files, and their place in a registration."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -263,3 +265,10 @@ def test_anisotropic_voxels_and_oblique_axes():
         ic = net(pair)
     level = grid.scaled(16 / 26)
     assert ic.momentum.shape[2:] == tuple(-(-n // 2) for n in level.shape)
+
+
+def test_networks_without_monai_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai.networks", None)
+    for backbone in (Basic(), Residual()):
+        with pytest.raises(ConfigError, match=r"pip install 'rdmm\[networks\]'"):
+            backbone(2, 1, 1)

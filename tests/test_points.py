@@ -246,7 +246,7 @@ def test_bad_files(tmp_path):
         ("grid.vtk", data.replace(b"POLYDATA", b"RECTILINEAR_GRID"), "POLYDATA"),
         ("none.vtk", b"# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\nPOINTS 0 float\n", "no points"),
         ("nan.vtk", b"# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\nPOINTS 1 float\nnan 0 0\n", "point 0 is not finite"),
-        ("far.vtk", b"# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n0 0 0\nLINES 1 3\n2 0 7\n", "vertex 7"),
+        ("far.vtk", b"# vtk DataFile Version 3.0\nx\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n0 0 0\nLINES 1 3\n2 0 7\n", "vertices 0 to 7; there are 1"),
         ("cut.ply", b"ply\nformat binary_little_endian 1.0\nelement vertex 9\nproperty float x\nend_header\n12", "cut short"),
         ("a.ply", b"plx", "not a PLY"),
     ):
@@ -295,7 +295,7 @@ def test_faults(tmp_path):
     write_circle(tmp_path / "a.vtk")
     io.write_mesh(tmp_path / "points.vtk", np.random.default_rng(0).random((9, 3)), None)
     for arguments, code, message in (
-        (["a.vtk", "points.vtk"], 3, "one kind"),
+        (["a.vtk", "points.vtk"], 3, "the same kind"),
         (["a.vtk", "b.nii.gz"], 3, "b.nii.gz"),
         (["a.vtk", "a.vtk", "--fixed-mask", "m.nii.gz"], 2, "for images"),
         (["a.vtk", "a.vtk", "similarity.blurr=1"], 2, "did you mean 'similarity.blur'"),

@@ -17,7 +17,7 @@ from rdmm.data.inputs import Inputs
 from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.spatial import ops
 from rdmm.spatial.transform import displacement
-from rdmm.types import Tensor
+from rdmm.types import ConfigError, Tensor
 from train.checkpoint import Progress
 from train.losses import Outcome
 
@@ -40,8 +40,11 @@ class Log:
         self.bar: Any = None
         self.writer: Any = None
         if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                text = "training needs TensorBoard: pip install 'rdmm[networks]' (in a checkout, '.[networks]')"
+                raise ConfigError(f"{text}; {error}") from error
             self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     @contextlib.contextmanager

@@ -16,7 +16,8 @@ def require_folder(path: str | os.PathLike[str], part: str = "") -> Path:
     """
     out = Path(path).expanduser() / part
     if not out.is_dir():
-        raise InputError(f"no data at {path}/{part}: set RDMM_DATA to the folder that contains {part or 'the data'}")
+        cure = f"set RDMM_DATA to the folder that contains {part}" if part else "give an existing folder, e.g. data.source.root=FOLDER"
+        raise InputError(f"no data at {path}/{part}: there is no such folder; {cure}")
     return out
 
 

@@ -67,7 +67,10 @@ class Problem:
         if not self.landmark_weight >= 0:
             raise ConfigError(f"landmark_weight must be >= 0, not {self.landmark_weight}")
         if self.barrier and not self.dynamics.has_cells:
-            raise ConfigError("a flow of points has no cells: barrier must be 0 with dynamics=points")
+            raise ConfigError(
+                "dynamics=points is for shapes (.vtk, .ply); its flow has no cells that could fold, so barrier must be 0. "
+                "For images use svf, lddmm or rdmm"
+            )
 
     def energy(
         self, ic: InitialConditions, pair: Pair, step: int = 0, warp: Callable[[Transform], Any] | None = None

@@ -30,7 +30,10 @@ class MeasureDivergence(ABC):
         """
         for x in (moved, target):
             if not isinstance(x, Measure):
-                raise InputError(f"this similarity compares measures (points, curves, surfaces), not {type(x).__name__}; see rdmm.Measure")
+                raise InputError(
+                    f"this similarity compares shapes (rdmm.Measure; files .vtk, .ply), not {type(x).__name__}; "
+                    "for images: lncc, mklncc, ncc, ssd, nmi, sinkhorn"
+                )
         if moved.ndim != target.ndim:
             raise InputError(f"a similarity compares measures of one dimension, both 2D or both 3D, not {moved.ndim} and {target.ndim}")
         a, b = moved.atoms(), target.atoms()

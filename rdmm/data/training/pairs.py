@@ -112,7 +112,10 @@ class ImagePairs:
             try:
                 return PairSampler(self.parts[part], self.sampling)
             except ConfigError as error:
-                raise ConfigError(f"{part}: {error}; change data.shares ({list(self.shares)}); 0 leaves a part out") from error
+                raise ConfigError(
+                    f"{part}: {error}; change data.shares ({list(self.shares)} of the subjects for training, validation and test), "
+                    "e.g. [.6,.2,.2]; 0 leaves a part out"
+                ) from error
         assert isinstance(self.source, PairSource)
         names = {i.name for i in self.parts[part]}
         return [c for c in self.source.image_pairs() if c[0].name in names and c[1].name in names]
