@@ -179,7 +179,7 @@ def _error_text(error: RdmmError) -> str:
 
 
 def write_submission(registration: Registration, path: Path) -> None:
-    """Write the whole map in Learn2Reg's format."""
+    """Write the total map in Learn2Reg's format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pair = registration.pair
     grids = registration.inputs.stored or (pair.fixed.grid, pair.moving.grid)

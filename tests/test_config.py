@@ -203,3 +203,10 @@ def test_only_allowed_targets_are_built():
         build({"_target_": "rdmm.similarity.Missing"})
     with pytest.raises(ConfigError, match="missing"):
         build({"_target_": "rdmm.regularizer.MultiGaussian", "sigmas": [0.1]})
+
+
+def test_earlier_names_that_are_typed_become_todays():
+    """So that batches and training runs whose settings were typed with them are resumed."""
+    assert compose(["optimizer._target_=rdmm.optimise.LBFGS"])["optimizer"]["_target_"] == "rdmm.optim.LBFGS"
+    node = compose(["similarity._target_=rdmm.similarity.measures.SinkhornDivergence"], "shapes")["similarity"]
+    assert build(node, "similarity") == similarity.SinkhornDivergence()

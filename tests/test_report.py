@@ -214,3 +214,32 @@ def test_a_run_remembers_how_its_images_were_read(tmp_path):
     rdmm.register(**files, nan="mask", affine="none", optimizer="none").save(f"{tmp_path}/out/")
     assert json.loads((tmp_path / "out/run.json").read_text())["reading"] == {"nan": "mask"}
     assert write_report(f"{tmp_path}/out/", overwrite=True).exists()
+
+
+def test_a_failure_comes_before_the_first_file(tmp_path, monkeypatch):
+    """A result that cannot be computed leaves no file that would block the next run."""
+    pair, _, _ = shapes_pair(3, (40, 32))
+    done = rdmm.register(fixed=pair.fixed, moving=pair.moving, affine="none", optimizer="none")
+    monkeypatch.setattr(type(done), "inverse_deformation", property(lambda _: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        done.save(f"{tmp_path}/out/")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_summary_holds_no_picture(tmp_path):
+    """--json prints the summary; the thumbnail of lists is in run.json alone."""
+    pair, _, _ = shapes_pair(3, (40, 32))
+    done = rdmm.register(fixed=pair.fixed, moving=pair.moving, affine="none", optimizer="none")
+    _, summary = done.write(f"{tmp_path}/out/", overwrite=False)
+    assert "thumbnail" not in summary
+    assert "thumbnail" in json.loads((tmp_path / "out/run.json").read_text())
+
+
+@pytest.mark.parametrize("reading", [5, {"foo": 1}, ["nan"]])
+def test_a_damaged_record_of_reading_is_refused(tmp_path, reading):
+    pair, _, _ = shapes_pair(3, (40, 32))
+    rdmm.register(fixed=pair.fixed, moving=pair.moving, affine="none", optimizer="none").save(f"{tmp_path}/out/")
+    path = tmp_path / "out/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"reading": reading}))
+    with pytest.raises(InputError, match=r"not a run\.json of rdmm .*reading"):
+        write_report(f"{tmp_path}/out/", overwrite=True)

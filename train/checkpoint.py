@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from networks.model import Networks, save
-from rdmm.config.renamed import RENAMED
+from rdmm.config.renamed import RENAMED, current
 from rdmm.io.files import require_file, write_atomically
 from rdmm.types import ConfigError, InputError
 
@@ -100,7 +100,7 @@ class RunFolder:
 
 def _with_current_targets(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a run of an earlier version, with today's names of classes."""
-    return {k: RENAMED.get(v, v) if k.endswith("_target_") else v for k, v in identity.items()}
+    return {k: RENAMED.get(v, v) if k.endswith("_target_") and isinstance(v, str) else current(v) for k, v in identity.items()}
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Table:
         limit: number of test pairs; 0 means no table.
         refine: L-BFGS iterations that refine a network's prediction.
         optimized: settings (KEY=VALUE) of the optimization that the networks are compared with.
-        data: further data sets by name (rdmm.data.Cases).
+        data: further data sets by name (rdmm.data.studies.base.Cases).
         pictures: number of pairs of which a figure is made.
     """
 

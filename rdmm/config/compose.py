@@ -38,7 +38,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
             raise ConfigError(f"{' '.join(overrides)}: {error}") from error
         if name == "register":
             raw = _with_model(raw, overrides)
-        plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
+        plain = current(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))  # earlier names may have been typed
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), overrides, _known(overrides, name))) from error
     assert isinstance(plain, dict)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from rdmm.config.compose import check_overrides
 from rdmm.config.location import share
+from rdmm.config.renamed import current
 from rdmm.config.trust import require_plain_yaml
 from rdmm.types import RdmmError
 
@@ -55,7 +56,7 @@ def run_program(
     def application(config: Any) -> None:
         logging.getLogger("rdmm").setLevel(logging.WARNING)
         task = HydraConfig.get()
-        plain: Any = OmegaConf.to_container(config, resolve=True)
+        plain: Any = current(OmegaConf.to_container(config, resolve=True))
         try:
             code = run(plain, list(task.overrides.task), Path(task.runtime.output_dir))
         except RdmmError as error:

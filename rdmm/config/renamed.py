@@ -9,6 +9,12 @@ from typing import Any
 
 RENAMED = {
     "eval.main.Study": "eval.study.Study",
+    "rdmm.similarity.measures.EnergyDistance": "rdmm.similarity.EnergyDistance",
+    "rdmm.similarity.measures.HausdorffDivergence": "rdmm.similarity.HausdorffDivergence",
+    "rdmm.similarity.measures.KernelDistance": "rdmm.similarity.KernelDistance",
+    "rdmm.similarity.measures.SinkhornDivergence": "rdmm.similarity.SinkhornDivergence",
+    "rdmm.similarity.measures.SoftMinDivergence": "rdmm.similarity.SoftMinDivergence",
+    "rdmm.similarity.sinkhorn.GridSinkhorn": "rdmm.similarity.GridSinkhorn",
     "rdmm.data.augment.Augment": "rdmm.data.Augment",
     "rdmm.data.brains.Brains": "rdmm.data.Brains",
     "rdmm.data.brains.Slices": "rdmm.data.BrainSlices",

@@ -24,3 +24,7 @@ __all__, __getattr__ = lazy_names(
         "studies.pair_table": ["PairTable"],
     },
 )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

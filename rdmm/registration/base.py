@@ -59,6 +59,10 @@ class FinishedRegistration(ABC):
         """Metrics of accuracy and regularity, by name."""
 
     @abstractmethod
+    def compute(self) -> None:
+        """Compute what may fail, so that a failure comes before the first file is written."""
+
+    @abstractmethod
     def files(self) -> Sequence[OutputFile]:
         """The files that this registration may write (``rdmm.registration.outputs``), in the order of writing."""
 
@@ -105,9 +109,10 @@ class FinishedRegistration(ABC):
 
     @final
     def write(self, out: str | os.PathLike[str], *, overwrite: bool, report: bool = True) -> tuple[list[Path], dict[str, Any]]:
-        """Like ``save``, but also return the content of run.json."""
+        """Like ``save``, but also return the summary."""
         files = self.files()
         outputs = Outputs.prepare(out, file_names(files), overwrite=overwrite)
+        self.compute()
         for file in files:
             if file.when is not None:  # an earlier run with other settings may have left it
                 outputs.path(file.name).unlink(missing_ok=True)
@@ -117,11 +122,12 @@ class FinishedRegistration(ABC):
                 file.write(self, outputs.path(file.name))
                 written.append(outputs.path(file.name))
         summary = self.summary()
+        recorded = dict(summary)
         if report:
-            summary["thumbnail"] = self.thumbnail()
+            recorded["thumbnail"] = self.thumbnail()
             io.write_atomically(outputs.path("report.html"), self.render_report(summary).encode())
             written.append(outputs.path("report.html"))
-        return [*written, write_run(outputs, summary, written)], summary
+        return [*written, write_run(outputs, recorded, written)], summary
 
 
 def file_names(files: Sequence[OutputFile]) -> list[str]:

@@ -211,6 +211,10 @@ class Registration(FinishedRegistration):
             "sd_log_jacobian_outside": metrics.sd_log_jacobian(self.deformation, self.grid, 1 - fixed),
         }
 
+    def compute(self) -> None:
+        for name in ("deformation", "inverse_deformation", "warped", "metrics"):
+            getattr(self, name)
+
     def files(self) -> list[OutputFile]:
         gaussians = 0 if self.dynamics is None else len(self.dynamics.smoother.sigmas)
         return image_files(self.output, max(MIN_WEIGHT_FILES, gaussians))

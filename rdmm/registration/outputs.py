@@ -169,7 +169,7 @@ SHAPE_FILES = (
     OutputFile("Warped.vtk", lambda r, path: _write_shape(path, r.in_world(r.pair.moving), r.in_world(r.warped), r.pair.moving)),
     OutputFile(
         "InverseWarped.vtk",
-        lambda r, path: _write_shape(path, r.in_world(r.pair.fixed), r.in_world(r.inverse_warped()), r.pair.fixed),
+        lambda r, path: _write_shape(path, r.in_world(r.pair.fixed), r.in_world(r.fixed_warped_back), r.pair.fixed),
     ),
     OutputFile(
         "0GenericAffine.mat",

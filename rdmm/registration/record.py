@@ -15,6 +15,7 @@ import torch
 
 from rdmm import io
 from rdmm.config.renamed import current
+from rdmm.data.given import READING_OPTIONS
 from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
@@ -126,8 +127,10 @@ def read_summary(path: Path) -> dict[str, Any]:
             raise TypeError(f"{(wrong or ['inputs'])[0]!r} has an unexpected form")
         table_metrics(run)
         reading = run["reading"] if "reading" in run else _parse_reading(run.get("command", ""))
+        if not isinstance(reading, dict) or not set(reading) <= set(READING_OPTIONS):
+            raise TypeError(f"'reading' holds {', '.join(READING_OPTIONS)}, not {reading}")
         return {**run, "config": current(run["config"]), "reading": reading}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(f"{path}: not a run.json of rdmm ({type(error).__name__}: {error})") from error
 
 

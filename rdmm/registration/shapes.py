@@ -94,9 +94,14 @@ class ShapeRegistration(FinishedRegistration):
             f"hd95_{name}_mm": float(max(np.percentile(to_fixed, 95), np.percentile(to_moving, 95))),
         }
 
-    def inverse_warped(self) -> Measure:
+    @cached_property
+    def fixed_warped_back(self) -> Measure:
         """The fixed shape, moved to the moving one, in domain units."""
         return self.pair.fixed.moved_by(self.result.inverse)
+
+    def compute(self) -> None:
+        for name in ("warped", "fixed_warped_back", "metrics"):
+            getattr(self, name)
 
     def files(self) -> Sequence[OutputFile]:
         return SHAPE_FILES
