@@ -107,3 +107,12 @@ def blobs(grid: Grid, seed: int = 0, count: int = 12) -> torch.Tensor:
         sigma = 0.05 + 0.06 * float(torch.rand(1, generator=generator))
         out += torch.exp(-((x - c * 2 * center(grid)) ** 2).sum(1, keepdim=True) / (2 * sigma**2))
     return out / out.max()
+
+
+def targets(node):
+    """All values of ``_target_`` in nested settings."""
+    if isinstance(node, dict):
+        yield from ([node["_target_"]] if "_target_" in node else [])
+        node = list(node.values())
+    for x in node if isinstance(node, list) else []:
+        yield from targets(x)

@@ -5,6 +5,7 @@ import time
 import hydra
 import pytest
 import yaml
+from conftest import targets
 from test_networks import write_small_model
 
 from rdmm import ConfigError, similarity
@@ -16,9 +17,8 @@ from train.plan import plan_trainings
 CONF = share() / "conf"
 OF_TRAINING = {f"{p.parent.name}/{p.stem}" for g in ("data", "backbone") for p in (CONF / g).glob("*.yaml")}
 OF_TRAINING |= {f"experiment/{p.stem}" for p in (CONF / "experiment").glob("*_net.yaml")}
-OPTIONS = sorted(
-    {f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml")} - OF_TRAINING - {"similarity/sum"}
-)  # a list of terms makes it
+FROM_A_LIST = {"similarity/sum"}  # compose makes it of a list of similarities
+OPTIONS = sorted({f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml")} - OF_TRAINING - FROM_A_LIST)
 OF_SHAPES = ("affine/points", "dynamics/points", "initializer/controls", "initializer/transported", "optimizer/shapes", "smoother/shapes")
 
 
@@ -65,14 +65,6 @@ def test_groups_bring_what_goes_with_them():
     assert compose(["dynamics=lddmm"])["smoother"]["sigmas"] == [0.03, 0.06, 0.12]
     assert compose(["dynamics=lddmm", "smoother=paper"])["smoother"]["sigmas"][0] == 0.05
     assert compose(["dynamics=rdmm", "smoother.sigmas=[.1]", "smoother.weights=[1]"])["smoother"]["sigmas"] == [0.1]
-
-
-def targets(node):
-    if isinstance(node, dict):
-        yield from ([node["_target_"]] if "_target_" in node else [])
-        node = list(node.values())
-    for x in node if isinstance(node, list) else []:
-        yield from targets(x)
 
 
 def test_targets_are_our_own():

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from conftest import targets
 
 from networks.model import load
 from rdmm import ConfigError, io
@@ -61,14 +62,6 @@ def test_renamed_targets_lead_to_todays_names():
     named = {t for path in (share() / "conf").rglob("*.yaml") for t in targets(yaml.safe_load(path.read_text()))}
     assert named <= conf_targets() and not named & set(RENAMED)
     assert current({"a": [{"_target_": "rdmm.problem.Problem"}]}) == {"a": [{"_target_": "rdmm.optim.Problem"}]}
-
-
-def targets(node):
-    if isinstance(node, dict):
-        yield from ([node["_target_"]] if "_target_" in node else [])
-        node = list(node.values())
-    for x in node if isinstance(node, list) else []:
-        yield from targets(x)
 
 
 def test_the_bundled_model_names_earlier_classes_and_loads():
