@@ -141,14 +141,18 @@ class Registration(FinishedRegistration):
         """Snapshots of the geodesic at ``output.times``."""
         return self.geodesic(self.output.times) if self.output.times else []
 
+    def map_at(self, snapshot: Snapshot) -> Transform:
+        """The map fixed -> moving up to the time of a snapshot, in domain units."""
+        return composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before)
+
     def warped_at(self, snapshot: Snapshot) -> Image:
         """The moving image, deformed up to the time of a snapshot, on the fixed grid."""
-        return self.pair.moving.moved_by(composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before), self.grid)
+        return self.pair.moving.moved_by(self.map_at(snapshot), self.grid)
 
     def animation_maps(self) -> Iterator[tuple[Snapshot, Transform]]:
         """The snapshots of the animation, each with its map fixed -> moving."""
         for snapshot in self.animation_snapshots:
-            yield snapshot, composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before)
+            yield snapshot, self.map_at(snapshot)
 
     @cached_property
     def energy_drift(self) -> float:
