@@ -48,6 +48,9 @@ FAULTS = {
         34: ("s-form and q-form disagree", "s-form, with a warning"),
         35: ("more memory than there is", "ResourceError before the start, with an estimate"),
         36: ("intensities of 1e6 or 1e-6, negative", "the same result"),
+        90: ("files that hold far more than their header says, or less", "nothing is read beyond the header's size; an error at once"),
+        91: ("lengths in meters or micrometers", "read as millimeters; results have the unit of the fixed file"),
+        106: ("single slices of any plane", "2D, in the plane of the slice; slices of two planes: InputError"),
     },
     "Masks, labels, points": {
         37: ("empty mask", "InputError"),
@@ -63,6 +66,7 @@ FAULTS = {
         45: ("results already exist", "OutputError without --overwrite"),
         46: ("two runs in one folder", "the second gets an OutputError"),
         47: ("killed while writing", "the old file or the new one"),
+        102: ("an output name whose ending is not written", "ConfigError before anything is computed; .NII.GZ is .nii.gz"),
     },
     "Interruption, resources": {
         48: ("Ctrl-C", "best result so far within 10 s, status interrupted, code 130"),

@@ -16,14 +16,14 @@ from rdmm.data.given import INPUT_NAMES
 from rdmm.io.images import NanPolicy
 from rdmm.io.nifti import Source, peek_shape
 from rdmm.io.vectors import require_itk_grid
-from rdmm.runtime.resources import available_memory
+from rdmm.runtime.resources import require_memory
 from rdmm.runtime.warnings import with_warnings
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure, frame_of
 from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fraction
 from rdmm.spatial.transform import Identity, framed
-from rdmm.types import InputError, ResourceError, Tensor
+from rdmm.types import InputError, Tensor
 
 # Peak memory of the default settings, without that of the libraries, measured on brains at 1 mm and 2 mm (benchmarks/README.md):
 # volumes of the images' size, and fields on the shooting grid, which has at most about a million voxels (set by the smoother).
@@ -40,13 +40,8 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
     shapes = [s.grid.shape if isinstance(s, Image) else peek_shape(s)[:3] for s in sources]
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
     need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
-    have = available_memory()
-    if need > 0.9 * have:
-        shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
-        raise ResourceError(
-            f"an image of {shape} voxels needs about {need / 2**30:.1f} GiB, but only {have / 2**30:.1f} GiB are free; "
-            "downsample the images, or crop them to the region of interest"
-        )
+    shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
+    require_memory(need, f"an image of {shape} voxels", "downsample the images, or crop them to the region of interest")
     return need
 
 

@@ -10,11 +10,11 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdmm.types import InputError, OutputError, nearest
+from rdmm.types import ConfigError, InputError, OutputError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,22 @@ def require_file(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{path}: no permission to read it; change it (chmod) or copy the file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
+    return path
+
+
+def require_ending(path: str | os.PathLike[str], endings: Sequence[str], what: str) -> Path:
+    """Check, before anything is computed, that ``what`` can be written under this name; return its path.
+
+    Args:
+        endings: the endings that are written, in lower case. The case of the name does not matter.
+        what: what is written, for the message, e.g. "an image".
+
+    Raises:
+        ConfigError: the name has another ending.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(tuple(endings)):
+        raise ConfigError(f"{path}: the name of {what} ends in {' or '.join(endings)}; rename it")
     return path
 
 

@@ -10,14 +10,32 @@ from pathlib import Path
 import psutil
 import torch
 
-from rdmm.types import ConfigError
+from rdmm.types import ConfigError, ResourceError
+
+SHARE_OF_MEMORY = 0.9
+"""Share of the free memory that one step may need. Not measured."""
 
 
 def available_memory() -> int:
     """Bytes that this process can still allocate: free memory, or less if a limit (ulimit -v) is set."""
     free = psutil.virtual_memory().available
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return free if limit == resource.RLIM_INFINITY else min(free, limit - psutil.Process().memory_info().vms)
+    return free if limit == resource.RLIM_INFINITY else max(0, min(free, limit - psutil.Process().memory_info().vms))
+
+
+def require_memory(need: int, what: str, advice: str = "downsample it, or crop it to the region of interest") -> None:
+    """Check, before memory is allocated, that ``need`` bytes are free.
+
+    Args:
+        what: what needs the memory, for the message; usually a file and its size.
+        advice: what the user can do.
+
+    Raises:
+        ResourceError: less than ``need`` / SHARE_OF_MEMORY bytes are free.
+    """
+    have = available_memory()
+    if need > SHARE_OF_MEMORY * have:
+        raise ResourceError(f"{what} needs about {need / 2**30:.1f} GiB, but only {have / 2**30:.1f} GiB are free; {advice}")
 
 
 def reset_peak_memory() -> None:
