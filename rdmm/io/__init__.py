@@ -1,15 +1,15 @@
 """Files: readers that check every value, writers that never leave half a file. No other package knows file formats.
 
-``images`` and ``nifti`` read and write images; one file for each tool's transforms (itk, itk_h5, fsl, afni, learn2reg).
+``images`` and ``nifti`` read and write images; ``tools`` holds one file for each tool's transforms.
 ``transforms`` alone chooses between them; ``meshes``, ``tables`` and ``models`` are shapes, CSV files and trained networks.
 """
 
 from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
 from rdmm.io.images import read_image, read_labels, read_mask, write_image
-from rdmm.io.itk import write_affine, write_warp
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
 from rdmm.io.tables import read_keypoints, read_landmarks, read_points, write_points, write_table
+from rdmm.io.tools.itk import write_affine, write_warp
 from rdmm.io.transforms import read_transform, read_transforms
 
 __all__ = [

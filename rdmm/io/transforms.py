@@ -9,13 +9,13 @@ from typing import Protocol
 
 import torch
 
-from rdmm.io.afni import AFNI
 from rdmm.io.files import require_file
-from rdmm.io.fsl import COEFFICIENT_INTENTS, FIELD_INTENT, FSL
-from rdmm.io.itk import VECTOR_INTENT, read_affine, read_warp, write_affine, write_affine_text, write_warp
-from rdmm.io.itk_h5 import read_h5, write_h5
-from rdmm.io.learn2reg import Learn2Reg
 from rdmm.io.nifti import peek_shape, read_raw
+from rdmm.io.tools.afni import AFNI
+from rdmm.io.tools.fsl import COEFFICIENT_INTENTS, FIELD_INTENT, FSL
+from rdmm.io.tools.itk import VECTOR_INTENT, read_affine, read_warp, write_affine, write_affine_text, write_warp
+from rdmm.io.tools.itk_h5 import read_h5, write_h5
+from rdmm.io.tools.learn2reg import Learn2Reg
 from rdmm.io.vectors import IMAGES, Space, affine_matrix, choose_grid
 from rdmm.spatial.transform import Affine, Transform, compose_all, displacement, framed
 from rdmm.types import ConfigError, InputError, nearest
