@@ -10,7 +10,7 @@ import torch
 
 from rdmm.io.files import require_file, write_atomically
 from rdmm.io.nifti import make_grid, read_raw
-from rdmm.spatial.grid import Grid
+from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Dense, Placed, Transform, displacement, flat, framed
 from rdmm.types import ConfigError, InputError, OutputError, Tensor
 
@@ -157,7 +157,7 @@ def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {shape[0] * shape[1]} numbers in a text file are expected ({error})") from error
     whole = np.vstack([numbers, [0, 0, 0, 1]]) if shape[0] == 3 else numbers
-    if not np.isfinite(whole).all() or abs(np.linalg.det(whole)) < 1e-9 or not np.allclose(whole[3], [0, 0, 0, 1]):
+    if not is_invertible(whole):
         raise InputError(f"{path}: the matrix is singular, not finite, or not affine (last row 0 0 0 1)")
     return np.asarray(whole)
 

@@ -21,6 +21,21 @@ Points = TypeVar("Points", np.ndarray, Tensor)
 MAX_CACHED_VOXELS = 2**20
 """Largest grid, in voxels, whose coordinates are cached: 12 MB of float32 in 3D. Not measured."""
 
+LENGTHS = (1e-9, 1e9)
+"""Shortest and longest edge of a voxel, and so the scale of an affine map; also the farthest origin. Millimeters. Not measured."""
+
+MIN_VOLUME = 1e-6
+"""Smallest volume between unit vectors along the axes, below which these are parallel to rounding in float32. Not measured."""
+
+
+def is_invertible(matrix: np.ndarray) -> bool:
+    """Whether a homogeneous matrix (d+1, d+1) is affine and can be inverted, whatever the unit of its lengths."""
+    linear, origin = matrix[:-1, :-1], matrix[:-1, -1]
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[-1], np.eye(len(matrix))[-1]) or np.abs(origin).max() > LENGTHS[1]:
+        return False
+    lengths = np.linalg.norm(linear, axis=0)
+    return bool(lengths.min() >= LENGTHS[0] and lengths.max() <= LENGTHS[1] and abs(np.linalg.det(linear / lengths)) > MIN_VOLUME)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -48,8 +63,11 @@ class Grid:
             raise InputError(f"a {d}D grid needs a ({d + 1}, {d + 1}) affine, not {matrix.shape}")
         if min(shape) < 2:
             raise InputError(f"a grid needs at least 2 voxels along each axis, not {shape}")
-        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:d, :d])) < 1e-12 * np.abs(matrix[:d, :d]).max() ** d:
-            raise InputError(f"the affine is singular or not finite: {matrix[:d].tolist()}")
+        if not is_invertible(matrix):
+            raise InputError(
+                f"the affine is singular, not finite, beyond {LENGTHS[0]:g} to {LENGTHS[1]:g} mm, or has another last row than 0 .. 0 1:"
+                f" {matrix.tolist()}; correct it"
+            )
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", tuple(map(tuple, matrix.tolist())))
 

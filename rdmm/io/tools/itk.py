@@ -17,7 +17,7 @@ import torch
 from rdmm.io.files import require_file, write_atomically
 from rdmm.io.nifti import affine_in_3d, encode_nifti, in_plane_affine, make_grid, read_raw, write_nifti
 from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_displacement
-from rdmm.spatial.grid import Grid
+from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Placed
 from rdmm.types import InputError, Tensor
 
@@ -99,7 +99,7 @@ def read_affine(path: str | os.PathLike[str]) -> Affine:
     if d not in (2, 3) or name is None or content[name].size != d * d + d:
         raise InputError(f"{path}: not an affine of ITK; it holds {', '.join(content)}")
     matrix = from_itk_affine(content[name].ravel().astype(np.float64), content["fixed"].ravel().astype(np.float64))
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+    if not is_invertible(matrix):
         raise InputError(f"{path}: the affine is singular or not finite")
     return Affine(torch.as_tensor(matrix))
 

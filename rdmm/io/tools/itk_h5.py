@@ -12,7 +12,7 @@ import torch
 from rdmm.io.files import require_file, write_atomically
 from rdmm.io.nifti import make_grid
 from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_vectors
-from rdmm.spatial.grid import Grid
+from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Placed, Transform, compose_all, flat
 from rdmm.types import ConfigError, InputError
 
@@ -110,7 +110,7 @@ def _decode_map(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray
         raise InputError(f"{path}: {kind} holds NaN or Inf")
     if name in ("AffineTransform", "MatrixOffsetTransformBase") and d and parameters.size == d * d + d and fixed.size == d:
         matrix = from_itk_affine(parameters, fixed)
-        if abs(np.linalg.det(matrix)) < 1e-9:
+        if not is_invertible(matrix):
             raise InputError(f"{path}: the affine is singular")
         return Affine(torch.as_tensor(matrix))
     if name == "DisplacementFieldTransform" and d and fixed.size == d * d + 3 * d:
