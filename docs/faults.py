@@ -59,7 +59,10 @@ FAULTS = {
         40: ("label missing from one image", "not counted, n_valid says so; never 0 or 1"),
         41: ("label that vanishes in the warped image", "HD95 inf: a failure, counted in hd95_empty"),
         42: ("landmarks: wrong columns, NaN, outside, wrong space", "InputError with the row"),
-        100: ("tables: a column twice, surplus fields, huge fields, formulas", "InputError with the row; a cell that begins with = + - @ is written as text"),
+        100: (
+            "tables: a column twice, surplus fields, huge fields, formulas",
+            "InputError with the row; cells like =1+1 are written as text",
+        ),
         104: ("VTK and PLY of other versions, negative or huge counts", "the same shape, or InputError at once"),
         108: ("points of other tools: LPS, Slicer, identifiers", "the declared frame, or a warning; other columns are kept"),
     },
