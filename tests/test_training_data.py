@@ -164,7 +164,7 @@ def test_links_out_of_the_data_set_are_refused(tmp_path):
 def test_learn2reg(tmp_path):
     path = tmp_path / "dataset.json"
     training = [{"image": "./imagesTr/OASIS_0001_0000.nii.gz", "label": "./labelsTr/OASIS_0001_0000.nii.gz"}]
-    val = [{"fixed": "./imagesTr/OASIS_0001_0000.nii.gz", "moving": "./imagesTr/OASIS_0002_0000.nii.gz"}]
+    val = [{"fixed": "./imagesTr/OASIS_0004_0000.nii.gz", "moving": "./imagesTr/OASIS_0002_0000.nii.gz"}]
     path.write_text(
         json.dumps({"name": "OASIS", "training": training, "test": ["./imagesTs/OASIS_0003_0000.nii.gz"], "registration_val": val})
     )
@@ -173,7 +173,7 @@ def test_learn2reg(tmp_path):
     assert train.labels == tmp_path / "labelsTr/OASIS_0001_0000.nii.gz"
     assert (test.subject, test.split) == ("0003", "test")
     (row,) = read_pairs(path)
-    assert (row.id, row.split) == ("0001_0002", "validation")
+    assert (row.id, row.split) == ("0004_0002", "validation")
     for text, message in (
         ("[]", "an object"),
         ("{", "not JSON"),
@@ -259,7 +259,7 @@ def test_bad_files_are_named_and_left_out_on_request(folder):
     assert list(data.unreadable) == ["s2"]
     for i in range(6):
         (folder / f"s{i}.nii.gz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="none of the 6 images"):
+    with pytest.raises(InputError, match="none of the 6 images can be used"):
         pairs_of(folder, shares=(1, 0, 0), skip_bad=True).pair(0)
 
 

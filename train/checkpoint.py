@@ -1,7 +1,7 @@
 """The files of a training run: ``state.pt`` to resume from; ``last``, ``best`` and numbered model files to use.
 
-``state.pt`` alone decides where a run resumes. It is written after ``best`` and before ``last``: wherever a run is killed, the resumed
-run writes the same files again.
+``state.pt`` alone decides where a run resumes. A run writes it before its first step. Later it is written after ``best`` and before
+``last``: wherever a run is killed, the resumed run writes the same files again.
 """
 
 from __future__ import annotations
@@ -84,12 +84,16 @@ class RunFolder:
             )
         return dict(state)
 
-    def save_state(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress, numbered: bool) -> None:
-        """Write ``state.pt`` and ``last``, and a numbered model file if ``numbered``."""
+    def save_state(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Write ``state.pt``."""
         buffer = io.BytesIO()
         state = {"networks": networks.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
         torch.save({**state, "identity": json.dumps(self.identity, sort_keys=True)}, buffer)
         write_atomically(self.path / STATE, buffer.getvalue())
+
+    def save_checkpoint(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress, numbered: bool) -> None:
+        """Write ``state.pt`` and ``last``, and a numbered model file if ``numbered``."""
+        self.save_state(networks, optimizer, progress)
         self.save_model(LAST, networks, progress)
         if numbered:
             self.save_model(f"step_{progress.step:07d}.safetensors", networks, progress)

@@ -24,6 +24,16 @@ from train.losses import Outcome
 log = logging.getLogger(__name__)
 
 
+def require_tensorboard() -> Any:
+    """TensorBoard's writer of logs. Raises ConfigError if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        text = "training needs TensorBoard: pip install 'rdmm[networks]' (in a checkout, '.[networks]')"
+        raise ConfigError(f"{text}; {error}") from error
+    return SummaryWriter
+
+
 class Log:
     """The log of one network's training.
 
@@ -40,12 +50,7 @@ class Log:
         self.bar: Any = None
         self.writer: Any = None
         if folder is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                text = "training needs TensorBoard: pip install 'rdmm[networks]' (in a checkout, '.[networks]')"
-                raise ConfigError(f"{text}; {error}") from error
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+            self.writer = require_tensorboard()(str(folder / "tensorboard"))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Log]:

@@ -6,15 +6,17 @@ files go to a folder of its name under Hydra's run folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import compose
 from rdmm.config.program import run_program
-from rdmm.io import write_atomically
+from rdmm.io import Outputs, write_atomically
 from rdmm.runtime.interrupt import interruptible
 from train.parallel import world
 from train.plan import train
@@ -31,8 +33,10 @@ def main() -> None:
 def train_and_compare(config: dict[str, Any], overrides: list[str], folder: Path) -> int:
     """Train, then write the table; the exit code. After Ctrl-C or SIGTERM, the training's state is saved and there is no table."""
     build_table({**config["table"], "data": {}})  # wrong settings are found before the training; its data sets are read at the end
-    with interruptible() as interruption, world(config["trainer"]["timeout"]) as ranks:
+    with interruptible() as interruption, world(config["trainer"]["timeout"]) as ranks, contextlib.ExitStack() as stack:
         out = Path(ranks.broadcast(str(folder)))
+        if ranks.first:
+            stack.enter_context(Outputs(os.path.join(out, "")).locked())
         models = train(config, overrides, out, ranks)
         if interruption:
             return 128 + int(interruption["signal"])

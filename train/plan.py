@@ -15,12 +15,14 @@ from networks.model import Networks, build_networks, load
 from rdmm.config.build import build
 from rdmm.config.compose import compose
 from rdmm.data.training.pairs import TrainingData
+from rdmm.io.files import require_file
 from rdmm.kernels.available import set_threads
 from rdmm.runtime.interrupt import stop
 from rdmm.runtime.resources import select_device
-from rdmm.types import ConfigError, OutputError
-from train.checkpoint import BEST, LAST, STATE, Progress, RunFolder, flatten
-from train.log import Log
+from rdmm.types import ConfigError
+from train.checkpoint import BEST, LAST, Progress, RunFolder, flatten
+from train.folders import check_folder, move_aside
+from train.log import Log, require_tensorboard
 from train.losses import AffineObjective, DeformationObjective, Objective
 from train.parallel import World
 from train.trainer import Trainer, Training, resume_settings
@@ -140,10 +142,15 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
     set_threads(config["threads"])
     device = select_device(config["device"])
     plans = plan_trainings(config, overrides)
+    names = [plan.name for plan in plans]
+    check_folder(out, names, resume=config["resume"], overwrite=config["overwrite"])
+    _check_starts(plans, out)
+    require_tensorboard()
     data: TrainingData = build(config["data"], "data")
-    _check_folders(plans, out, config["resume"], config["overwrite"])
-    held_out = {part: len(data.held_out(part)) for part in ("validation", "test")}
-    log.info("held-out pairs: %d for validation, %d for tests", held_out["validation"], held_out["test"])
+    log.info("%s", data.describe())
+    ranks.total([0.0])  # all processes have checked everything: from here on the first one writes
+    if ranks.first and config["overwrite"]:
+        move_aside(out, names)
     affine_tensors: dict[str, Any] = {}
     models: dict[str, Path] = {}
     for plan in plans:
@@ -188,6 +195,14 @@ def _train_networks(plan: TrainingPlan, networks: Networks, data: TrainingData, 
         return Training(plan.trainer, data, networks, make, folder, ranks, config["seed"], device, config["resume"], logged).run()
 
 
+def _check_starts(plans: Sequence[TrainingPlan], out: Path) -> None:
+    """Raise InputError if ``start`` of a network is neither an earlier network of this run nor a file."""
+    for number, plan in enumerate(plans):
+        start = plan.config["start"]
+        if plan.name != AFFINE and start and start not in [p.name for p in plans[:number]] and not (out / start / BEST).exists():
+            require_file(start)
+
+
 def _start_from(networks: Networks, source: str, out: Path) -> None:
     """Copy the predictor's tensors from another model wherever name and shape are the same.
 
@@ -205,19 +220,3 @@ def _start_from(networks: Networks, source: str, out: Path) -> None:
         raise ConfigError(f"start={source}: no tensor of {path} fits a network of this run; give a model with the same backbone")
     networks.load_state_dict(own | fitting)
     log.info("start: %d of %d tensors from %s", len(fitting), len(own), path)
-
-
-def _check_folders(plans: Sequence[TrainingPlan], out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to train over another run, before any data are read. With overwrite=true, remove that run's files.
-
-    They are removed before the training, so that a later resume=true never mixes two runs.
-    """
-    for plan in plans:
-        state = out / plan.name / STATE
-        if state.exists() and not resume and not overwrite:
-            raise OutputError(
-                f"{state}: a run is there already; resume=true goes on with it, overwrite=true starts anew, or name another hydra.run.dir"
-            )
-        if not resume:
-            for name in (STATE, BEST, LAST):
-                (out / plan.name / name).unlink(missing_ok=True)

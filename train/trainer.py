@@ -158,7 +158,7 @@ class Training:
                     self._validate(objective, validation, progress)
                 last = done or stopped or 0 < self.trainer.patience <= progress.stale
                 if self.world.first and (last or progress.step % self.trainer.checkpoint_every == 0):
-                    self.folder.save_state(self.networks, optimizer, progress, self.trainer.keep)
+                    self.folder.save_checkpoint(self.networks, optimizer, progress, self.trainer.keep)
                 if last:
                     break
         except torch.OutOfMemoryError as error:
@@ -172,12 +172,15 @@ class Training:
     def _restore(self, optimizer: torch.optim.Optimizer) -> Progress:
         state = self.folder.read_state() if self.resume else None
         if state is None:
-            return Progress()
+            progress = Progress()
+            if self.world.first:
+                self.folder.save_state(self.networks, optimizer, progress)
+            return progress
         self.networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])
         if self.world.first:
-            self.folder.save_state(self.networks, optimizer, progress, False)
+            self.folder.save_checkpoint(self.networks, optimizer, progress, False)
         log.info("going on from step %d", progress.step)
         return progress
 

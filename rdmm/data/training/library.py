@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from rdmm import io
 from rdmm.data.synthetic.label_images import intensities_of
 from rdmm.data.training.sources import Item
+from rdmm.data.training.survey import read_item
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Affine
@@ -112,7 +112,7 @@ class ImageCache:
     @cached_property
     def grid(self) -> Grid:
         """The common grid. It is set by the first item that can be read."""
-        for item in self.items:
+        for item in (i for i in self.items if i.name not in self.unreadable):
             try:
                 return self.common.grid(self._read_files(item)[0])
             except InputError as error:
@@ -144,13 +144,11 @@ class ImageCache:
     @staticmethod
     def _read_files(item: Item) -> LabeledImage:
         """Read an item's files. Without an image, one is made from the labels."""
-        if item.image is None:
-            assert item.labels is not None
-            labels = io.read_labels(item.labels).canonical()
+        image, labels = read_item(item)
+        if image is None:
+            assert labels is not None
             return intensities_of(labels), labels
-        image = io.read_image(item.image)
-        label_map = None if item.labels is None else io.read_labels(item.labels, image).canonical()
-        return image.canonical(), label_map
+        return image, labels
 
 
 def stack(images: Sequence[Image]) -> Image:

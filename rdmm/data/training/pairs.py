@@ -11,12 +11,14 @@ import numpy as np
 
 from rdmm.data.inputs import Inputs
 from rdmm.data.intensity import Normalize
+from rdmm.data.pair_list import SPLITS
 from rdmm.data.synthetic.contrasts import Contrasts
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.data.training.augment import Augment
 from rdmm.data.training.library import CenterMode, CommonGrid, ImageCache, LabeledImage
-from rdmm.data.training.sources import Item, Items
+from rdmm.data.training.sources import Item, Items, by_subject
 from rdmm.data.training.splits import ItemPair, PairSampler, seeded_generator, split
+from rdmm.data.training.survey import survey
 from rdmm.data.training.tables import PairSource
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -27,6 +29,9 @@ Part = Literal["validation", "test"]
 
 TRAINING_STREAM, HELD_OUT_STREAMS = 2, {"validation": 3, "test": 4}
 """Random streams of a data set's seed (1 shuffles the split): training and held-out pairs never share random numbers."""
+
+SHOWN_SUBJECTS = 5
+"""Subjects of each part that a training names at its start."""
 
 MAX_REDRAWS = 20
 """How often a pair is drawn again if one of its files was left out, before training ends with an error."""
@@ -49,6 +54,14 @@ class TrainingData(Protocol):
     def held_out(self, part: Part) -> Mapping[str, Callable[[], Inputs]]:
         """Functions that read the pairs of ``part``, by name. Networks are not trained on these pairs."""
         ...
+
+    def describe(self) -> str:
+        """One line: what there is for training, validation and tests. Everything that can be checked before training is checked."""
+        ...
+
+
+def _count_held_out(data: TrainingData) -> str:
+    return ", ".join(f"{len(data.held_out(part))} pairs for {name}" for part, name in (("validation", "validation"), ("test", "tests")))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +108,9 @@ class ImagePairs:
     @cached_property
     def _cache(self) -> ImageCache:
         common = CommonGrid(self.shape, self.spacing, self.centre)
-        return ImageCache(self.parts["train"], common, self.intensity, self.skip_bad)
+        items = sorted((i for part in self.parts.values() for i in part), key=lambda i: i.name)
+        unreadable = survey(items, len(self.shape), self.skip_bad)
+        return ImageCache(self.parts["train"], common, self.intensity, self.skip_bad, unreadable)
 
     @property
     def grid(self) -> Grid:
@@ -156,11 +171,22 @@ class ImagePairs:
         chosen = [pairs[i] for i in sorted({round(k) for k in spread})]
         return {f"{fixed.name}-{moving.name}": partial(self._read_pair, fixed, moving) for fixed, moving in chosen}
 
+    def describe(self) -> str:
+        texts = [f"{part}: {_list_subjects([i for i in self.parts[part] if i.name not in self.unreadable])}" for part in SPLITS]
+        return f"{'; '.join(texts)}; {_count_held_out(self)}"
+
     def _read_pair(self, fixed: Item, moving: Item) -> Inputs:
         fixed_read, moving_read = self._cache(fixed), self._cache(moving)
         if fixed_read is None or moving_read is None:
             raise InputError(next(self.unreadable[i.name] for i in (fixed, moving) if i.name in self.unreadable))
         return self._inputs(fixed_read, moving_read)
+
+
+def _list_subjects(items: Sequence[Item]) -> str:
+    """How many images of how many subjects, with the first names: whether a pattern reads names rightly is seen from these."""
+    names = list(by_subject(items))
+    shown = ", ".join(names[:SHOWN_SUBJECTS]) + (", ..." if len(names) > SHOWN_SUBJECTS else "")
+    return f"{len(items)} images of {len(names)} subjects" + (f" ({shown})" if names else "")
 
 
 @dataclass(frozen=True)
@@ -196,6 +222,9 @@ class SyntheticPairs:
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
         return {f"shapes{i:02d}": partial(self._generate, self._seed(HELD_OUT_STREAMS[part], i)) for i in range(self.limit)}
 
+    def describe(self) -> str:
+        return f"random shapes; {_count_held_out(self)}"
+
 
 @dataclass(frozen=True)
 class ContrastPairs:
@@ -223,3 +252,6 @@ class ContrastPairs:
 
     def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
         return {f"anatomy{i:02d}": partial(self._generate, HELD_OUT_STREAMS[part], i) for i in range(self.limit)}
+
+    def describe(self) -> str:
+        return f"random anatomies; {_count_held_out(self)}"

@@ -53,7 +53,8 @@ class FolderSource:
     A pattern is a path below ``root`` with fields in braces. Each field matches a part of one name: {subject} the person, {time} the
     visit or the phase of a breath, {id} anything else that distinguishes images. For example, the pattern
     ``{subject}/{time}_{id}/image.nii.gz`` matches OAI's knees, as ``9001104/00m_left/image.nii.gz``, and
-    ``{subject}/{time}.nii.gz`` matches ``case1/insp.nii.gz``.
+    ``{subject}/{time}.nii.gz`` matches ``case1/insp.nii.gz``. A name that can be read in two ways is an error: of
+    ``sub_01_ses_1.nii.gz``, ``{subject}_{time}.nii.gz`` could read the subjects sub, sub_01 and sub_01_ses.
 
     Args:
         root: the folder.
@@ -98,20 +99,38 @@ class FolderSource:
 
 
 def _match_files(root: Path, pattern: str) -> list[tuple[Path, dict[str, str]]]:
-    """The files that match a pattern, each with the values of its fields, sorted by path."""
+    """The files that match a pattern, each with the values of its fields, sorted by path.
+
+    Raises:
+        ConfigError: a name can be read in two ways.
+    """
+    shortest, longest = (_pattern_regex(pattern, repeat) for repeat in ("+?", "+"))  # equal: then there is no third reading
+    out = []
+    for path in sorted(root.glob(re.sub(r"({.*?})+", "*", pattern))):
+        name = path.relative_to(root).as_posix()
+        first, last = re.fullmatch(shortest, name), re.fullmatch(longest, name)
+        if first is None or last is None:
+            continue
+        if first.groupdict() != last.groupdict():
+            readings = [", ".join(f"{k}={v!r}" for k, v in match.groupdict().items()) for match in (first, last)]
+            raise ConfigError(
+                f"{path}: the pattern {pattern} reads {readings[0]}, or {readings[1]}; write more of the names into the pattern, as "
+                "sub_{subject}_ses_{time}.nii.gz, or list the images in a table (data/source=table)"
+            )
+        out.append((path, first.groupdict()))
+    return out
+
+
+def _pattern_regex(pattern: str, repeat: str) -> str:
+    """A pattern as a regular expression; a field's second mention repeats its first. ``repeat``: of a field's characters."""
     seen: set[str] = set()
 
-    def field(match: re.Match[str]) -> str:
-        name = match.group(1)
+    def field(name: str) -> str:
         again = name in seen
         seen.add(name)
-        return f"(?P={name})" if again else f"(?P<{name}>[^/]+?)"
+        return f"(?P={name})" if again else f"(?P<{name}>[^/]{repeat})"
 
-    parts = re.split(r"({.*?})", pattern)
-    text = "".join(re.sub(r"{(.*?)}", field, p) if p.startswith("{") else re.escape(p) for p in parts)
-    found = sorted(root.glob(re.sub(r"{.*?}", "*", pattern)))
-    matched = [(p, re.fullmatch(text, p.relative_to(root).as_posix())) for p in found]
-    return [(p, m.groupdict()) for p, m in matched if m is not None]
+    return "".join(field(part[1:-1]) if part.startswith("{") else re.escape(part) for part in re.split(r"({.*?})", pattern))
 
 
 def by_subject(items: Sequence[Item]) -> dict[str, list[Item]]:

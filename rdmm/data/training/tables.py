@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rdmm.data.pair_list import (
     Row,
@@ -106,18 +108,49 @@ def _read_table(path: Path, root: Path) -> list[Item]:
 def _read_learn2reg(path: Path, root: Path) -> list[Item]:
     """The images of ``training`` and ``test`` of a Learn2Reg JSON: {"image": "./imagesTr/NAME_0001_0000.nii.gz", "label": ...}.
 
-    Files are named NAME_<case>_<modality>; the case becomes the subject.
+    Files are named NAME_<case>_<modality>; the case becomes the subject. ``registration_val`` and ``registration_test`` name pairs of
+    images that may be in ``training``, too: their cases are for validation and tests, not for training.
     """
     data, out = read_json(path), []
+    held_out = _held_out_cases(data, path)
     for key, split in (("training", "train"), ("test", "test")):
         for i, entry in enumerate(require_list(data.get(key, []), f"{path}: {key}")):
             where = f"{path}: {key}[{i}]"
             record = {"image": entry} if isinstance(entry, str) else require_mapping(entry, where, ("image",))
             image = resolve_below(root, record["image"], where)
             labels = resolve_below(root, record["label"], where) if record.get("label") else None
-            parts = image_stem(image).rsplit("_", 2)
-            case, modality = (parts[-2], parts[-1]) if len(parts) == 3 else (image_stem(image), "")
-            out.append(Item(image_stem(image), case, image, labels, modality, split, where))
+            case, modality = _case_and_modality(record["image"])
+            own, place = held_out.get(case, (split, where))
+            out.append(Item(image_stem(image), case, image, labels, modality, own, place))
     if not out:
         raise ConfigError(f"{path}: no images: 'training' and 'test' are missing or empty; give the data-set JSON of Learn2Reg")
+    if data.get("training") and not any(i.split == "train" for i in out):
+        raise ConfigError(
+            f"{path}: all cases of 'training' are in 'registration_val' or 'registration_test', which leaves no image to train on"
+        )
     return out
+
+
+def _held_out_cases(data: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str]]:
+    """The cases of the pairs for validation and tests, each with its split and its place in the file.
+
+    Raises:
+        ConfigError: a case is in both.
+    """
+    out: dict[str, tuple[str, str]] = {}
+    for key, split in (("registration_val", "validation"), ("registration_test", "test")):
+        for i, entry in enumerate(require_list(data.get(key, []), f"{path}: {key}")):
+            where = f"{path}: {key}[{i}]"
+            pair = require_mapping(entry, where, ("fixed", "moving"))
+            for name in (pair["fixed"], pair["moving"]):
+                there, place = out.setdefault(_case_and_modality(name)[0], (split, where))
+                if there != split:
+                    raise ConfigError(f"{name} is in {place} and in {where}: a case must not be in both validation and test data")
+    return out
+
+
+def _case_and_modality(name: str) -> tuple[str, str]:
+    """The case and the modality of a file named NAME_<case>_<modality>; of any other name: the name and ''."""
+    stem = image_stem(Path(name))
+    parts = stem.rsplit("_", 2)
+    return (parts[1], parts[2]) if len(parts) == 3 else (stem, "")
