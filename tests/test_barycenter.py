@@ -66,7 +66,7 @@ def test_labels_are_carried_along():
     a, b = (((x - 0.3 - s).square().sum(1) < 0.15**2).float() for s in (0, shift))
     labels = torch.stack([(x[0, 0] < 0.3), (x[0, 0] >= 0.3)]).float()
     found = GridSinkhorn(0.03, tolerance=1e-3).potentials(Image(a[None], grid), Image(b[None], grid))
-    shares = transfer_along_plan(labels, a[0] / a.sum(), found.f[0], grid.spacing, 0.03)
+    shares = torch.stack(list(transfer_along_plan(labels, a[0] / a.sum(), found.f[0], grid.spacing, 0.03)))
     inside = b[0] > 0
     assert torch.allclose(shares.sum(0)[inside], torch.ones(int(inside.sum())), atol=1e-4)
     expected = (x[0, 0] < 0.6)[inside]

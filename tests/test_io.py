@@ -232,8 +232,9 @@ def test_labels_must_be_whole_and_on_the_images_grid(tmp_path):
         io.read_labels(tmp_path / "l.nii")
     io.write_image(tmp_path / "k.nii", torch.full((1, 1, *grid.shape), 300.0), grid, integer=True)
     assert float(io.read_labels(tmp_path / "k.nii").data.max()) == 300
-    with pytest.raises(InputError, match="not that of their image"):
-        io.read_labels(tmp_path / "k.nii", Image(torch.zeros(1, 1, 5, 5, 5), oblique((5, 5, 5), (1, 1, 1))))
+    far = Grid((5, 5, 5), np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 500)
+    with pytest.raises(InputError, match="do not overlap"):
+        io.read_labels(tmp_path / "k.nii", Image(torch.zeros(1, 1, 5, 5, 5), far))
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOSYS, "Function not implemented")])

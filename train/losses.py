@@ -60,14 +60,15 @@ def soft_dice(batch: Inputs, transform: Transform, count: int, seed: int) -> Ten
     fixed, moving = batch.fixed_labels, batch.moving_labels
     if fixed is None or moving is None:
         raise ConfigError("trainer.dice_weight is above 0 but the data set has no labels: set it to 0, or name the label maps")
-    common = set(fixed.data.unique().tolist()) & set(moving.data.unique().tolist()) - {0.0}
-    labels = sorted(common if batch.labels is None else common & {float(x) for x in batch.labels})
+    floats = batch.pair.fixed.data
+    common = set(fixed.data.unique().tolist()) & set(moving.data.unique().tolist()) - {0}
+    labels = sorted(common if batch.labels is None else common & set(batch.labels))
     if not labels:
-        return fixed.data.new_zeros(())
+        return floats.new_zeros(())
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
-    chosen = torch.tensor(labels)[order].to(fixed.data).view(1, -1, *(1,) * fixed.grid.ndim)
-    a = (fixed.data == chosen).to(fixed.data)
-    b = Image((moving.data == chosen).to(fixed.data), moving.grid).moved_by(transform, fixed.grid).data
+    chosen = torch.tensor(labels, dtype=fixed.data.dtype)[order].to(fixed.data.device).view(1, -1, *(1,) * fixed.grid.ndim)
+    a = (fixed.data == chosen).to(floats)
+    b = Image((moving.data == chosen).to(floats), moving.grid).moved_by(transform, fixed.grid).data
     both = 2 * (a * b).flatten(2).sum(2)
     total = a.flatten(2).sum(2) + b.flatten(2).sum(2)
     there = (a.flatten(2).sum(2) > 0).to(both)

@@ -137,10 +137,12 @@ def read_inputs(
     target, source = images
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
-    fixed_map, moving_map = _read_label_map(fixed_labels, target), _read_label_map(moving_labels, source)
-    fixed_region_map, region_map = _read_label_map(fixed_regions, target), _read_label_map(regions, source)
-    target = target if fixed_mask is None else io.read_mask(fixed_mask, target)
-    source = source if moving_mask is None else io.read_mask(moving_mask, source)
+    fixed_map, moving_map, fixed_region_map, region_map = (
+        _read_label_map(given.get(name), image, name, strict=strict)
+        for name, image in (("fixed_labels", target), ("moving_labels", source), ("fixed_regions", target), ("regions", source))
+    )
+    target = target if fixed_mask is None else io.read_mask(fixed_mask, target, strict=strict)
+    source = source if moving_mask is None else io.read_mask(moving_mask, source, strict=strict)
     stored = (target.grid, source.grid)
     target, source = target.canonical(), source.canonical()
     start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
@@ -192,11 +194,12 @@ def _read_points(
     return points
 
 
-def _read_label_map(source: Source | Image | None, like: Image) -> Image | None:
-    """A label map on the grid of its image ``like``, axes in R, A, S order."""
+def _read_label_map(source: Source | Image | None, like: Image, name: str, *, strict: bool) -> Image | None:
+    """A label map on the grid of its image ``like``, or on its own if it is in memory; axes in R, A, S order. ``name`` is for messages."""
     if source is None:
         return None
-    return (source.to_float32() if isinstance(source, Image) else io.read_labels(source, like)).canonical()
+    labels = io.as_labels(source, name) if isinstance(source, Image) else io.read_labels(source, like, strict=strict)
+    return labels.canonical()
 
 
 def _read_keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:

@@ -6,7 +6,7 @@
 
 from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
-from rdmm.io.images import read_image, read_labels, read_mask, write_image
+from rdmm.io.images import as_labels, read_image, read_labels, read_mask, write_image
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
 from rdmm.io.tables import read_keypoints, read_landmarks, read_points, write_points, write_table
 from rdmm.io.tools.itk import write_affine, write_warp
@@ -15,6 +15,7 @@ from rdmm.io.transforms import read_transform, read_transforms
 __all__ = [
     "Mesh",
     "Outputs",
+    "as_labels",
     "is_mesh",
     "models",
     "read_image",

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rdmm.types import ConfigError, InputError, OutputError, nearest
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,14 @@ def require_ending(path: str | os.PathLike[str], endings: Sequence[str], what: s
     if not path.name.lower().endswith(tuple(endings)):
         raise ConfigError(f"{path}: the name of {what} ends in {' or '.join(endings)}; rename it")
     return path
+
+
+def require_finite_result(path: str | os.PathLike[str], *arrays: np.ndarray) -> None:
+    """Raise OutputError if a result that is about to be written holds NaN or Inf. Every writer of numbers calls this."""
+    for array in arrays:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise OutputError(f"{os.fspath(path)}: not written: {bad} of {array.size} numbers are NaN or Inf; check the inputs' values")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

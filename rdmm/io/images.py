@@ -9,11 +9,12 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from rdmm.io.files import require_finite_result
 from rdmm.io.nifti import Raw, Source, affine_in_3d, encode_nifti, in_plane_affine, log, make_grid, read_raw, read_stored, write_nifti
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import sample
-from rdmm.types import ConfigError, InputError, Tensor
+from rdmm.types import ConfigError, InputError, OutputError, Tensor
 
 NanPolicy = Literal["error", "zero", "mask"]
 """What to do with NaN and Inf: raise InputError, set them to 0, or mask them out."""
@@ -80,61 +81,114 @@ def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None =
         InputError: the file is damaged or ambiguous; docs/faults.md lists the faults (1 to 13 and 17 to 28).
         ConfigError: ``nan`` is not one of the three.
     """
+    _, array, grid, good = _read_voxels(source, nan=nan, volume=volume, strict=strict)
+    return Image(_to_tensor(array), grid, None if good is None else _to_tensor(good))
+
+
+def _read_voxels(
+    source: Source, *, nan: NanPolicy = "error", volume: int | None = None, strict: bool = False
+) -> tuple[Path, np.ndarray, Grid, np.ndarray | None]:
+    """Name for messages, voxels (*s) in the file's precision, grid, and finite voxels; arguments and errors as for ``read_image``."""
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
     path, stored = read_stored(source)
     array, affine = _select_volume(path, read_raw(path, stored, strict=strict), volume)
     array, good = _replace_nan(path, array, nan)
-    mask = None if good is None else _to_tensor(good)
-    return Image(_to_tensor(array), make_grid(path, array.shape, affine), mask)
+    return path, array, make_grid(path, array.shape, affine), good
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
 
 
-def read_labels(path: Source, like: Image | None = None) -> Image:
-    """Read a label map, (1, 1, *s) of whole numbers; with ``like``, it must have that image's grid.
+def to_whole_numbers(name: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:
+    """The labels of a finite array as int64. Those up to MAX_ROUNDING off whole numbers are rounded, which the log says.
 
     Raises:
-        InputError: labels that are not whole numbers, or another grid.
+        InputError: values that are not whole, or too large to be exact.
     """
-    image = read_image(path)
-    if not torch.equal(image.data, image.data.round()):
-        raise InputError(f"{path}: labels must be whole numbers")
-    if like is not None and not (image.grid.shape == like.grid.shape and image.grid.same_frame(like.grid)):
-        raise InputError(
-            f"{path}: the grid of the labels {image.grid.shape} is not that of their image {like.grid.shape}, or lies elsewhere;"
-            " resample the labels first"
-        )
-    return image
+    if array.dtype.kind in "iub":
+        if int(array.max(initial=0)) > MAX_LABEL:
+            raise InputError(f"{name}: label {int(array.max())} is above 2^63 - 1, the largest that can be kept; renumber the labels")
+        return array.astype(np.int64)
+    whole = np.rint(array)
+    off = np.abs(array - whole)
+    if off.max(initial=0) > MAX_ROUNDING:
+        where = np.unravel_index(int(np.argmax(off)), array.shape)
+        raise InputError(f"{name}: labels must be whole numbers, but voxel {tuple(map(int, where))} is {array[where]:g}; give a label map")
+    size = np.abs(whole).max(initial=0)
+    if size > MAX_FLOAT_LABEL:
+        raise InputError(f"{name}: label {int(size)} is above 2^53, where numbers with a decimal point are not exact; store integers")
+    if off.max(initial=0) > 0:
+        log.warning("%s: the labels are up to %.1g off whole numbers: rounded", name, off.max())
+    return whole.astype(np.int64)
 
 
-def read_mask(path: Source, image: Image) -> Image:
+MAX_LABEL, MAX_FLOAT_LABEL = 2**63 - 1, 2**53
+"""Largest label, and the largest that is exact in an image of float64."""
+
+MAX_ROUNDING = 1e-3
+"""Labels may be this far off a whole number: more than float32 and scaling factors of files cause. Not measured."""
+
+
+def as_labels(image: Image, name: str) -> Image:
+    """An image in memory as a label map of int64 on the CPU; ``name`` is for messages. Errors as for ``to_whole_numbers``."""
+    data = image.data.detach().cpu()
+    array = (data.double() if data.is_floating_point() else data).numpy()
+    return Image(torch.from_numpy(to_whole_numbers(name, array)), image.grid)
+
+
+def read_labels(source: Source, like: Image | None = None, *, strict: bool = False) -> Image:
+    """Read a label map, (1, 1, *s) int64; with ``like``, on that image's grid: labels on another one are resampled by world coordinates.
+
+    Raises:
+        InputError: labels that are not whole numbers or not exact, or that do not overlap the image.
+    """
+    path, array, grid, _ = _read_voxels(source, strict=strict)
+    labels = Image(torch.from_numpy(np.ascontiguousarray(to_whole_numbers(path, array)))[None, None], grid)
+    return labels if like is None else _onto_grid(path, labels, like, "label map")
+
+
+def read_mask(source: Source, image: Image, *, strict: bool = False) -> Image:
     """Read a mask, and return ``image`` with it. Voxels above 0 are inside. A mask on another grid is resampled by world coordinates.
 
     Raises:
         InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
     """
-    mask = read_image(path)
-    binary = Image((mask.data > 0).float(), mask.grid)
+    path, array, grid, _ = _read_voxels(source, strict=strict)
+    binary = Image(_to_tensor(array > 0), grid)
     if not bool(binary.data.any()):
         raise InputError(f"{path}: the mask is empty: no voxel is above 0")
-    if mask.grid != image.grid:
-        if mask.grid.ndim != image.grid.ndim:
-            raise InputError(
-                f"{path}: a {mask.grid.ndim}D mask {mask.grid.shape} for a {image.grid.ndim}D image {image.grid.shape};"
-                " they must have the same dimension"
-            )
-        if mask.grid.shape != image.grid.shape and np.allclose(mask.grid.affine, image.grid.affine):
-            raise InputError(f"{path}: shape {mask.grid.shape} at the affine of an image of {image.grid.shape}: one of the two is wrong")
-        if mask.grid.shape != image.grid.shape or not mask.grid.same_frame(image.grid):
-            log.warning("%s: the mask is not on the grid of its image: resampled by nearest-neighbor interpolation", path)
-        points = mask.locate(image.grid.identity(image.data), image.grid)
-        binary = Image(sample(binary.data, points, mask.grid, mode="nearest", outside="zero"), image.grid)
-        if not bool(binary.data.any()):
-            raise InputError(f"{path}: the mask does not overlap its image")
+    binary = _onto_grid(path, binary, image, "mask")
+    if not bool(binary.data.any()):
+        raise InputError(f"{path}: the mask does not overlap its image")
     return Image(image.data, image.grid, binary.data if image.mask is None else image.mask * binary.data)
+
+
+MAX_OFFSET = 0.01
+"""Grids whose voxels are this close, in voxels, are the same: tools round affines. Not measured."""
+
+
+def _onto_grid(path: Path, given: Image, image: Image, what: str) -> Image:
+    """A label map or mask on the grid of its image: nearest neighbor, 0 outside its own grid.
+
+    Raises:
+        InputError: another dimension, another shape at the same affine, or no overlap.
+    """
+    own, wanted = given.grid, image.grid
+    if own.ndim != wanted.ndim:
+        raise InputError(
+            f"{path}: a {own.ndim}D {what} {own.shape} for a {wanted.ndim}D image {wanted.shape}; they must have the same dimension"
+        )
+    if own.shape == wanted.shape and own.offset(wanted) <= MAX_OFFSET:
+        return Image(given.data, wanted)
+    if own.shape != wanted.shape and np.allclose(own.affine, wanted.affine):
+        raise InputError(f"{path}: shape {own.shape} at the affine of an image of {wanted.shape}: one of the two is wrong")
+    points = given.locate(wanted.identity(image.data), wanted)
+    if not bool(own.contains(points).any()):
+        raise InputError(f"{path}: the {what} and its image do not overlap in world space; is the {what} of another image?")
+    log.warning("%s: the %s is not on the grid of its image: resampled by nearest-neighbor interpolation", path, what)
+    return Image(sample(given.data, points, own, mode="nearest", outside="zero"), wanted)
 
 
 def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False, like: Grid | None = None) -> None:
@@ -142,11 +196,24 @@ def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integ
 
     Args:
         data: (1, 1, *s) or (1, *s).
-        integer: round, and store as int16 or, for larger values, int32; otherwise float32.
+        integer: round, and store as the smallest integer type that holds all values; otherwise float32.
         like: a grid of the same voxels in another order, in which they are stored.
+
+    Raises:
+        OutputError: NaN, Inf, or values that the type cannot hold; or the file cannot be written.
     """
     if like is not None:
         data, grid = grid.restored(data, like), like
     array = data.detach().cpu().reshape(grid.shape).numpy()
-    array = np.rint(array).astype(np.int16 if np.abs(array).max(initial=0) < 2**15 else np.int32) if integer else array.astype(np.float32)
-    write_nifti(path, encode_nifti(array, affine_in_3d(grid)))
+    require_finite_result(path, array)
+    write_nifti(path, encode_nifti(_smallest_integers(path, array) if integer else array.astype(np.float32), affine_in_3d(grid)))
+
+
+def _smallest_integers(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:
+    """The array, rounded, in the smallest integer type that holds its values."""
+    whole = array if array.dtype.kind in "iu" else np.rint(array)
+    low, high = int(whole.min()), int(whole.max())
+    for dtype in (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return whole.astype(dtype)
+    raise OutputError(f"{os.fspath(path)}: the numbers {low} to {high} exceed 64-bit integers; renumber the labels")

@@ -230,7 +230,7 @@ def make_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
 
 def encode_nifti(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> bytes:
     """The bytes of a NIfTI-1 file. The RAS+ (4, 4) ``affine`` is its s-form and, without shear, its q-form."""
-    image = nib.Nifti1Image(array, affine)
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_intent(intent)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, 1)

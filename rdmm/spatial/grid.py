@@ -171,6 +171,16 @@ class Grid:
         """Whether equal domain units are equal points of the world in both grids (to 1e-6 domain units)."""
         return self.ndim == other.ndim and bool(np.abs(self.frame - other.frame).max() <= 1e-6 * self.length)
 
+    def offset(self, other: Grid) -> float:
+        """Largest distance between equal voxels of two grids of one shape, in voxels of this grid."""
+        index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, self.ndim)
+        return float(np.abs(self.world_to_voxel(other.voxel_to_world(index)) - index).max())
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Which points x (b, d, *t), in domain units, are in the field of view, (b, 1, *t): at most half a voxel beyond the edge voxels."""
+        h, far = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, *(1,) * (x.ndim - 2)) for v in (self.spacing, self.extent))
+        return ((x >= -h / 2) & (x <= far + h / 2)).all(1, keepdim=True)
+
     def canonical(self) -> Grid:
         """The same voxels with the axes in the order and direction closest to R, A, S: independent of how a file stores them."""
         linear = np.asarray(self.affine)[:-1, :-1]

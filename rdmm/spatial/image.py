@@ -15,10 +15,10 @@ from rdmm.types import InputError, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Intensities on a grid, with an optional mask.
+    """Intensities or labels on a grid, with an optional mask.
 
     Args:
-        data: (b, c, *s).
+        data: (b, c, *s); labels (b, 1, *s) are whole numbers of any type, and int64 where rdmm has read them.
         grid: the grid of the last axes.
         mask: (b, 1, *s), weight of each voxel in a similarity, in [0, 1]; None: 1 everywhere.
 
@@ -42,7 +42,8 @@ class Image:
         labels (``mode="nearest"``); outside the mask it is 0.
         """
         onto = onto or self.grid
-        points = self.locate(transform(onto.identity(self.data)), onto)
+        floats = self.data if self.data.is_floating_point() else torch.empty(0, dtype=torch.float32, device=self.data.device)
+        points = self.locate(transform(onto.identity(floats)), onto)
         mask = None if self.mask is None else sample(self.mask, points.detach(), self.grid, mode=mode, outside="zero")
         return Image(sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero"), onto, mask)
 

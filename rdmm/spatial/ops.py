@@ -29,7 +29,7 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
     """Interpolate ``values`` at ``points``.
 
     Args:
-        values: (b, c, *s) on ``grid``.
+        values: (b, c, *s) on ``grid``; with ``mode="nearest"`` of any type, so that labels stay exact.
         points: (b, d, *t) in domain units of ``grid``'s frame. A batch of 1, of values or points, is expanded.
         mode: multilinear or nearest-neighbor interpolation.
         outside: value outside the grid: that of the nearest edge, or zero.
@@ -48,6 +48,8 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
     d = grid.ndim
     batch = max(values.shape[0], points.shape[0])
     unit = torch.stack([points[:, i] * (2 / grid.extent[i]) - 1 for i in reversed(range(d))], dim=-1)
+    if not values.is_floating_point():
+        return _pick_nearest(values, unit, outside)
     flat = unit if unit.ndim == d + 2 else unit.reshape(unit.shape[0], *(1,) * (d - 1), -1, d)
     out = F.grid_sample(
         values.expand(batch, *values.shape[1:]),
@@ -57,6 +59,20 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
         align_corners=True,
     )
     return out if unit.ndim == d + 2 else out.reshape(*out.shape[:2], *points.shape[2:])
+
+
+def _pick_nearest(values: Tensor, unit: Tensor, outside: Literal["edge", "zero"]) -> Tensor:
+    """Nearest-neighbor values (b, c, *t) of any type, of values (b, c, *s) at points (b, *t, d) in [-1, 1]; rounds as grid_sample does."""
+    index = torch.zeros(unit.shape[:-1], dtype=torch.long, device=unit.device)
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for n, x in zip(values.shape[2:], reversed(unit.unbind(-1)), strict=True):
+        k = ((x + 1) / 2 * (n - 1)).round()
+        inside &= (k >= 0) & (k <= n - 1)
+        index = index * n + k.clamp(0, n - 1).long()
+    batch, channels = max(values.shape[0], unit.shape[0]), values.shape[1]
+    index, inside = (x.unsqueeze(1).expand(batch, channels, *x.shape[1:]) for x in (index, inside))
+    picked = values.expand(batch, *values.shape[1:]).flatten(2).gather(2, index.flatten(2)).view(index.shape)
+    return picked if outside == "edge" else picked * inside
 
 
 def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:

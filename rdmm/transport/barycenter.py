@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -93,22 +93,23 @@ def _iterate(
     return log_b, log_u, log_d
 
 
-def transfer_along_plan(values: Tensor, a: Tensor, f: Tensor, spacing: Sequence[float], blur: float) -> Tensor:
+def transfer_along_plan(values: Iterable[Tensor], a: Tensor, f: Tensor, spacing: Sequence[float], blur: float) -> Iterator[Tensor]:
     """Transfer values along the plan: for each target point the plan-weighted mean over the source.
 
     Args:
-        values: (c, *s) >= 0 on the source, e.g. one-hot labels.
+        values: several images (*s) >= 0 on the source, e.g. one for each label, 1 in it and 0 elsewhere.
         a: the source density (*s).
         f: its potential (*s).
         spacing: voxel size along each axis.
         blur: sqrt(eps), in the same unit of length.
 
-    Returns:
-        (c, *s) sum_x pi(x, y) values(x) / sum_x pi(x, y).
+    Yields:
+        (*s) sum_x pi(x, y) values(x) / sum_x pi(x, y), one after the other: there may be too many for the memory.
     """
     eps = blur**2
     alpha = [h * h / eps for h in spacing]
     source = log_density(a[None]) + f[None] / eps
     whole = log_convolve(source.clone(), alpha)
-    parts = torch.cat([log_convolve((source + log_density(v[None])).clamp_min(LOG_ZERO), alpha) for v in values])
-    return torch.exp((parts - whole).clamp_max(50))
+    for v in values:
+        part = log_convolve((source + log_density(v[None])).clamp_min(LOG_ZERO), alpha)
+        yield torch.exp((part - whole).clamp_max(50))[0]

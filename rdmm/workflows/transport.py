@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -52,18 +53,30 @@ def _mean_density(data: Tensor, weights: list[float], grid: Grid, blur: float) -
 
 def _mean_labels(data: Tensor, weights: list[float], grid: Grid, blur: float) -> Tensor:
     """Label map (*s): at each voxel the label whose barycenter is largest, or 0 where the sum of all barycenters is at most 0.5."""
-    found = sorted({int(v) for v in data.round().unique().tolist()} - {0})
+    found = sorted(set(data.unique().tolist()) - {0})
     for label in found:
-        absent = [k for k in range(len(data)) if not bool((data[k].round() == label).any())]
+        absent = [k for k in range(len(data)) if not bool((data[k] == label).any())]
         if absent:
             raise InputError(
                 f"label {label} is missing from image {absent[0] + 1}: every image needs every label; remove it from the others"
             )
     if not found:
         raise InputError("the label maps are 0 everywhere")
-    densities = torch.stack([_mean_density((data.round() == label).float(), weights, grid, blur) for label in found])
-    labels = torch.tensor([0, *found])[densities.argmax(0) + 1]
-    return torch.where(densities.sum(0) > 0.5, labels, 0).float()
+    labels, total = _largest(found, (_mean_density((data == label).float(), weights, grid, blur) for label in found))
+    return torch.where(total > 0.5, labels, 0)
+
+
+def _largest(labels: Sequence[int], shares: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The label whose share (*s) is largest at each voxel, and the sum of the shares. Only one share is in memory at a time."""
+    best = total = chosen = None
+    for label, share in zip(labels, shares, strict=True):
+        if best is None or total is None or chosen is None:
+            best, total, chosen = share, share, torch.full(share.shape, label)
+            continue
+        chosen = torch.where(share > best, label, chosen)
+        best, total = torch.maximum(best, share), total + share
+    assert chosen is not None and total is not None
+    return chosen, total
 
 
 def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, reach: float | None, overwrite: bool) -> dict[str, Any]:
@@ -76,14 +89,14 @@ def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, rea
     target, source = io.read_image(fixed), io.read_image(moving)
     grid = target.grid
     onto = framed(Identity(), grid)
-    names = io.read_labels(labels, source).moved_by(onto, grid, mode="nearest").data[0, 0].round()
+    names = io.read_labels(labels, source).moved_by(onto, grid, mode="nearest").data[0, 0]
     similarity = GridSinkhorn(blur, reach, tolerance=0.02)
     densities = source.moved_by(onto, grid), target
     found = similarity.potentials(*densities)
     a = densities[0].data[0, 0]
-    values = torch.tensor(sorted(int(v) for v in names[a > 0].unique().tolist()))
-    onehot = torch.stack([(names == v).float() for v in values])
-    fractions = transfer_along_plan(onehot, a / a.sum() if reach is None else a, found.f[0], grid.spacing, blur)
-    result = torch.where(target.data[0, 0] > 0, values[fractions.argmax(0)], 0).float()
+    values = names[a > 0].unique().tolist()
+    onehot = ((names == v).float() for v in values)
+    shares = transfer_along_plan(onehot, a / a.sum() if reach is None else a, found.f[0], grid.spacing, blur)
+    result = torch.where(target.data[0, 0] > 0, _largest(values, shares)[0], 0)
     io.write_image(path, result[None, None], grid, integer=True)
     return {"labels": len(values), "marginal_error": found.error, "written": str(path)}

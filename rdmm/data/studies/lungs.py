@@ -51,6 +51,6 @@ class LungMasks:
         files = require_folder(self.root, "lung_ct/copd_masks")
         case = f"case_{number:02d}"
         a, b = io.read_labels(files / f"{case}_exhale_mask.nii.gz"), io.read_labels(files / f"{case}_inhale_mask.nii.gz")
-        fixed, moving = coarsen(a, self.voxel), coarsen(b, self.voxel)
+        fixed, moving = (coarsen(x.to_float32(), self.voxel) for x in (a, b))
         landmarks = files / f"{case}_landmarks.csv"
         return read_inputs(fixed, moving, fixed_labels=a, moving_labels=b, fixed_regions=a, regions=b, landmarks=landmarks)
