@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from rdmm.data.given import COMMAND_LINE_INPUTS
+from rdmm.runtime.memory import memory_errors
 from rdmm.runtime.progress import progress_listener
 from rdmm.types import RdmmError
 
@@ -35,7 +36,8 @@ class Program(click.Group):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
         try:
-            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
+            with memory_errors():
+                sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.ctx.get_help() if error.ctx else "", err=True)
             sys.exit(2)

@@ -21,6 +21,7 @@ from rdmm.config.compose import check_overrides
 from rdmm.config.location import share
 from rdmm.config.renamed import current
 from rdmm.config.trust import require_plain_yaml
+from rdmm.runtime.memory import memory_errors
 from rdmm.types import RdmmError
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def run_program(
         task = HydraConfig.get()
         plain: Any = current(OmegaConf.to_container(config, resolve=True))
         try:
-            code = run(plain, list(task.overrides.task), Path(task.runtime.output_dir))
+            with memory_errors():
+                code = run(plain, list(task.overrides.task), Path(task.runtime.output_dir))
         except RdmmError as error:
             log.error("%s", _error_text(error))
             code = error.exit_code

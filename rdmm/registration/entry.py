@@ -25,13 +25,14 @@ from rdmm.registration.outputs import Output
 from rdmm.registration.record import Provenance
 from rdmm.registration.shapes import ShapeRegistration
 from rdmm.runtime.interrupt import stop
+from rdmm.runtime.memory import memory_errors
 from rdmm.runtime.resources import reset_peak_memory, select_device
 from rdmm.runtime.warnings import collect_warnings
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.stages.base import Result, Stage
-from rdmm.types import ResourceError, Tensor
+from rdmm.types import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,25 +106,18 @@ def run(
         inputs = replace(inputs, files={**inputs.files, "weights": str(settings.config["weights"])})
     with collect_warnings() as warnings:
         pair = inputs.prepare(settings.intensity, target)
-        result = run_stages(settings.stages, pair, device)
+        result = run_stages(settings.stages, pair)
     provenance = Provenance(command, seed, device, torch.get_num_threads(), [*inputs.warnings, *warnings])
     finished: type[FinishedRegistration] = Registration if isinstance(inputs, Inputs) else ShapeRegistration
     status = "interrupted" if stop.is_set() else "done"
     return finished(inputs, result, settings.config, provenance, settings.output, status)  # type: ignore[return-value]
 
 
-def run_stages(stages: Stage, pair: Pair, device: str) -> Result:
-    """Run the stages on ``pair``. The result is moved to the CPU and has the total time in ``seconds["total"]``.
-
-    Raises:
-        ResourceError: the device's memory is too small.
-    """
+def run_stages(stages: Stage, pair: Pair) -> Result:
+    """Run the stages on ``pair``. The result is moved to the CPU and has the total time in ``seconds["total"]``."""
     reset_peak_memory()
     begin = time.perf_counter()
-    try:
-        result = stages(pair)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"out of memory on {device}: {error}; use smaller optimizer.scales or optimizer.shooting") from error
+    result = stages(pair)
     cpu = torch.device("cpu")
     result = replace(result, **{k: _move_to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
     result.seconds["total"] = time.perf_counter() - begin
@@ -139,6 +133,7 @@ def _move_to(x: Any, device: torch.device) -> Any:
     return x
 
 
+@memory_errors()
 def register(
     *,
     fixed: Source | Image,
@@ -197,6 +192,7 @@ def register(
     return run(inputs, settings, device=device, seed=seed)
 
 
+@memory_errors()
 def register_shapes(
     *,
     fixed: str | Measure,

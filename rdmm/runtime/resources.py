@@ -6,11 +6,14 @@ import contextlib
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from rdmm.types import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    import torch
 
 SHARE_OF_MEMORY = 0.9
 """Share of the free memory that one step may need. Not measured."""
@@ -54,6 +57,8 @@ def peak_memory() -> int:
 
 def select_device(name: str) -> torch.device:
     """The torch device of --device, cpu or cuda. Raises ConfigError if it does not exist on this machine."""
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -24,6 +24,7 @@ from typing import Any
 from rdmm import kernels
 from rdmm.registration.record import table_metrics, warning_text
 from rdmm.runtime.interrupt import interruptible, stop
+from rdmm.runtime.memory import memory_errors
 from rdmm.types import ConfigError, RdmmError
 from rdmm.workflows.job import Job
 
@@ -49,15 +50,14 @@ SLURM_TIMEOUT_MINUTES = 240
 def run_job(job: Job) -> Outcome:
     """Run one job and return its outcome. Errors are returned, not raised."""
     try:
-        settings = job.settings()
-        inputs = job.read()
-        with job.reserve_outputs(settings, overwrite=True), interruptible("writing the best result so far"):
-            done, _, summary = job.run(inputs, settings)
+        with memory_errors():
+            settings = job.settings()
+            inputs = job.read()
+            with job.reserve_outputs(settings, overwrite=True), interruptible("writing the best result so far"):
+                done, _, summary = job.run(inputs, settings)
         job.check_folding(done.metrics)
     except RdmmError as error:
         return failure_outcome(type(error).__name__, str(error), error.exit_code)
-    except MemoryError as error:
-        return failure_outcome("ResourceError", f"out of memory ({error}); use fewer --jobs, or smaller images", 3)
     except Exception as error:
         logging.getLogger("rdmm").exception("unexpected")
         return failure_outcome(type(error).__name__, f"unexpected: {error}", 1)
