@@ -72,7 +72,8 @@ FAULTS = {
         44: ("disk full", "OutputError; the old file stays"),
         45: ("results already exist", "OutputError without --overwrite"),
         46: ("two runs in one folder", "the second gets an OutputError"),
-        47: ("killed while writing", "the old file or the new one"),
+        47: ("killed while writing", "the old file or the new one; what is left is removed by the next run"),
+        110: ("killed while --overwrite replaces results", "no run.json, so that nothing vouches for a mixture of two runs"),
         102: ("an output name whose ending is not written", "ConfigError before anything is computed; .NII.GZ is .nii.gz"),
     },
     "Interruption, resources": {
@@ -105,7 +106,11 @@ FAULTS = {
         68: ("wrong type or range", "ConfigError before data are read"),
         69: ("unknown option of a group", "the list and the nearest"),
         70: ("no arguments, -h, --version", "help and 2, 0, 0"),
-        71: ("spaces, accents, relative paths", "work"),
+        71: ("spaces, accents, bytes that are not UTF-8, relative paths", "work"),
+        101: (
+            "paths that cannot be opened or written: too long, links to nothing, NUL, no rights, pipes",
+            "one line before anything is computed",
+        ),
     },
     "Batch and data sets": {
         72: ("one corrupt pair of many", "the results of the others, table, failures.json, code 4"),

@@ -1,5 +1,6 @@
 """``python -m rdmm``, and the command ``rdmm``."""
 
+import io
 import os
 import signal
 import sys
@@ -8,6 +9,8 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """The command line. While its modules are read there is nothing to lose: Ctrl-C ends at once."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names that are not UTF-8 are printed as they are
     before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from rdmm.cli import main as program
 

@@ -211,6 +211,6 @@ def test_every_fault_has_a_test():
     """docs/faults.md is the output of docs/faults.py, and every fault has a test."""
     made = runpy.run_path(str(share() / "docs" / "faults.py"))
     numbers = [n for faults in made["FAULTS"].values() for n in faults]
-    assert numbers == list(range(1, 87))
+    assert len(numbers) == len(set(numbers)) and set(range(1, 87)) <= set(numbers)
     assert set(made["tests_by_fault"]()) == set(numbers)
     assert (share() / "docs" / "faults.md").read_text() == made["render_page"]()

@@ -152,13 +152,16 @@ def test_wrong_tables_name_the_line(tmp_path, text, message):
 
 
 @pytest.mark.fault(78)
-def test_links_out_of_the_data_set_are_refused(tmp_path):
-    """Fault 78."""
+def test_links_out_of_the_data_set(tmp_path):
+    """Fault 78: a list, which may come from others, cannot lead out of its folder; the links of one's own folder may."""
     (tmp_path / "data").mkdir()
-    save_nifti(tmp_path / "secret.nii.gz", make_picture())
-    (tmp_path / "data/s1.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
-    with pytest.raises(ConfigError, match="leads out of"):
-        FolderSource(str(tmp_path / "data")).items()
+    save_nifti(tmp_path / "store.nii.gz", make_picture())
+    (tmp_path / "data/s1.nii.gz").symlink_to(tmp_path / "store.nii.gz")
+    (item,) = FolderSource(str(tmp_path / "data")).items()
+    assert item.image == tmp_path / "data/s1.nii.gz"
+    (tmp_path / "data/list.csv").write_text("image,subject\ns1.nii.gz,s1\n")
+    with pytest.raises(ConfigError, match=r"line 2: .* leads out of"):
+        TableSource(str(tmp_path / "data/list.csv")).items()
 
 
 def test_learn2reg(tmp_path):

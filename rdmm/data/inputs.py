@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,7 +167,7 @@ def read_inputs(
 def _file_paths(given: Mapping[str, Any]) -> dict[str, str]:
     """The paths of those inputs that were given as files, in the order of INPUT_NAMES."""
     paths = {name: os.fspath(given[name]) for name in INPUT_NAMES if isinstance(given[name], str | os.PathLike)}
-    return {name: path for name, path in paths.items() if Path(path).is_file()}
+    return {name: path for name, path in paths.items() if os.path.isfile(path)}
 
 
 def _check_overlap(pair: Pair[Image]) -> None:

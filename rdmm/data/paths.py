@@ -15,7 +15,7 @@ def require_folder(path: str | os.PathLike[str], part: str = "") -> Path:
         InputError: it does not exist.
     """
     out = Path(path).expanduser() / part
-    if not out.is_dir():
+    if not os.path.isdir(out):
         cure = f"set RDMM_DATA to the folder that contains {part}" if part else "give an existing folder, e.g. data.source.root=FOLDER"
         raise InputError(f"no data at {path}/{part}: there is no such folder; {cure}")
     return out
@@ -23,7 +23,7 @@ def require_folder(path: str | os.PathLike[str], part: str = "") -> Path:
 
 def require_inside(root: Path, path: Path, where: str) -> Path:
     """``path``; raises ConfigError if it leads out of the folder ``root`` (through a link, or ..)."""
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise ConfigError(f"{where}: {path} leads out of {root}; put the file into the data set's folder, or name another root")
     return path
 

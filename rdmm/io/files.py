@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -29,20 +32,59 @@ def require_file(path: str | os.PathLike[str]) -> Path:
     """Check that a file exists, can be read and is not empty; return its path.
 
     Raises:
-        InputError: it is missing (with the nearest name in its folder), a directory, or empty.
+        InputError: it is missing (with the nearest name in its folder), is a folder or a pipe, is empty, or its path cannot be followed.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{printable(path)}: {path_problem(path, error)}") from error
+    if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path}: is a directory, not a file")
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        where = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
-        raise InputError(f"{path}: no such file{where}{nearest(path.name, siblings)}")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is a pipe or a device, not a file; save its content to a file and give that")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it; change it (chmod) or copy the file")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise InputError(f"{path}: the file is empty")
     return path
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """The path as one line of text: a NUL character, which no path can hold, is shown as \\0."""
+    return os.fspath(path).replace("\0", "\\0")
+
+
+def path_problem(path: Path, error: OSError | ValueError) -> str:
+    """What is wrong with a path that the system cannot follow, and what to do. ``error`` is what the system said."""
+    if not isinstance(error, OSError):
+        return "the name holds a NUL character, which no name of a file can; remove it"
+    number = error.errno
+    if number == errno.ENAMETOOLONG:
+        return "the name is too long: most systems allow 255 bytes for a name and 4095 for a path; choose a shorter one"
+    if number == errno.ELOOP:
+        return "its links lead in a circle; give the file itself"
+    folders = list(reversed(path.parents))
+    if number == errno.ENOTDIR:
+        return f"{next((p for p in folders if os.path.isfile(p)), path.parent)} is a file, not a folder"
+    if number == errno.EACCES:
+        closed = next((p for p in folders if os.path.isdir(p) and not os.access(p, os.X_OK)), path.parent)
+        return f"no permission to open the folder {closed}; change it (chmod), or use another folder"
+    return _what_is_missing(path) if number == errno.ENOENT else error.strerror or str(error)
+
+
+def _what_is_missing(path: Path) -> str:
+    """Which part of a path does not exist: a link's target, a folder or the file, with the nearest name in its folder."""
+    missing = next((p for p in [*reversed(path.parents), path] if not os.path.exists(p)), path)
+    if missing.is_symlink():
+        which = "" if missing == path else f"{missing} "
+        return f"{which}is a link to {os.readlink(missing)}, which does not exist; mend the link, or give the file itself"
+    if missing != path:
+        return f"no such file (there is no folder {missing})"
+    siblings: list[str] = []
+    with contextlib.suppress(OSError):
+        siblings = os.listdir(path.parent)
+    return f"no such file{nearest(path.name, siblings)}"
 
 
 def require_ending(path: str | os.PathLike[str], endings: Sequence[str], what: str) -> Path:
@@ -92,23 +134,54 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         OutputError: the disk is full, the folder cannot be written, or the bytes read back differ.
     """
     path = Path(path)
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as f:
-            temporary = Path(f.name)
+        with _temporary_file(path.parent) as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        if temporary.read_bytes() != data:
-            raise OutputError(f"{path}: the bytes read back differ from those written; check the disk")
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write it: {error.strerror or error}") from error
+            temporary = Path(f.name)
+            if temporary.read_bytes() != data:
+                raise OutputError(f"{path}: the bytes read back differ from those written; check the disk")
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{printable(path)}: cannot write it: {path_problem(path, error)}") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text with ``write_atomically``. Bytes of names that are not UTF-8 are written as \\udcXX."""
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
+    """A new file in ``folder``, under a short name, so that it exists wherever the result's name can. It is locked while it is open."""
+    f = _locked_file(folder)
+    try:
+        with f:
+            yield f
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(f.name)
+
+
+def _locked_file(folder: Path) -> IO[bytes]:
+    """A new temporary file, locked. It is made again if ``remove_abandoned`` of another process saw it before it was locked."""
+    while True:
+        f = tempfile.NamedTemporaryFile(dir=folder, prefix=".rdmm-", suffix=".part", delete=False)  # noqa: SIM115
+        with contextlib.suppress(OSError):
+            fcntl.flock(f, fcntl.LOCK_EX)
+        if os.fstat(f.fileno()).st_nlink:
+            return f
+        f.close()
+
+
+def remove_abandoned(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that killed processes left in a folder: those that no process has locked."""
+    for path in Path(folder).glob(".rdmm-*.part"):
+        with contextlib.suppress(OSError), open(path, "rb") as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _umask() -> int:
@@ -127,29 +200,39 @@ class Outputs:
     def prepare(cls, out: str | os.PathLike[str], names: list[str], *, overwrite: bool) -> Outputs:
         """Make the folder, and check that every file can be written, before anything is computed.
 
+        Temporary files that killed runs left in the folder are removed.
+
         Raises:
-            OutputError: a file exists already, or the folder cannot be made or written.
+            OutputError: a file exists already, its name is too long, or the folder cannot be made or written.
         """
         text = os.fspath(out)
-        is_folder = text.endswith(("/", os.sep)) or Path(text).is_dir()
+        is_folder = text.endswith(("/", os.sep)) or os.path.isdir(text)
         self = cls(text if not is_folder else os.path.join(text, ""))
         folder = self.path("x").parent
-        existing = [self.path(n) for n in names if self.path(n).exists()]
-        if existing and not overwrite:
-            raise OutputError(f"{existing[0]}: exists already; choose another -o or pass --overwrite")
+        for name in names:
+            _require_free(self.path(name), overwrite=overwrite)
         try:
             if is_folder:
-                folder.mkdir(parents=True, exist_ok=True)
-            elif not folder.is_dir():
-                raise OutputError(f"{folder}: no such folder; make it, or end -o with / so that rdmm makes it")
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".rdmm-"):
+                _make_folder(folder)
+            elif not os.path.isdir(folder):
+                raise OutputError(f"{printable(folder)}: no such folder; make it, or end -o with / so that rdmm makes it")
+            remove_abandoned(folder)
+            with _temporary_file(folder):
                 pass
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            problem = f"{folder} is a file or a broken link" if isinstance(error, FileExistsError) else path_problem(folder, error)
+            raise OutputError(f"{printable(folder)}: cannot write there: {problem}") from error
         return self
 
     def path(self, name: str) -> Path:
         return Path(f"{self.prefix}{name}")
+
+    def remove(self, name: str) -> None:
+        """Remove a file of an earlier run, if there is one. Raises OutputError if that is not possible."""
+        try:
+            self.path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path(name)}: cannot remove it: {path_problem(self.path(name), error)}") from error
 
     def name(self, path: Path) -> str:
         """The name without the prefix: the inverse of ``path``."""
@@ -173,7 +256,7 @@ class Outputs:
             raise OutputError(f"{self.prefix}: another run of rdmm is writing there; wait for it, or choose another -o") from None
         except (OSError, NotImplementedError) as error:
             if not isinstance(error, NotImplementedError) and error.errno not in LOCKS_UNSUPPORTED:
-                raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
+                raise OutputError(f"{path}: cannot write it: {path_problem(path, error)}") from error
             log.warning("%s: this file system has no locks: make sure that no other run writes there", folder)
         try:
             yield
@@ -182,16 +265,37 @@ class Outputs:
             lock.release()
 
 
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Path.mkdir(parents=True) cannot: it recurses, and paths may have 2000 parts."""
+    for part in [*reversed(folder.parents), folder]:
+        if not os.path.isdir(part):
+            part.mkdir(exist_ok=True)
+
+
+def _require_free(path: Path, *, overwrite: bool) -> None:
+    """Check that a file of this name can be written. Raises OutputError if it is a folder, too long, or exists without ``overwrite``."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{printable(path)}: cannot write it: {path_problem(path, error)}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"{path}: is a folder, and a file of this name is to be written; remove it, or choose another -o")
+    if not overwrite:
+        raise OutputError(f"{path}: exists already; choose another -o or pass --overwrite")
+
+
 def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """Check, before anything is computed, that one file can be written; return its path.
 
     Raises:
-        OutputError: it is a directory, it exists already, or its folder is missing or cannot be written.
+        OutputError: it is a directory, it exists already, its name is too long, or its folder is missing or cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path}: is a directory; name a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent}: no such folder; make it first")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"{printable(path.parent)}: no such folder; make it first")
     Outputs.prepare(path.parent / "", [path.name], overwrite=overwrite)
     return path

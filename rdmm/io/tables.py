@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmm.io.files import require_file, write_atomically
+from rdmm.io.files import require_file, write_text
 from rdmm.types import InputError, RdmmError, nearest
 
 
@@ -122,7 +122,7 @@ def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow("xyz"[: points.shape[1]])
     writer.writerows([[f"{x:.6f}" for x in row] for row in points])
-    write_atomically(path, buffer.getvalue().encode())
+    write_text(path, buffer.getvalue())
 
 
 def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> None:
@@ -132,4 +132,4 @@ def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]],
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, buffer.getvalue().encode())
+    write_text(path, buffer.getvalue())

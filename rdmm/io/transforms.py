@@ -69,9 +69,9 @@ def choose_format(name: str, given: str | None) -> TransformFormat:
         return FORMATS["afni"]
     if path.suffix == ".npz" or path.name.startswith("disp_"):
         return FORMATS["learn2reg"]
-    if path.suffix == ".mat" and path.is_file() and _is_text(path):
+    if path.suffix == ".mat" and os.path.isfile(path) and _is_text(path):
         return FORMATS["fsl"]
-    if path.name.endswith(IMAGES) and path.is_file():
+    if path.name.endswith(IMAGES) and os.path.isfile(path):
         intent, shape = int(read_raw(path, path.read_bytes(), strict=False).header["intent_code"]), peek_shape(path)
         if intent in (FIELD_INTENT, *COEFFICIENT_INTENTS):
             return FORMATS["fsl"]

@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from rdmm import io
 from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.dynamics.base import Dynamics
-from rdmm.io.files import Outputs
+from rdmm.io.files import Outputs, write_text
 from rdmm.registration.outputs import Output, OutputFile
 from rdmm.registration.record import Provenance, run_summary, write_run
 from rdmm.stages.base import Result
@@ -113,9 +112,7 @@ class FinishedRegistration(ABC):
         files = self.files()
         outputs = Outputs.prepare(out, file_names(files), overwrite=overwrite)
         self.compute()
-        for file in files:
-            if file.when is not None:  # an earlier run with other settings may have left it
-                outputs.path(file.name).unlink(missing_ok=True)
+        outputs.remove("run.json")  # a run that is killed from here on leaves nothing that vouches for a mixture of files
         written = []
         for file in files:
             if file.when is None or file.when(self):
@@ -125,8 +122,11 @@ class FinishedRegistration(ABC):
         recorded = dict(summary)
         if report:
             recorded["thumbnail"] = self.thumbnail()
-            io.write_atomically(outputs.path("report.html"), self.render_report(summary).encode())
+            write_text(outputs.path("report.html"), self.render_report(summary))
             written.append(outputs.path("report.html"))
+        for name in file_names(files):
+            if outputs.path(name) not in written:  # an earlier run with other settings may have left it
+                outputs.remove(name)
         return [*written, write_run(outputs, recorded, written)], summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,7 @@ def write_run(outputs: Outputs, summary: Mapping[str, Any], written: Sequence[Pa
 def find_outputs(run: str) -> Outputs:
     """The files of a run, given its folder, its prefix or the path of its run.json."""
     text = run.removesuffix("run.json")
-    return Outputs(f"{text}/" if Path(text or ".").is_dir() and not text.endswith("/") else text)
+    return Outputs(f"{text}/" if os.path.isdir(text or ".") and not text.endswith("/") else text)
 
 
 def read_summary(path: Path) -> dict[str, Any]:

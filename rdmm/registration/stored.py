@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _restore_result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any]
     if isinstance(before, Affine):
         inverse = composed(before.inverse(), inverse)
     conditions = outputs.path("initial_conditions.safetensors")
-    ic = _read_conditions(conditions) if dynamics is not None and conditions.exists() else None
+    ic = _read_conditions(conditions) if dynamics is not None and os.path.exists(conditions) else None
     history, seconds = list(summary["history"]), dict(summary["seconds"])
     return Result(
         composed(deformation, before), inverse, dict(summary["energy"]), ic, history, seconds, before, None if ic is None else dynamics
@@ -70,7 +71,7 @@ def _restore_result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any]
 def _read_transform(outputs: Outputs, name: str, grid: Grid) -> Transform:
     """A transform of the run in domain units of the fixed grid; the identity if the run has no such file."""
     path = outputs.path(name)
-    return framed(io.read_transform(str(path)), grid) if path.exists() else Identity()
+    return framed(io.read_transform(str(path)), grid) if os.path.exists(path) else Identity()
 
 
 def _read_conditions(path: Path) -> InitialConditions:

@@ -121,8 +121,9 @@ class Job:
         Raises:
             OutputError: a file exists and ``overwrite`` is false, the place cannot be written, or another run holds the lock.
         """
-        with Outputs.prepare(self.out, [], overwrite=True).locked():
-            Outputs.prepare(self.out, self.output_names(settings), overwrite=overwrite)
+        names = self.output_names(settings)
+        with Outputs.prepare(self.out, names, overwrite=True).locked():
+            Outputs.prepare(self.out, names, overwrite=overwrite)
             yield
 
     def run(self, inputs: Inputs | ShapeInputs, settings: Settings) -> tuple[FinishedRegistration, list[Path], dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from rdmm import io
+from rdmm.io.files import write_text
 from rdmm.registration.record import find_outputs, read_summary, table_metrics, warning_text
 from rdmm.registration.stored import read_run
 from rdmm.report.html import render_study
@@ -22,7 +24,7 @@ def study_rows(folder: Path) -> list[dict[str, Any]]:
             failures[row["id"]] = (_modification_time(path), row)
     rows = []
     for path in sorted(folder.glob("*/run.json")):
-        id, link = path.parent.name, quote(f"{path.parent.name}/report.html")
+        id, link = path.parent.name, quote(os.fsencode(f"{path.parent.name}/report.html"))
         failed_at, failure = failures.pop(id, (0, {}))
         if failed_at >= _modification_time(path):
             rows.append(failure | {"link": link})
@@ -53,7 +55,7 @@ def _read_failures(path: Path) -> list[dict[str, Any]]:
 def write_index(folder: Path) -> Path:
     """Write index.html of a batch's folder. Returns its path."""
     path = folder / "index.html"
-    io.write_atomically(path, render_study(f"Study {folder.resolve().name}", study_rows(folder)).encode())
+    write_text(path, render_study(f"Study {folder.resolve().name}", study_rows(folder)))
     return path
 
 
@@ -66,17 +68,17 @@ def write_report(run: str, *, overwrite: bool) -> Path:
     """
     outputs, folder = find_outputs(run), Path(run)
     record = outputs.path("run.json")
-    is_run = record.exists()
-    if not is_run and not (folder.is_dir() and any(folder.glob("*/run.json"))):
+    is_run = os.path.exists(record)
+    if not is_run and not (os.path.isdir(folder) and any(folder.glob("*/run.json"))):
         raise InputError(f"{run}: no run found; give the folder, prefix or run.json of rdmm register, or the folder of rdmm batch")
     summary = read_summary(record) if is_run else {}
     path = outputs.path("report.html") if is_run else folder / "index.html"
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise OutputError(f"{path}: already exists; pass --overwrite to replace it")
     if not is_run:
         return write_index(folder)
     page = read_run(outputs, summary).render_report(summary)
-    io.write_atomically(path, page.encode())
+    write_text(path, page)
     checksums = {**summary["outputs"], "report.html": io.sha256(path)}
     io.write_atomically(record, json.dumps({**summary, "outputs": checksums}, indent=1, allow_nan=False).encode())
     return path

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rdmm.data.paths import require_folder, require_inside
+from rdmm.data.paths import require_folder
 from rdmm.types import ConfigError, InputError, nearest
 
 
@@ -51,7 +52,7 @@ class FolderSource:
     """Images found by their file names below a folder.
 
     A pattern is a path below ``root`` with fields in braces. Each field matches a part of one name: {subject} the person, {time} the
-    visit or the phase of a breath, {id} anything else that distinguishes images. For example, the pattern
+    visit or the phase of a breath, {id} anything else that distinguishes images. Links may lead anywhere. For example, the pattern
     ``{subject}/{time}_{id}/image.nii.gz`` matches OAI's knees, as ``9001104/00m_left/image.nii.gz``, and
     ``{subject}/{time}.nii.gz`` matches ``case1/insp.nii.gz``. A name that can be read in two ways is an error: of
     ``sub_01_ses_1.nii.gz``, ``{subject}_{time}.nii.gz`` could read the subjects sub, sub_01 and sub_01_ses.
@@ -88,9 +89,9 @@ class FolderSource:
         assert first is not None
         for path, fields in _match_files(root, first):
             name = "_".join(fields[k] for k in PATTERN_FIELDS if k in fields)
-            labels = None if self.labels is None else require_inside(root, root / self.labels.format(**fields), str(path))
-            image = None if self.images is None else require_inside(root, path, str(path))
-            if labels is not None and not labels.exists():
+            labels = None if self.labels is None else root / self.labels.format(**fields)
+            image = None if self.images is None else path
+            if labels is not None and not os.path.exists(labels):
                 raise InputError(f"{path}: its label map {labels} is missing; add the file, or leave out the pattern of labels")
             out.append(Item(name, fields["subject"], image, labels, fields.get("time", ""), where=str(path)))
         if not out:
