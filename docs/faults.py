@@ -68,6 +68,7 @@ FAULTS = {
         88: ("label numbers of any integer width", "kept exactly up to 64 bits; InputError names what cannot be held"),
     },
     "Output": {
+        105: ("outside the field of view", "0 or --default-value; warps of files: the identity, with a warning"),
         43: ("folder missing or not writable", "OutputError before computing"),
         44: ("disk full", "OutputError; the old file stays"),
         45: ("results already exist", "OutputError without --overwrite"),
@@ -86,6 +87,8 @@ FAULTS = {
         54: ("one of several training processes dies", "the others stop; the last checkpoint is whole"),
     },
     "Numerics": {
+        89: ("NaN or Inf in arrays, parameters and results", "InputError or ConfigError; OutputError instead of a file that holds them"),
+        103: ("arrays, None, other devices, no_grad in Python", "InputError that says what to pass; the result does not depend on no_grad"),
         55: ("divergent shooting", "the line search backs off; DivergenceError without progress; never NaN"),
         56: ("one NaN energy", "the line search backs off and recovers"),
         57: ("the line search fails", "a gradient step"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -37,7 +38,7 @@ def parse_weights(text: str | None, count: int) -> list[float]:
     """The numbers of --weights, one for each of ``count`` images; [] if there are none.
 
     Raises:
-        ConfigError: it is not a list of numbers, or not one per image.
+        ConfigError: it is not a list of finite numbers >= 0, or not one per image.
     """
     if not text:
         return []
@@ -45,6 +46,8 @@ def parse_weights(text: str | None, count: int) -> list[float]:
         weights = [float(w) for w in text.split(",")]
     except ValueError:
         raise ConfigError(f"--weights must be numbers separated by commas, e.g. .5,.5; got {text!r}") from None
+    if not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
+        raise ConfigError(f"--weights must be finite numbers >= 0, not all 0, e.g. .5,.5; got {text!r}")
     if len(weights) != count:
         raise ConfigError(f"{count} images but {len(weights)} weights; give one weight per image")
     return weights

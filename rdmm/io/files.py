@@ -103,12 +103,24 @@ def require_ending(path: str | os.PathLike[str], endings: Sequence[str], what: s
     return path
 
 
-def require_finite_result(path: str | os.PathLike[str], *arrays: np.ndarray) -> None:
-    """Raise OutputError if a result that is about to be written holds NaN or Inf. Every writer of numbers calls this."""
-    for array in arrays:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = int(array.size - np.isfinite(array).sum())
-            raise OutputError(f"{os.fspath(path)}: not written: {bad} of {array.size} numbers are NaN or Inf; check the inputs' values")
+def require_finite_result(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:
+    """The array that is about to be written to ``path``. Every writer of numbers calls this or ``finite_float32``.
+
+    Raises:
+        OutputError: it holds NaN or Inf.
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise OutputError(
+            f"{os.fspath(path)}: not written: {bad} of {array.size} numbers are not finite (NaN or Inf); check the values of the inputs"
+        )
+    return array
+
+
+def finite_float32(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:
+    """The array in float32. Errors as for ``require_finite_result``, also for numbers that float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        return require_finite_result(path, array.astype(np.float32))
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

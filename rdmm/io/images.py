@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from rdmm.io.files import require_finite_result
+from rdmm.io.files import finite_float32, require_finite_result
 from rdmm.io.nifti import Raw, Source, affine_in_3d, encode_nifti, in_plane_affine, log, make_grid, read_raw, read_stored, write_nifti
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -205,8 +205,8 @@ def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integ
     if like is not None:
         data, grid = grid.restored(data, like), like
     array = data.detach().cpu().reshape(grid.shape).numpy()
-    require_finite_result(path, array)
-    write_nifti(path, encode_nifti(_smallest_integers(path, array) if integer else array.astype(np.float32), affine_in_3d(grid)))
+    values = _smallest_integers(path, require_finite_result(path, array)) if integer else finite_float32(path, array)
+    write_nifti(path, encode_nifti(values, affine_in_3d(grid)))
 
 
 def _smallest_integers(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmm.io.files import require_file, write_text
+from rdmm.io.files import require_file, require_finite_result, write_text
 from rdmm.types import InputError, RdmmError, nearest
 
 
@@ -121,7 +121,7 @@ def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow("xyz"[: points.shape[1]])
-    writer.writerows([[f"{x:.6f}" for x in row] for row in points])
+    writer.writerows([[f"{x:.6f}" for x in row] for row in require_finite_result(path, points)])
     write_text(path, buffer.getvalue())
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from rdmm.io.files import require_file
@@ -107,7 +108,8 @@ def write_transform(name: str | os.PathLike[str], transform: Transform, form: st
     if not text.endswith(SUFFIXES):
         raise ConfigError(f"{text}: a transform's name ends in one of {', '.join(SUFFIXES)}")
     absent = str(Path("/nowhere", Path(text).name))  # a file that will be replaced must not determine the format
-    choose_format(absent, form).write(Path(text), transform, space)
+    with np.errstate(over="ignore", invalid="ignore"):  # the writers refuse what is not finite
+        choose_format(absent, form).write(Path(text), transform, space)
 
 
 def read_transform(name: str) -> Transform:

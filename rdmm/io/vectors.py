@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdmm.io.files import require_file, write_atomically
+from rdmm.io.files import require_file, require_finite_result, write_atomically
 from rdmm.io.nifti import make_grid, read_raw
 from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Dense, Placed, Transform, displacement, flat, framed
@@ -164,4 +164,5 @@ def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 def write_matrix(path: Path, matrix: np.ndarray, banner: str = "") -> None:
     """Write a matrix as text, one row a line, after the text ``banner``."""
+    require_finite_result(path, matrix)
     write_atomically(path, (banner + "".join("  ".join(f"{x:.10g}" for x in row) + "\n" for row in matrix)).encode())

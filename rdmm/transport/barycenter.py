@@ -18,7 +18,7 @@ import torch
 from rdmm.transport.on_grids import coarsen, halved_axes, log_density, prolong
 from rdmm.transport.sinkhorn import self_potential
 from rdmm.transport.softmin import LOG_ZERO, log_convolve
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, InputError, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,18 @@ def barycenter(a: Tensor, weights: Sequence[float], spacing: Sequence[float], bl
         iterations: largest number of iterations on each level.
 
     Raises:
-        ConfigError: unusable weights or blur.
+        ConfigError: unusable weights, blur or tolerance.
+        InputError: densities that are negative or not finite, or one without mass.
     """
     w = torch.as_tensor(list(weights), dtype=a.dtype, device=a.device)
-    if w.shape != a.shape[:1] or bool((w < 0).any()) or not float(w.sum()) > 0:
-        raise ConfigError(f"a barycenter of {len(a)} densities needs as many weights, >= 0 and not all 0; got {list(weights)}")
-    if not 0 < blur < math.inf:
-        raise ConfigError(f"a barycenter's blur is a length > 0, not {blur}")
+    if w.shape != a.shape[:1] or bool((w < 0).any()) or not 0 < float(w.sum()) < math.inf:
+        raise ConfigError(f"a barycenter of {len(a)} densities needs as many weights, >= 0, finite and not all 0; got {list(weights)}")
+    for name, value in (("blur", blur), ("tolerance", tolerance)):
+        if not 0 < value < math.inf:
+            raise ConfigError(f"a barycenter's {name} is a number > 0, not {value}")
+    masses = a.flatten(1).sum(1)
+    if bool((a < 0).any()) or not bool(((masses > 0) & masses.isfinite()).all()):
+        raise InputError("a barycenter needs densities that are finite, >= 0, and not 0 everywhere; scale or clip the images")
     kept = w > 0
     w, a = (w[kept] / w.sum()).view(-1, *(1,) * (a.ndim - 1)), a[kept]
     levels = [(a / a.flatten(1).sum(1).view_as(w), tuple(spacing))]

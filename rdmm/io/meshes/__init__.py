@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rdmm.io.files import require_ending, require_file, write_atomically
+from rdmm.io.files import finite_float32, require_ending, require_file, write_atomically
 from rdmm.io.meshes.mesh import Mesh
 from rdmm.io.meshes.ply import parse_ply
 from rdmm.io.meshes.vtk import parse_vtk, render_vtk
 from rdmm.runtime.resources import require_memory
-from rdmm.types import InputError, OutputError
+from rdmm.types import InputError
 
 __all__ = ["Mesh", "is_mesh", "read_mesh", "write_mesh"]
 
@@ -65,8 +65,6 @@ def write_mesh(
         OutputError: the file cannot be written, or a number is not finite.
     """
     path = require_ending(path, [".vtk"], "a shape")
-    columns = {"points": points} | (data or {})
-    for name, values in columns.items():
-        if not np.isfinite(np.asarray(values).astype(np.float32)).all():
-            raise OutputError(f"{path}: {name} are not finite; a shape like this is not written")
+    for values in (points, *(data or {}).values()):
+        finite_float32(path, np.asarray(values))
     write_atomically(path, render_vtk(points, cells, data or {}))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rdmm.io.files import finite_float32
 from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
@@ -53,7 +54,7 @@ class AFNI:
         grid = choose_grid(transform, space)
         _require_axis_aligned(grid)
         field = (world_vectors(transform, grid) @ ras_to_lps(3)[:3, :3])[:, :, :, None]
-        write_nifti(path, encode_nifti(field.astype(np.float32), affine_in_3d(grid), intent=1006))
+        write_nifti(path, encode_nifti(finite_float32(path, field), affine_in_3d(grid), intent=1006))
 
 
 def _import_linear_class() -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rdmm.io.files import finite_float32
 from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
@@ -61,7 +62,7 @@ class FSL:
             return write_matrix(path, matrix)
         ends = fixed.voxel_to_world(voxel_indices(fixed)) + world_vectors(transform, fixed)
         x = apply_matrix(np.linalg.inv(a) @ np.asarray(fixed.affine), voxel_indices(fixed))
-        field = (apply_matrix(np.linalg.inv(b), ends) - x).astype(np.float32)
+        field = finite_float32(path, apply_matrix(np.linalg.inv(b), ends) - x)
         write_nifti(path, encode_nifti(field, affine_in_3d(fixed), intent=FIELD_INTENT))
 
 

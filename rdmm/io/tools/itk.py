@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdmm.io.files import require_file, write_atomically
+from rdmm.io.files import finite_float32, require_file, require_finite_result, write_atomically
 from rdmm.io.nifti import affine_in_3d, encode_nifti, in_plane_affine, make_grid, read_raw, write_nifti
 from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_displacement
 from rdmm.spatial.grid import Grid, is_invertible
@@ -42,7 +42,7 @@ def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Gri
         reordered = grid.restored(torch.from_numpy(np.moveaxis(vectors, -1, 0).copy()), like)
         vectors, grid = np.moveaxis(reordered.numpy(), 0, -1), like
     shape = (*grid.shape, *(1,) * (4 - d), d)
-    write_nifti(path, encode_nifti(vectors.reshape(shape).astype(np.float32), affine_in_3d(grid), intent=VECTOR_INTENT))
+    write_nifti(path, encode_nifti(finite_float32(path, vectors.reshape(shape)), affine_in_3d(grid), intent=VECTOR_INTENT))
 
 
 def read_warp(path: str | os.PathLike[str]) -> Placed:
@@ -72,6 +72,7 @@ def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
     d = matrix.shape[0] - 1
     parameters = to_itk_affine(matrix)[:, None]
     buffer = io.BytesIO()
+    require_finite_result(path, parameters)
     savemat(buffer, {f"AffineTransform_double_{d}_{d}": parameters, "fixed": np.zeros((d, 1))}, format="4")  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
 
@@ -79,7 +80,7 @@ def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
 def write_affine_text(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
     """Write the world matrix (d+1, d+1) as ITK's text file (.txt, .tfm)."""
     d = matrix.shape[0] - 1
-    numbers = " ".join(repr(float(x)) for x in to_itk_affine(matrix))
+    numbers = " ".join(repr(float(x)) for x in require_finite_result(path, to_itk_affine(matrix)))
     lines = ["#Insight Transform File V1.0", "#Transform 0", f"Transform: AffineTransform_double_{d}_{d}"]
     lines += [f"Parameters: {numbers}", f"FixedParameters: {' '.join(['0'] * d)}"]
     write_atomically(path, ("\n".join(lines) + "\n").encode())

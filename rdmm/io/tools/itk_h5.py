@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdmm.io.files import require_file, write_atomically
+from rdmm.io.files import require_file, require_finite_result, write_atomically
 from rdmm.io.nifti import make_grid
 from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_vectors
 from rdmm.spatial.grid import Grid, is_invertible
@@ -43,7 +43,7 @@ def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
             group = file.create_group(f"TransformGroup/{k}")
             group.create_dataset("TransformType", data=[kind], dtype=text)
             if parameters is not None:
-                group.create_dataset("TransformParameters", data=parameters)
+                group.create_dataset("TransformParameters", data=require_finite_result(path, parameters))
                 group.create_dataset("TransformFixedParameters", data=fixed)
         for name, value in (("ITKVersion", "5.4.0"), ("HDFVersion", "1.14"), ("OSName", "any"), ("OSVersion", "any")):
             file.create_dataset(name, data=[value], dtype=text)

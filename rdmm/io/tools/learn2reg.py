@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rdmm.io.files import require_file, write_atomically
+from rdmm.io.files import finite_float32, require_file, write_atomically
 from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
 from rdmm.io.vectors import Space, from_vectors, read_vectors, voxel_indices, world_vectors
 from rdmm.spatial.grid import Grid
@@ -30,7 +30,7 @@ class Learn2Reg:
         fixed, moving = space.both("Learn2Reg's displacement")
         x = voxel_indices(fixed)
         ends = fixed.voxel_to_world(x) + world_vectors(transform, fixed)
-        field = (moving.world_to_voxel(ends) - x).astype(np.float32)
+        field = finite_float32(path, moving.world_to_voxel(ends) - x)
         if path.suffix != ".npz":
             return write_nifti(path, encode_nifti(field, affine_in_3d(fixed)))
         buffer = io.BytesIO()
