@@ -136,6 +136,7 @@ FAULTS = {
         84: ("model of a newer version, or with missing tensors", "error; nothing is loaded partly"),
         85: ("HTML in names", "shown as text"),
         86: ("network", "never used, at import or in a run"),
+        87: ("configuration from a file that names a class conf/ does not name", "ConfigError; nothing is called"),
     },
 }
 

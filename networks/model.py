@@ -14,7 +14,6 @@ from networks.affine import AffineNet
 from networks.predictor import Predictor
 from rdmm.config import build, require_trusted
 from rdmm.config.location import model_path
-from rdmm.config.renamed import current
 from rdmm.io.models import Model, read_model, write_model
 from rdmm.types import ConfigError, InputError, nearest
 
@@ -63,9 +62,7 @@ def load(file: str | None) -> Networks:
 @lru_cache(maxsize=4)
 def _load(path: str, _: tuple[int, int] | None) -> Networks:
     model = read_model(path)
-    settings = current(model.settings)
-    require_trusted(settings, path)
-    networks = build_networks(settings)
+    networks = build_networks(require_trusted(model.settings, path))
     expected = networks.state_dict()
     for name in [*expected, *model.tensors]:
         if name not in model.tensors:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from rdmm import Grid, io
 from rdmm.config.compose import compose
-from rdmm.config.trust import require_plain_yaml
+from rdmm.config.trust import require_trusted_yaml
 from rdmm.data.pair_list import read_pairs
 from rdmm.data.training.tables import TableSource
 from rdmm.io import models
@@ -113,7 +113,7 @@ def sound(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], object]]]
         "marks.csv": lambda p: io.read_landmarks(p, 3),
         "d.json": read_pairs,
         "run.json": read_summary,
-        "c.yaml": lambda p: require_plain_yaml(p.parent),
+        "c.yaml": lambda p: require_trusted_yaml(p.parent),
     }
     return {name: ((folder / name).read_bytes(), read) for name, read in readers.items()}
 

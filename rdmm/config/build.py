@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from rdmm.config.explain import default_value, option_override, options_of, options_with
+from rdmm.config.explain import brief, default_value, option_override, options_of, options_with
 from rdmm.config.location import share
 from rdmm.config.node import typed_key
 from rdmm.config.renamed import RENAMED
@@ -75,7 +75,8 @@ def _check_arguments(target: Any, arguments: Mapping[str, Any], keys: Mapping[st
             raise ConfigError(f"{where}: unknown key {name!r}{_needed_option(where, name) or nearest(name, parameters)}")
         if name in hints and not _fits(value, hints[name]):
             wanted = _words(hints[name]) + _example(keys[name], parameters[name].default)
-            raise ConfigError(f"{keys[name]} must be {wanted}; got {value!r}{_option_hint(keys[name], value)}")
+            got = "null" if value is None else brief(repr(value))
+            raise ConfigError(f"{keys[name]} must be {wanted}; got {got}{_option_hint(keys[name], value)}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in arguments:
             raise ConfigError(f"{where}: {name!r} is missing: give {where}.{name}=...")
@@ -126,16 +127,18 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in arguments
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # False for NaN
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
     if origin is collections.abc.Sequence:
         return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
     if origin is collections.abc.Mapping:
-        return isinstance(value, dict)
-    return not isinstance(value, str | int | float | list | dict) or isinstance(hint, typing.TypeVar) or hint is Any
+        return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
+    if isinstance(hint, typing.TypeVar) or hint is Any:
+        return True
+    return value is not None and not isinstance(value, str | int | float | list | dict)
 
 
 WORDS = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rdmm.config.explain import Known, explain, explain_key, flatten, groups, override_key
+from rdmm.config.explain import Known, brief, explain, explain_key, flatten, groups, options_of, override_key
 from rdmm.config.location import model_path, share
 from rdmm.config.node import with_origins
 from rdmm.config.renamed import current
@@ -28,24 +29,58 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     check_overrides(overrides, name)
     expanded = [text for override in overrides for text in _expand_sum(override)]
     try:
         try:
             raw = OmegaConf.to_container(_compose_by_hydra(expanded, name))
-        except (ValueError, TypeError) as error:  # Hydra's own, of ~group=1 and group=[[]]
-            raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:  # Hydra's own, of ~group=1 and group=[[]]
+            raise ConfigError(f"{brief(' '.join(overrides))}: {brief(error)}") from error
+        _require_nodes(raw, overrides, name)
         if name == "register":
             raw = _with_model(raw, overrides)
         plain = current(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))  # earlier names may have been typed
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), overrides, _known(overrides, name))) from error
+    except RecursionError:
+        raise ConfigError(f"{brief(max(overrides, key=len, default=name))}: nested too deeply; give plain values and lists") from None
+    except YAMLError as error:
+        raise ConfigError(f"{brief(' '.join(overrides))}: a file of conf/ is not YAML ({brief(' '.join(str(error).split()))})") from error
     assert isinstance(plain, dict)
+    _require_finite(plain)
     if name in ("register", "shapes"):  # the study of an experiment is for eval.py
         plain.pop("study", None)
     settings: dict[str, Any] = with_origins(plain, raw, raw)
     return settings
+
+
+def _require_nodes(raw: Any, overrides: Sequence[str], name: str) -> None:
+    """Raise ConfigError if a node that has entries by default was replaced by a plain value or removed."""
+    nodes = {*groups(), *(key for key, value in _entries(name).items() if isinstance(value, dict) and value)} - {"experiment", "hydra"}
+    for key in sorted(nodes & {override_key(o) for o in overrides}):
+        if "/" not in key and not isinstance(raw.get(key), dict):
+            got = "null" if raw.get(key) is None else brief(raw[key])
+            raise ConfigError(f"{key} must keep its entries; got {got}: leave it out, or set {key}.KEY=VALUE")
+
+
+def _require_finite(settings: Any) -> None:
+    """Raise ConfigError for a number that is NaN or infinite: no setting can be. A value that others refer to goes by its own key."""
+    found = sorted(_not_finite(settings, ""), key=lambda item: item[0].count("."))
+    if found:
+        raise ConfigError(f"{found[0][0]} must be a finite number; got {found[0][1]}")
+
+
+def _not_finite(node: Any, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _not_finite(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _not_finite(value, f"{key}[{i}]")
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield key, node
 
 
 def _compose_by_hydra(overrides: Sequence[str], name: str, **options: Any) -> Any:
@@ -74,9 +109,7 @@ def model_settings(file: str | None) -> Mapping[str, Any]:
         ConfigError: they name a class that no file of conf/ names (require_trusted).
     """
     path = model_path(file)
-    settings = current(read_model(path).settings)
-    require_trusted(settings, path)
-    return dict(settings)
+    return dict(require_trusted(read_model(path).settings, path))
 
 
 def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
@@ -134,18 +167,41 @@ def check_overrides(overrides: Sequence[str], name: str = "register") -> None:
         key = override_key(text)
         if key.split(".")[0] not in top_level:
             raise ConfigError(explain_key(key, _known((), name), overrides))
-        if "${" in text.split("=", 1)[-1]:
-            raise ConfigError(f"{text!r}: references in values are not resolved; write the value itself")
+        if "${" in text:
+            raise ConfigError(f"{text!r}: references are not resolved; write the value itself")
+        if key in groups() and not text.startswith("~"):
+            _require_option_names(key, text.partition("=")[2])
+
+
+def _require_option_names(group: str, value: str) -> None:
+    """Check that an option of a group is a name: a path would load any YAML file, and resolve what it refers to."""
+    found = NO_OPTION_NAME.search(value)
+    if found or value == "null":
+        wrong = f"an option is a name, without {found.group()!r}" if found else "no option"
+        raise ConfigError(
+            f"{group}={brief(value)}: {wrong}; there are {', '.join(options_of(group))}. Entries of {group} are set by {group}.KEY=VALUE"
+        )
+
+
+NO_OPTION_NAME = re.compile(r"[./\\{:]")
+"""What the name of an option never holds, but a path or an entry does."""
 
 
 def _top_level_keys(name: str) -> frozenset[str]:
     """The groups, the keys of conf/NAME.yaml and of the file that it extends, and those that options add at the top level."""
     conf = share() / "conf"
-    text = (conf / f"{name}.yaml").read_text()
-    extended = [conf / f"{base}.yaml" for base in re.findall(r"^  - (\w+)$", text, re.MULTILINE) if base != "_self_"]
-    texts = [text, *(p.read_text() for p in extended)]
-    texts += [t for t in (p.read_text() for p in conf.glob("*/*.yaml")) if t.startswith("# @package _global_")]
-    return frozenset([*groups(), *(key for t in texts for key in re.findall(r"^(\w+):", t, re.MULTILINE))])
+    added = [p.read_text() for p in conf.glob("*/*.yaml")]
+    keys = {key for t in added if t.startswith("# @package _global_") for key in re.findall(r"^(\w+):", t, re.MULTILINE)}
+    return frozenset([*groups(), *((keys | set(_entries(name))) - {"defaults"})])
+
+
+def _entries(name: str) -> dict[str, Any]:
+    """The entries of conf/NAME.yaml and of the file that it extends, without those of their groups."""
+    import yaml
+
+    node = yaml.safe_load((share() / "conf" / f"{name}.yaml").read_text())
+    extended = [base for base in node["defaults"] if isinstance(base, str) and base != "_self_"]
+    return {k: v for base in extended for k, v in _entries(base).items()} | node
 
 
 def _known(overrides: Sequence[str], name: str) -> Known:

@@ -32,7 +32,7 @@ class Known:
 
 def explain(message: str, overrides: Sequence[str], known: Known) -> str:
     """Hydra's error message as one line that names the typed key, and the nearest option or key."""
-    missing = re.search(r"Could not find '([^']+)'", message)
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", message)
     if missing:
         group, _, option = missing.group(1).rpartition("/")
         options = options_of(group)
@@ -42,7 +42,7 @@ def explain(message: str, overrides: Sequence[str], known: Known) -> str:
         key = unknown.group(2) or unknown.group(1)
         typed = [override_key(o) for o in overrides]
         return explain_key(next((k for k in typed if k.endswith(key)), key), known, overrides)
-    return message.strip().splitlines()[0]
+    return brief(message.strip().splitlines()[0])
 
 
 def explain_key(key: str, known: Known, overrides: Sequence[str] = ()) -> str:
@@ -60,8 +60,16 @@ def explain_key(key: str, known: Known, overrides: Sequence[str] = ()) -> str:
         return f"unknown key {key!r}; to choose an option there, type {option_override(key.replace('/', '.'), value)}"
     if key in groups():
         return f"{key!r} is a group that this configuration does not use"
+    if key in known.keys:
+        return f"{key} cannot be set here: what holds it was removed or replaced by another setting"
     siblings = [k for k in known.keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
     return f"unknown key {key!r}{nearest(key, siblings) or nearest(key, known.keys)}"
+
+
+def brief(value: Any) -> str:
+    """A value that was typed, or a message with one, for an error; the middle of a long one is left out."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:150]}...{text[-40:]}"
 
 
 def override_key(override: str) -> str:

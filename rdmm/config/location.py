@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rdmm.types import ConfigError
 
@@ -18,14 +19,16 @@ def bundled_model() -> Path:
     return share() / "networks" / "general3d.safetensors"
 
 
-def model_path(file: str | None) -> str:
+def model_path(file: Any) -> str:
     """The given model file; None: the bundled one.
 
     Raises:
-        ConfigError: no file is given, and the bundled one is missing.
+        ConfigError: what is given is no path, or nothing is given and the bundled model is missing.
     """
-    if file is not None:
+    if isinstance(file, str):
         return file
+    if file is not None:
+        raise ConfigError(f"weights must be the path of a model file; got {file!r}")
     if not bundled_model().exists():
         raise ConfigError("initializer=unet and affine=net need a trained model: pass --weights MODEL.safetensors")
     return str(bundled_model())

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from rdmm.config.compose import check_overrides
 from rdmm.config.location import share
 from rdmm.config.renamed import current
-from rdmm.config.trust import require_plain_yaml
+from rdmm.config.trust import require_trusted_yaml
 from rdmm.runtime.memory import memory_errors
 from rdmm.types import RdmmError
 
@@ -46,7 +46,7 @@ def run_program(
     overrides = [a for a in arguments if not a.startswith(("-", "hydra"))]
     try:
         for folder in _config_folders(arguments):
-            require_plain_yaml(folder)
+            require_trusted_yaml(folder)
         (check_overrides if {"-m", "--multirun"} & set(arguments) else check)(overrides, name)
     except RdmmError as error:
         sys.stderr.write(f"{name}: {_error_text(error)}\n")

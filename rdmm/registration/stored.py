@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm import io
+from rdmm.config.trust import require_trusted
 from rdmm.data.given import REPORT_INPUTS
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.dynamics.base import InitialConditions
@@ -28,10 +29,12 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
     The geodesic is computed again if the run had one deformation and no initial transform. Otherwise ``result.ic`` is None.
 
     Raises:
+        ConfigError: its settings name a class that conf/ does not name (require_trusted).
         InputError: a file is missing or has changed since the run, or the run cannot be rebuilt (shapes, images that were no files).
     """
     files = {k: v["path"] for k, v in summary["inputs"].items()}
     record = outputs.path("run.json")
+    config = require_trusted(summary["config"], str(record))
     if any(io.is_mesh(name) for name in files.values()):
         raise InputError(
             f"{record}: this is a run of shapes, and its report cannot be made again from files; register again with --overwrite"
@@ -45,7 +48,7 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
             raise InputError(f"{name}: the file has changed since this run (its sha256 differs); register again")
     optional = {k: files[k] for k in REPORT_INPUTS if k in files}
     inputs = read_inputs(files["fixed"], files["moving"], **optional, **summary["reading"], require_overlap=False)
-    settings = build_settings(summary["config"])
+    settings = build_settings(config)
     deformations = deforms(settings.stages)
     can_shoot = len(deformations) == 1 and "initial" not in files
     dynamics = deformations[0].problem.dynamics if can_shoot else None
