@@ -66,6 +66,7 @@ FAULTS = {
         104: ("VTK and PLY of other versions, negative or huge counts", "the same shape, or InputError at once"),
         108: ("points of other tools: LPS, Slicer, identifiers", "the declared frame, or a warning; other columns are kept"),
         88: ("label numbers of any integer width", "kept exactly up to 64 bits; InputError names what cannot be held"),
+        96: ("values outside a mask", "no influence: the map is the same to the bit"),
     },
     "Output": {
         105: ("outside the field of view", "0 or --default-value; warps of files: the identity, with a warning"),

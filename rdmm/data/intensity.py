@@ -39,10 +39,13 @@ class Normalize:
         return Image(torch.stack(channels).view_as(data), image.grid, image.mask)
 
     def _channel(self, x: Tensor, mask: Tensor | None, b: int, name: str) -> Tensor:
-        values = x.flatten() if mask is None else x[mask[min(b, mask.shape[0] - 1), 0] > 0.5]
+        values = x.flatten() if mask is None else x[mask[min(b, mask.shape[0] - 1), 0] > 0]
         ordered = values.sort().values
-        if ordered.numel() == 0 or ordered[0] == ordered[-1]:
-            raise InputError(f"{name}: no contrast (std=0): every voxel is {float(x.flatten()[0]):g}")
+        where = "" if mask is None else " inside the mask"
+        if ordered.numel() == 0:
+            raise InputError(f"{name}: no contrast: there is no voxel{where}")
+        if ordered[0] == ordered[-1]:
+            raise InputError(f"{name}: no contrast (std=0): every voxel{where} is {float(ordered[0]):g}")
         low, high = (ordered[round(p / 100 * (ordered.numel() - 1))] for p in (self.low, self.high))
         if low == high:  # almost all voxels are equal (a small object): use the whole range
             low, high = ordered[0], ordered[-1]

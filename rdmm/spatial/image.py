@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from rdmm.spatial.gaussian import lowpass
 from rdmm.spatial.grid import Grid, apply_matrix
@@ -76,12 +77,26 @@ class Image:
         return self.resampled(self.grid.scaled(factor))
 
     def resampled(self, grid: Grid) -> Image:
-        """The image on another grid of the same frame, with a low-pass along the axes that become coarser."""
+        """The image on another grid of the same frame, with a low-pass along the axes that become coarser.
+
+        Values outside the mask do not count: see ``inpainted``.
+        """
+        image = self.inpainted()
         if grid == self.grid:
-            return self
-        data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (self.data, self.mask))
+            return image
+        data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (image.data, image.mask))
         assert data is not None
         return Image(data, grid, mask)
+
+    def inpainted(self) -> Image:
+        """The image with the values outside its mask replaced by a continuation of those inside: by means over larger and larger blocks.
+
+        A low-pass, an interpolation or a histogram of it sees the inside alone, so what lies outside the mask has no influence.
+        """
+        if self.mask is None or bool((self.mask > 0).all()):
+            return self
+        inside = (self.mask > 0).to(self.data).expand(len(self.data), *self.mask.shape[1:])
+        return Image(_inpaint(torch.where(inside > 0, self.data, 0), inside), self.grid, self.mask)
 
     def canonical(self) -> Image:
         """The same image with its axes in the order of Grid.canonical."""
@@ -100,3 +115,18 @@ class Image:
 
     def to(self, device: torch.device) -> Image:
         return Image(self.data.to(device), self.grid, None if self.mask is None else self.mask.to(device))
+
+
+def _inpaint(x: Tensor, weight: Tensor) -> Tensor:
+    """x (b, c, *s) where ``weight`` (b, 1, *s) is 1. Elsewhere, where x is 0: means over the smallest blocks that hold such a voxel.
+
+    The pull-push algorithm (Gortler, Grzeszczuk, Szeliski, Cohen, SIGGRAPH 1996) with blocks of 2, 4, 8... voxels. It is linear in voxels.
+    """
+    shape = x.shape[2:]
+    mean = x / weight.clamp_min(torch.finfo(x.dtype).tiny)
+    if bool((weight > 0).all()) or max(shape) == 1:
+        return mean
+    pool = F.avg_pool3d if len(shape) == 3 else F.avg_pool2d
+    block = [min(2, n) for n in shape]
+    coarse = _inpaint(*(pool(y, block, ceil_mode=True, count_include_pad=False) for y in (x, weight)))
+    return torch.where(weight > 0, mean, resize(coarse, shape))

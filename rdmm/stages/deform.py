@@ -34,8 +34,10 @@ class Deform:
         begin = time.perf_counter()
         dynamics = self.problem.dynamics
         require_carrier(dynamics, pair.fixed)
-        if isinstance(pair.fixed, Image) and overlap_fraction(pair) < FULL_OVERLAP:
-            pair = with_field_of_view(pair)
+        if isinstance(pair.fixed, Image):
+            pair = replace(pair, fixed=pair.fixed.inpainted(), moving=pair.moving.inpainted())
+            if overlap_fraction(pair) < FULL_OVERLAP:
+                pair = with_field_of_view(pair)
         with torch.no_grad():
             ic = self.initializer(pair)
         ic, history = self.optimizer(self.problem, pair, dynamics.complete(ic, pair.source))

@@ -1,0 +1,111 @@
+"""Values outside a mask have no influence: the map is the same to the bit, whatever they are."""
+
+import pytest
+import torch
+from conftest import blobs, center
+
+import rdmm
+from rdmm import Grid, Image, InputError
+from rdmm.data import Normalize
+
+GRID = Grid.unit((40, 36))
+VOLUME = Grid.unit((16, 14, 12))
+LEVELS = {"optimizer__scales": [0.25, 0.5, 1.0], "optimizer__iterations": [4, 3, 2]}
+SIMILARITIES = {
+    "ssd": ["similarity=ssd"],
+    "ncc": ["similarity=ncc"],
+    "lncc": ["similarity=lncc"],
+    "mklncc": ["similarity=mklncc"],
+    "nmi": ["similarity=nmi"],
+    "sinkhorn": ["similarity=sinkhorn", "similarity_weight=100"],
+    "sum": ["similarity=[lncc,sinkhorn]"],
+}
+
+
+def mask_of(grid: Grid, kind: str) -> torch.Tensor:
+    """A mask that leaves out a border, or a hole in the middle."""
+    x = grid.identity(torch.zeros(1, dtype=torch.float64)) - center(grid)
+    if kind == "border":
+        return ((x.abs() / center(grid)).amax(1, keepdim=True) < 0.7).float()
+    return (x.norm(dim=1, keepdim=True) > 0.17).float()
+
+
+def outside(image: Image, kind: str) -> Image:
+    """The image with other values outside its mask."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(image.data.shape, generator=generator)
+    values = {"noise": noise, "constant": noise * 0 - 0.7, "huge": 1e30 * noise, "nan": noise * float("nan"), "inf": noise / 0}[kind]
+    return Image(torch.where(image.mask > 0, image.data, values), image.grid, image.mask)
+
+
+def images(grid: Grid, fixed: str | None, moving: str | None) -> list[Image]:
+    masks = [None if kind is None else mask_of(grid, kind) for kind in (fixed, moving)]
+    return [Image(blobs(grid, 1).float() + 0.3 * blobs(grid, k).float(), grid, m) for k, m in zip((2, 3), masks, strict=True)]
+
+
+def found(fixed: Image, moving: Image, *overrides: str) -> torch.Tensor:
+    """The total displacement, affine included."""
+    result = rdmm.register(fixed=fixed, moving=moving, overrides=list(overrides), **LEVELS)
+    x = fixed.grid.identity(fixed.data)
+    return result.pair.total_map(result.result.transform)(x) - x
+
+
+def changed(x: Image, values: str) -> Image:
+    return x if x.mask is None else outside(x, values)
+
+
+@pytest.mark.fault(96)
+@pytest.mark.parametrize("name", SIMILARITIES)
+@pytest.mark.parametrize(("fixed", "moving", "values"), [("border", None, "huge"), (None, "hole", "noise"), ("hole", "border", "constant")])
+def test_values_outside_a_mask_do_not_change_the_map(name, fixed, moving, values):
+    a, b = images(GRID, fixed, moving)
+    settings = [*SIMILARITIES[name], "affine=none"]
+    assert torch.equal(found(a, b, *settings), found(changed(a, values), changed(b, values), *settings))
+
+
+@pytest.mark.fault(96)
+@pytest.mark.parametrize(("name", "fixed", "moving", "values"), [("ncc", "border", None, "noise"), ("nmi", "hole", "border", "huge")])
+def test_nor_does_the_affine_stage_see_them(name, fixed, moving, values):
+    a, b = images(GRID, fixed, moving)
+    settings = [f"affine.similarity._target_=rdmm.similarity.{name.upper()}", "affine.iterations=8"]
+    assert torch.equal(found(a, b, *settings), found(changed(a, values), changed(b, values), *settings))
+
+
+@pytest.mark.fault(96)
+@pytest.mark.parametrize("dynamics", ["svf", "rdmm"])
+def test_in_volumes_too(dynamics):
+    a, b = images(VOLUME, "border", "hole")
+    settings = [f"dynamics={dynamics}", "affine.iterations=4"]
+    assert torch.equal(found(a, b, *settings), found(changed(a, "huge"), changed(b, "noise"), *settings))
+
+
+@pytest.mark.fault(96)
+@pytest.mark.parametrize("values", ["nan", "inf"])
+def test_nor_whether_they_are_finite(values):
+    """As a stage alone sees them, without the checks of files."""
+    a, b = images(GRID, "border", "hole")
+    stage = rdmm.registration.entry.compose_settings(["optimizer.iterations=[2,2,2]"]).stages
+    maps = [stage(rdmm.Pair(x, y)).transform for x, y in ((a, b), (changed(a, values), changed(b, values)))]
+    x = GRID.identity(a.data)
+    assert torch.equal(maps[0](x), maps[1](x))
+
+
+def test_inpainting_continues_the_inside(grid):
+    """Inside, values stay to the bit; outside they lie between those inside, close to the nearest ones."""
+    ramp = grid.identity(torch.zeros(1, dtype=torch.float64))[:, :1]
+    inside = ((ramp > 0.3) & (ramp < 0.7)).double()
+    x = Image(torch.where(inside > 0, ramp, float("nan")), grid, inside).inpainted().data
+    assert torch.equal(x[inside > 0], ramp[inside > 0])
+    assert float(x.min()) >= float(ramp[inside > 0].min()) and float(x.max()) <= float(ramp[inside > 0].max())
+    assert float(x[ramp <= 0.3].mean()) < 0.5 < float(x[ramp >= 0.7].mean())
+
+
+def test_a_mask_of_every_voxel_is_none(grid):
+    image = Image(blobs(grid), grid, torch.ones(1, 1, *grid.shape))
+    assert image.inpainted() is image
+    assert torch.equal(image.scaled(0.5).data, Image(image.data, grid).scaled(0.5).data)
+
+
+def test_contrast_outside_the_mask_is_none():
+    with pytest.raises(InputError, match="every voxel inside the mask is"):
+        Normalize()(outside(Image(torch.full((1, 1, *GRID.shape), 0.5), GRID, mask_of(GRID, "hole")), "noise"))
