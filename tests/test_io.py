@@ -147,9 +147,12 @@ def test_landmarks(tmp_path):
 
 
 def test_points_round_trip(tmp_path):
-    points = np.random.default_rng(0).normal(size=(5, 3))
-    io.write_points(tmp_path / "p.csv", points)
-    assert np.allclose(io.read_points(tmp_path / "p.csv", 3), points, atol=1e-6)
+    points = np.random.default_rng(0).normal(size=(5, 3)) * 10.0 ** np.arange(-6, 9, 3)[:, None]
+    np.savetxt(tmp_path / "p.csv", points, "%.17g", ",", header="x,y,z", comments="")
+    read = io.read_points(tmp_path / "p.csv", 3)
+    assert (read.points == points).all()
+    io.write_points(tmp_path / "q.csv", read)
+    assert np.allclose(io.read_points(tmp_path / "q.csv", 3).points, points, rtol=1e-8, atol=0)
 
 
 @pytest.mark.fault(43, 45)

@@ -38,21 +38,23 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
 @click.argument("csv")
 @transform_option
-@click.option("-o", "--out", required=True)
+@click.option("-o", "--out", required=True, help="A .csv file.")
+@click.option("--lps", is_flag=True, help="The CSV, and the result, are in LPS+ millimeters, as ANTs and ITK write points; else in RAS+.")
 @common_options
 @prints_result
-def points(csv: str, names: tuple[str, ...], out: str, overwrite: bool) -> dict[str, Any]:
-    """Map points of the fixed image (columns x, y[, z]) to the moving image. For points, the first -t is applied first.
+def points(csv: str, names: tuple[str, ...], out: str, lps: bool, overwrite: bool) -> dict[str, Any]:
+    """Map points of the fixed image to the moving image: a CSV with the columns x, y[, z], of which all other columns are kept, or
+    Slicer's markups (.fcsv, .mrk.json), which are written as a CSV in RAS+. For points, the first -t is applied first.
 
     \b
     Examples:
       rdmm points fixed_points.csv -t out/1Warp.nii.gz -t out/0GenericAffine.mat -o moving_points.csv
       rdmm points moving_points.csv -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -o fixed_points.csv
-      rdmm points p.csv -t affine.mat -o q.csv
+      rdmm points markups.mrk.json -t affine.mat -o q.csv
     """
     from rdmm.workflows import transforms
 
-    return transforms.points(csv, list(names), out, overwrite=overwrite)
+    return transforms.points(csv, list(names), out, lps=lps, overwrite=overwrite)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)

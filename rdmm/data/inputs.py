@@ -149,7 +149,7 @@ def read_inputs(
     if require_overlap:
         _check_overlap(pair)
     keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
-    points = _read_points(landmarks, keypoints, target, stored)
+    points = _read_points(landmarks, keypoints, stored)
     reading = {"nan": nan, "volume": volume, "strict": strict}
     return Inputs(
         pair,
@@ -179,7 +179,7 @@ def _check_overlap(pair: Pair[Image]) -> None:
 
 
 def _read_points(
-    landmarks: str | os.PathLike[str] | None, keypoints: Sequence[str | os.PathLike[str]], fixed: Image, stored: tuple[Grid, Grid]
+    landmarks: str | os.PathLike[str] | None, keypoints: Sequence[str | os.PathLike[str]], stored: tuple[Grid, Grid]
 ) -> Landmarks | None:
     """Landmarks from a CSV, or keypoints of both images; None if there are neither."""
     if keypoints and (landmarks is not None or len(keypoints) == 1):
@@ -188,9 +188,7 @@ def _read_points(
         return _read_keypoints(keypoints, stored)
     if landmarks is None:
         return None
-    points = Landmarks(*io.read_landmarks(landmarks, fixed.grid.ndim))
-    _check_inside(landmarks, points.fixed, fixed, "fixed")
-    return points
+    return Landmarks(*io.read_landmarks(landmarks, stored[0].ndim, stored))
 
 
 def _read_label_map(source: Source | Image | None, like: Image, name: str, *, strict: bool) -> Image | None:
@@ -203,31 +201,13 @@ def _read_label_map(source: Source | Image | None, like: Image, name: str, *, st
 
 def _read_keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:
     """Corresponding keypoints of the fixed and the moving image. The files give voxel indices of the image files."""
-    voxels = [io.read_keypoints(p, grid.ndim) for p, grid in zip(paths, grids, strict=True)]
+    voxels = [io.read_keypoints(p, grid.ndim, grid.shape) for p, grid in zip(paths, grids, strict=True)]
     if len(voxels[0]) != len(voxels[1]):
         raise InputError(
             f"{os.fspath(paths[0])} holds {len(voxels[0])} keypoints but {os.fspath(paths[1])} holds {len(voxels[1])}; they must correspond"
         )
-    for path, x, grid in zip(paths, voxels, grids, strict=True):
-        outside = ((x < -1) | (x > np.asarray(grid.shape))).any(1)
-        if outside.any():
-            row = int(np.argmax(outside))
-            raise InputError(f"{os.fspath(path)}: row {row + 1}: {x[row].tolist()} is outside the image's {grid.shape} voxels")
     fixed, moving = (grid.voxel_to_world(x) for x, grid in zip(voxels, grids, strict=True))
     return Landmarks(fixed, moving, [""] * len(fixed))
-
-
-def _check_inside(path: str | os.PathLike[str], points: np.ndarray, image: Image, kind: str) -> None:
-    """Raise InputError if a point lies outside the image by more than a tenth of its longest edge."""
-    low, high = image.grid.corners()
-    margin = 0.1 * image.grid.length
-    outside = ((points < low - margin) | (points > high + margin)).any(1)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise InputError(
-            f"{path}: row {row + 2}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} image "
-            f"{format_boxes([image.grid])}; are the landmarks in world millimeters (RAS+)?"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +265,7 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     frame = frame_of(measures)
     target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
     pair = Pair(target, source)
-    marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim)[:2]
+    marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim, [frame, frame])[:2]
     given = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
     return ShapeInputs(pair, frame, marks, {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike)})
 

@@ -137,10 +137,10 @@ def read_csv(path: Path, known: Sequence[str], wanted: Sequence[str]) -> list[tu
     out = []
     for number, row in zip(table.lines, table.rows, strict=True):
         where = f"{path}: line {number}"
-        empty = [c for c in wanted if not (row.get(c) or "").strip()]
-        if None in row or empty:
-            raise ConfigError(f"{where}: {f'{empty[0]} is empty' if empty else 'more fields than columns'}")
-        out.append(({k: (v or "").strip() for k, v in row.items()}, where))
+        empty = [c for c in wanted if not row[c].strip()]
+        if empty:
+            raise ConfigError(f"{where}: {empty[0]} is empty")
+        out.append(({k: v.strip() for k, v in row.items()}, where))
     if not out:
         raise ConfigError(f"{path}: no rows below the header")
     return out

@@ -1,20 +1,23 @@
 """Files: readers that check every value, writers that never leave half a file. No other package knows file formats.
 
 ``images`` and ``nifti`` read and write images; ``tools`` holds one file for each tool's transforms.
-``transforms`` alone chooses between them; ``meshes``, ``tables`` and ``models`` are shapes, CSV files and trained networks.
+``transforms`` alone chooses between them; ``meshes``, ``points``, ``tables`` and
+``models`` are shapes, lists of points, CSV files and trained networks.
 """
 
 from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
 from rdmm.io.images import as_labels, read_image, read_labels, read_mask, write_image
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
-from rdmm.io.tables import read_keypoints, read_landmarks, read_points, write_points, write_table
+from rdmm.io.points import PointList, read_points, write_points
+from rdmm.io.tables import read_keypoints, read_landmarks, write_table
 from rdmm.io.tools.itk import write_affine, write_warp
 from rdmm.io.transforms import read_transform, read_transforms
 
 __all__ = [
     "Mesh",
     "Outputs",
+    "PointList",
     "as_labels",
     "is_mesh",
     "models",

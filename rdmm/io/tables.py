@@ -1,18 +1,27 @@
-"""CSV files: landmarks and points in world millimeters (RAS+), keypoints in voxels, and tables of results."""
+"""CSV files: landmarks in world millimeters (RAS+), keypoints in voxels, and tables of results."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rdmm.io.files import require_file, require_finite_result, write_text
+from rdmm.io.files import require_file, write_text
+from rdmm.runtime.resources import require_memory
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.pair import format_boxes
 from rdmm.types import InputError, RdmmError, nearest
+
+MEMORY_PER_BYTE = 40
+"""Bytes of memory that a byte of a table takes at most. Not measured: a short text takes about 60, in a list and a dictionary."""
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take for the beginning of a formula."""
 
 
 @dataclass(frozen=True)
@@ -31,105 +40,170 @@ class Table:
 
 
 def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> Table:
-    """Read a CSV file with a header; UTF-8 with or without a byte-order mark, and any line ends.
+    """Read a CSV file with a header; UTF-8 with or without a byte-order mark, and any line ends. Empty lines are skipped.
 
     Raises:
         InputError: there is no such file.
+        error: it is not UTF-8 text or not CSV, a column occurs twice, or a row has more or fewer fields than the header.
+    """
+    lines = list(read_fields(path, error))
+    number, columns = lines[0] if lines else (1, [])
+    columns = [c.strip() for c in columns]
+    if twice := next((c for k, c in enumerate(columns) if c in columns[:k]), None):
+        raise error(f"{path}: line {number}: the column {twice!r} occurs twice; remove or rename one")
+    if columns.count("") > 1:
+        raise error(f"{path}: line {number}: {columns.count('')} columns have no name; name or remove them")
+    for number, row in lines[1:]:
+        if len(row) != len(columns):
+            fault = "more" if len(row) > len(columns) else "fewer"
+            raise error(
+                f"{path}: line {number}: {fault} fields than columns ({len(row)}, {len(columns)}); put texts with commas into quotes"
+            )
+    return Table(columns, [dict(zip(columns, row, strict=True)) for _, row in lines[1:]], [number for number, _ in lines[1:]])
+
+
+def read_fields(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not empty, each with the line of the file on which it ends.
+
+    Raises:
+        InputError: there is no such file.
+        ResourceError: it is too large for the free memory.
         error: it is not UTF-8 text or not CSV.
     """
-    reader = csv.DictReader(_open_text(path, error))
+    path = require_file(path)
+    size = path.stat().st_size
+    require_memory(MEMORY_PER_BYTE * size, f"{path}: a table of {size} bytes", "split it")
     try:
-        reader.fieldnames = [c.strip() for c in reader.fieldnames or []]
-        numbered = [(reader.line_num, row) for row in reader]
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); save it as UTF-8") from problem
+    if "\0" in text:
+        raise error(f"{path}: line {text.count(chr(10), 0, text.index(chr(0))) + 1}: it holds a NUL character; it is no text")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
     except csv.Error as problem:
         raise error(f"{path}: line {reader.line_num}: {problem}") from problem
-    return Table(list(reader.fieldnames), [row for _, row in numbered], [line for line, _ in numbered])
 
 
-def _open_text(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> io.StringIO:
-    path = require_file(path)
-    try:
-        return io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
-    except UnicodeDecodeError as problem:
-        raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start})") from problem
-
-
-def _read_points_table(path: str | os.PathLike[str], wanted: Sequence[str]) -> Table:
-    """A table that has the columns ``wanted`` and at least one row."""
-    table = read_rows(path)
+def require_rows(table: Table, path: str | os.PathLike[str], wanted: Sequence[str]) -> None:
+    """Raise InputError if a table lacks one of the columns ``wanted``, or has no rows."""
     table.require(wanted, os.fspath(path))
     if not table.rows:
         raise InputError(f"{os.fspath(path)}: no rows under the header")
-    return table
 
 
-def _parse_numbers(path: str | os.PathLike[str], rows: list[dict[str, str]], columns: Sequence[str], first: int = 2) -> np.ndarray:
-    """Finite numbers (rows, columns); ``first``: the number of the first row in error messages."""
-    out = np.empty((len(rows), len(columns)))
-    for i, row in enumerate(rows):
+def parse_numbers(path: str | os.PathLike[str], table: Table, columns: Sequence[str]) -> np.ndarray:
+    """Finite numbers (rows, columns).
+
+    Raises:
+        InputError: a cell does not hold one; the message names the row by its line in the file.
+    """
+    out = np.empty((len(table.rows), len(columns)))
+    for i, row in enumerate(table.rows):
         for j, column in enumerate(columns):
+            text = row[column].strip()
             try:
-                out[i, j] = float(row[column])
-            except (TypeError, ValueError):
-                raise InputError(f"{path}: row {i + first}: {column} is {row[column]!r}, not a number") from None
+                out[i, j] = float(text if text.isascii() and "_" not in text else "")
+            except ValueError:
+                raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]!r}, not a number") from None
             if not np.isfinite(out[i, j]):
-                raise InputError(f"{path}: row {i + first}: {column} is {row[column]}, not finite")
+                raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]}, not finite")
     return out
 
 
-def read_landmarks(path: str | os.PathLike[str], ndim: int = 3) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def read_landmarks(
+    path: str | os.PathLike[str], ndim: int = 3, grids: Sequence[Grid] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read the columns fixed_x.. and moving_x..: fixed and moving points (n, d), and the region of each ('' where the file has none).
 
+    Args:
+        grids: of the fixed and the moving image, or around shapes. A point may lie outside by a tenth of the longest edge.
+
     Raises:
-        InputError: a column is missing, or a value is not a finite number; the message names the row.
+        InputError: a column is missing, a value is not a finite number, or a point is far outside them; the message names the row.
     """
     names = [f"{kind}_{axis}" for kind in ("fixed", "moving") for axis in "xyz"[:ndim]]
-    table = _read_points_table(path, names)
-    points = _parse_numbers(path, table.rows, names)
+    table = read_rows(path)
+    require_rows(table, path, names)
+    points = parse_numbers(path, table, names)
+    depth = [f"{kind}_z" for kind in ("fixed", "moving") if ndim == 2 and f"{kind}_z" in table.columns]
+    if depth and np.ptp(parse_numbers(path, table, depth)) > 0:
+        raise InputError(f"{os.fspath(path)}: the landmarks are 3D (column {depth[0]!r} varies), but the registration is 2D")
+    sides = {"fixed": points[:, :ndim], "moving": points[:, ndim:]}
+    for (kind, side), grid in zip(sides.items(), grids or (), strict=False):
+        _require_inside(path, table, side, grid, kind)
     regions = [row["region"] for row in table.rows] if "region" in table.columns else [""] * len(table.rows)
-    return points[:, :ndim], points[:, ndim:], regions
+    return sides["fixed"], sides["moving"], regions
 
 
-def read_keypoints(path: str | os.PathLike[str], ndim: int = 3) -> np.ndarray:
+def _require_inside(path: str | os.PathLike[str], table: Table, points: np.ndarray, grid: Grid, kind: str) -> None:
+    """Raise InputError if a point lies outside the grid by more than a tenth of its longest edge."""
+    low, high = grid.corners()
+    margin = 0.1 * grid.length
+    outside = ((points < low - margin) | (points > high + margin)).any(1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise InputError(
+            f"{path}: row {table.lines[row]}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} input "
+            f"{format_boxes([grid])}; are the landmarks in world millimeters (RAS+)?"
+        )
+
+
+def read_keypoints(path: str | os.PathLike[str], ndim: int = 3, shape: Sequence[int] | None = None) -> np.ndarray:
     """Read points (n, d) of one image in Learn2Reg's layout: no header, one row of voxel coordinates per point.
 
+    Args:
+        shape: of the image, in voxels.
+
     Raises:
-        InputError: a row does not hold d finite numbers (the message names it), or there is no row.
+        InputError: a row does not hold d finite numbers, or a point outside the image (the message names it), or there is no row.
     """
-    rows = [row for row in csv.reader(_open_text(path)) if row]
-    wrong = next((i for i, row in enumerate(rows) if len(row) != ndim), None)
-    if not rows or wrong is not None:
-        what = "is empty" if not rows else f"row {wrong + 1} holds {len(rows[wrong])}"  # type: ignore[operator,index]
+    lines = list(read_fields(path))
+    wrong = next((f"row {line} holds {len(row)}" for line, row in lines if len(row) != ndim), None if lines else "is empty")
+    if wrong is not None:
         raise InputError(
-            f"{os.fspath(path)}: {what}; rows of {ndim} voxel coordinates without a header are expected (Learn2Reg's keypoints)"
+            f"{os.fspath(path)}: {wrong}; rows of {ndim} voxel coordinates without a header are expected (Learn2Reg's keypoints)"
         )
-    columns = "xyz"[:ndim]
-    return _parse_numbers(path, [dict(zip(columns, row, strict=True)) for row in rows], columns, first=1)
-
-
-def read_points(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
-    """Read points (n, d) from the columns x, y[, z].
-
-    Raises:
-        InputError: as for ``read_landmarks``.
-    """
-    return _parse_numbers(path, _read_points_table(path, "xyz"[:ndim]).rows, "xyz"[:ndim])
-
-
-def write_points(path: str | os.PathLike[str], points: np.ndarray) -> None:
-    """Write points (n, d) as columns x, y[, z]."""
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow("xyz"[: points.shape[1]])
-    writer.writerows([[f"{x:.6f}" for x in row] for row in require_finite_result(path, points)])
-    write_text(path, buffer.getvalue())
+    axes = list("xyz"[:ndim])
+    table = Table(axes, [dict(zip(axes, row, strict=True)) for _, row in lines], [line for line, _ in lines])
+    points = parse_numbers(path, table, axes)
+    outside = np.zeros(len(points), bool) if shape is None else ((points < -1) | (points > np.asarray(shape))).any(1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise InputError(f"{os.fspath(path)}: row {table.lines[row]}: {points[row].tolist()} is outside the image's {shape} voxels")
+    return points
 
 
 def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> None:
-    """Write rows as CSV: the columns ``first``, then all others in the order of their first appearance."""
+    """Write rows as CSV: the columns ``first``, then all others in the order of their first appearance.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     columns = list(dict.fromkeys([*first, *(k for row in rows for k in row)]))
+    write_fields(path, [[_as_text(c) for c in columns], *([_as_text(row.get(c, "")) for c in columns] for row in rows)])
+
+
+def write_fields(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows of fields as CSV, as they are."""
+    write_text(path, "".join(map(_format_row, rows)))
+
+
+def _format_row(row: Sequence[Any]) -> str:
+    """A line of CSV. Python's writer puts only the characters of its own line ends into quotes, here both \\r and \\n."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    csv.writer(buffer, lineterminator="\r\n").writerow(row)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _as_text(value: Any) -> Any:
+    """``value``; a text that begins like a formula, and is no number, with an apostrophe in front."""
+    if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rdmm import io, metrics
-from rdmm.io.files import check_output
+from rdmm.io.files import check_output, require_ending
 from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space, choose_grid
 from rdmm.spatial import ops
@@ -69,15 +70,14 @@ def _split_affine(transform: Transform, grid: Grid) -> tuple[Affine, Tensor]:
     return affine, affine.inverse()(ends) - x
 
 
-def points(csv: str, names: list[str], out: str, *, overwrite: bool) -> dict[str, Any]:
-    """``rdmm points``: map the points of a CSV and write them. The first transform is applied first."""
-    path = check_output(out, overwrite=overwrite)
+def points(csv: str, names: list[str], out: str, *, lps: bool, overwrite: bool) -> dict[str, Any]:
+    """``rdmm points``: map a list of points and write it. The first transform is applied first."""
+    path = check_output(require_ending(out, [".csv"], "a list of points"), overwrite=overwrite)
     transform = io.read_transforms(names)
-    d = _ndim(transform)
-    x = io.read_points(csv, d)
-    y = transform(torch.as_tensor(x.T[None]))[0].numpy().T
-    io.write_points(path, y)
-    return {"points": len(y), "written": str(path)}
+    given = io.read_points(csv, _ndim(transform), lps=lps)
+    moved = transform(torch.as_tensor(given.points.T[None]))[0].numpy().T
+    io.write_points(path, replace(given, points=moved))
+    return {"points": len(moved), "written": str(path)}
 
 
 def _ndim(transform: Transform) -> int:
