@@ -12,6 +12,7 @@ from conftest import oblique
 
 from rdmm import ConfigError, Grid, OutputError, RdmmError, io
 from rdmm.cli.transport import parse_weights
+from rdmm.io.tables import Table
 from rdmm.io.transforms import FORMATS, write_transform
 from rdmm.io.vectors import Space
 from rdmm.spatial.transform import Affine, Dense, Placed
@@ -27,11 +28,16 @@ def broken(shape, value: float) -> torch.Tensor:
     return x
 
 
+def point_list(points: np.ndarray) -> io.PointList:
+    rows = [dict.fromkeys("xyz", "0")] * len(points)
+    return io.PointList(points, Table(list("xyz"), rows, list(range(2, 2 + len(rows)))))
+
+
 WRITERS = {
     "image": lambda p, v: io.write_image(p / "x.nii.gz", broken((1, 1, *GRID.shape), v), GRID),
     "labels": lambda p, v: io.write_image(p / "x.nii", broken((1, 1, *GRID.shape), v), GRID, integer=True),
     "warp": lambda p, v: io.write_warp(p / "x.nii.gz", broken((1, 3, *GRID.shape), v), GRID),
-    "points": lambda p, v: io.write_points(p / "x.csv", broken((4, 3), v).numpy()),
+    "points": lambda p, v: io.write_points(p / "x.csv", point_list(broken((4, 3), v).numpy())),
     "mesh": lambda p, v: io.write_mesh(p / "x.vtk", broken((4, 3), v).numpy(), None),
 }
 ENDINGS = {"itk": ["x.nii.gz", "x.mat", "x.txt", "x.tfm", "x.h5"], "fsl": ["x.nii.gz", "x.mat"], "afni": ["x.nii.gz", "x.aff12.1D"]}

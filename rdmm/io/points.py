@@ -78,7 +78,9 @@ def write_points(path: str | os.PathLike[str], points: PointList) -> None:
     table, finite = points.table, np.isfinite(points.points).all(1)
     if not finite.all():
         k = int(np.argmin(finite))
-        raise OutputError(f"{path}: the point of row {table.lines[k]} goes to {points.points[k].tolist()}; check the transform")
+        raise OutputError(
+            f"{path}: not written: the point of row {table.lines[k]} goes to {points.points[k].tolist()} (NaN or Inf); check the transform"
+        )
     written = _flipped(points.points, np.full(1, points.lps)) + 0.0  # no -0
     axes = "xyz"[: written.shape[1]]
     rows = [row | {a: f"{x:.9g}" for a, x in zip(axes, xs, strict=True)} for row, xs in zip(table.rows, written, strict=True)]
