@@ -7,6 +7,7 @@ points, ``*s`` the axes of an image grid, ``*t`` the axes of any set of points.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "MAX_SEED",
+    "MAX_THREADS",
     "ConfigError",
     "DivergenceError",
     "InputError",
@@ -22,6 +25,7 @@ __all__ = [
     "ResourceError",
     "Tensor",
     "nearest",
+    "require_whole",
 ]
 
 
@@ -71,6 +75,28 @@ class ResourceError(RdmmError):
     """Not enough memory, or a process of the run is gone."""
 
     exit_code = 3
+
+
+MAX_SEED = 2**64 - 1
+"""Largest seed of torch's generators."""
+
+MAX_THREADS = 4096
+"""More threads than any machine has; torch cannot start arbitrarily many."""
+
+
+def require_whole(name: str, value: Any, low: int, high: int) -> int:
+    """``value`` as an int; numpy's integers are whole numbers, too.
+
+    Raises:
+        ConfigError: it is no whole number in [low, high]; ``name`` says which argument.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise ConfigError(f"{name} must be at least {low} and at most {high}, a whole number; got {value!r}"[:300])
+    return number
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -143,7 +143,7 @@ def test_invert_jacobian_evaluate_info(cli, study):
         (["register", "{f}", "{m}", "-o", "{d}/x_", "similarity_weight=abc"], 2, "similarity_weight must be a number; got 'abc'"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "--device", "cudaa"], 2, "--device"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "--device", "meta"], 2, "cpu or cuda"),
-        (["register", "{f}", "{m}", "-o", "{d}/x_", "--threads", "0"], 2, "at least 1"),
+        (["register", "{f}", "{m}", "-o", "{d}/x_", "--threads", "0"], 2, "--threads"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "initializer=regions", "dynamics=rdmm"], 2, "--regions"),
         (["register", "{f}", "{m}", "-o", "{d}/x_", "--fixed-mask", "{fl}", "--landmarks", "{fl}"], 3, "UTF-8"),
         (["registr"], 2, "No such command"),

@@ -19,7 +19,7 @@ from rdmm.io.files import require_file
 from rdmm.kernels.available import set_threads
 from rdmm.runtime.interrupt import stop
 from rdmm.runtime.resources import select_device
-from rdmm.types import ConfigError
+from rdmm.types import MAX_SEED, ConfigError, require_whole
 from train.checkpoint import BEST, LAST, Progress, RunFolder, flatten
 from train.folders import check_folder, move_aside
 from train.log import Log, require_tensorboard
@@ -140,6 +140,7 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
         The best model file of each network, by name. After an interruption: of those whose training was complete.
     """
     set_threads(config["threads"])
+    require_whole("seed", config["seed"], 0, MAX_SEED)
     device = select_device(config["device"])
     plans = plan_trainings(config, overrides)
     names = [plan.name for plan in plans]

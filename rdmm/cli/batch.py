@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdmm.cli.numbers import JOBS, PERCENT, SEED, THREADS
 from rdmm.cli.terminal import common_options, print_result, set_log
+from rdmm.data.given import AFFINE_STARTS
 
 if TYPE_CHECKING:
     from rdmm.workflows.batch import Batch
@@ -20,17 +22,17 @@ if TYPE_CHECKING:
 @click.option("--root", help="Folder that all paths in PAIRS are relative to; by default the folder of PAIRS.")
 @click.option("--resume", is_flag=True, help="Skip finished pairs: those with the same settings, inputs and result files (by checksum).")
 @click.option("--shard", metavar="I/N", help="Run every N-th pair, starting at the I-th; for N machines that share the folder.")
-@click.option("--jobs", type=int, help="Number of pairs that run at the same time; by default as many as cores and memory allow.")
+@click.option("--jobs", type=JOBS, help="Number of pairs that run at the same time; by default as many as cores and memory allow.")
 @click.option("--launcher", type=click.Choice(["local", "submitit"]), default="local", show_default=True)
 @click.option("--slurm", multiple=True, metavar="NAME=VALUE", help="Option of sbatch, with --launcher submitit; can be repeated.")
 @click.option("--weights", help="Model that train.py wrote.")
-@click.option("--init", type=click.Choice(["auto", "header", "com", "axes"]), help="Start of the affine search.")
+@click.option("--init", type=click.Choice(AFFINE_STARTS), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="How to treat NaN and Inf; by default they are an error.")
 @click.option("--strict", is_flag=True, help="Refuse images without s-form and q-form.")
-@click.option("--max-folding", type=float, help="A pair fails if more than this percentage of its cells folds.")
+@click.option("--max-folding", type=PERCENT, help="A pair fails if more than this percentage of its cells folds.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
-@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads per pair.")
-@click.option("--seed", type=int, default=0)
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="CPU threads per pair.")
+@click.option("--seed", type=SEED, default=0)
 @click.option("--dry-run", is_flag=True, help="Check the list and the settings, estimate the memory, compute nothing.")
 @common_options
 def batch(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdmm.cli.numbers import PERCENT, SEED, THREADS, VOLUME
 from rdmm.cli.terminal import common_options, optional_file_options, print_result, progress_bar, set_log, split_arguments
-from rdmm.data.given import COMMAND_LINE_INPUTS, READING_OPTIONS
+from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS
 from rdmm.types import InputError, nearest
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ JOB_OPTIONS = ("init", "weights", "device", "threads", "seed", "max_folding")
 @click.option("-o", "--out", required=True, help="Prefix of the result files, or a folder (ends in /).")
 @optional_file_options
 @click.option("--weights", help="Model that train.py wrote. Its prediction is the result; optimizer=refine improves it.")
-@click.option("--init", type=click.Choice(["auto", "header", "com", "axes"]), help="Start of the affine search.")
+@click.option("--init", type=click.Choice(AFFINE_STARTS), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="How to treat NaN and Inf; by default they are an error.")
-@click.option("--volume", type=int, help="Which volume of a 4D file to use.")
+@click.option("--volume", type=VOLUME, help="Which volume of a 4D file to use.")
 @click.option("--strict", is_flag=True, help="Refuse images without s-form and q-form.")
-@click.option("--max-folding", type=float, help="Exit with code 5 if more than this percentage of cells folds.")
+@click.option("--max-folding", type=PERCENT, help="Exit with code 5 if more than this percentage of cells folds.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
-@click.option("--threads", type=int, help="Number of CPU threads.")
-@click.option("--seed", type=int, default=0)
+@click.option("--threads", type=THREADS, help="Number of CPU threads.")
+@click.option("--seed", type=SEED, default=0)
 @click.option("--dry-run", is_flag=True, help="Check everything, compute nothing.")
 @common_options
 def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, **options: Any) -> int:
@@ -88,7 +89,7 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
 @click.command()
 @click.argument("name", required=False, default="shapes")
 @click.option("-o", "--out", default="rdmm_demo/", show_default=True)
-@click.option("--seed", type=int, default=2, show_default=True, help="Seed of the random shapes.")
+@click.option("--seed", type=SEED, default=2, show_default=True, help="Seed of the random shapes.")
 @common_options
 def demo(name: str, out: str, seed: int, overwrite: bool, as_json: bool, quiet: bool, debug: bool) -> int:
     """Make the paper's synthetic shapes, register them with RDMM, write a report.

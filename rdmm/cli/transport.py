@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rdmm.cli.numbers import LENGTH
 from rdmm.cli.terminal import common_options, prints_result
 from rdmm.types import ConfigError
 
@@ -16,7 +17,7 @@ from rdmm.types import ConfigError
 @click.option("-o", "--out", required=True, help="Barycenter, on the grid of the first image.")
 @click.option("--weights", help="One number per image, separated by commas; by default all equal.")
 @click.option("--labels", is_flag=True, help="The images are label maps: each voxel gets the label whose barycenter is largest there.")
-@click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
+@click.option("--blur", type=LENGTH, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
 @common_options
 @prints_result
 def barycenter(images: tuple[str, ...], out: str, weights: str | None, labels: bool, blur: float, overwrite: bool) -> dict[str, Any]:
@@ -58,8 +59,10 @@ def parse_weights(text: str | None, count: int) -> list[float]:
 @click.argument("moving")
 @click.argument("labels")
 @click.option("-o", "--out", required=True, help="Labels on the grid of FIXED, at voxels where FIXED is above 0.")
-@click.option("--blur", type=float, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
-@click.option("--reach", type=float, help="sqrt(rho): mass farther apart is created or destroyed, not moved. By default all mass is moved.")
+@click.option("--blur", type=LENGTH, default=0.01, show_default=True, help="sqrt(eps), in units of the longest edge.")
+@click.option(
+    "--reach", type=LENGTH, help="sqrt(rho): mass farther apart is created or destroyed, not moved. By default all mass is moved."
+)
 @common_options
 @prints_result
 def transfer(fixed: str, moving: str, labels: str, out: str, blur: float, reach: float | None, overwrite: bool) -> dict[str, Any]:

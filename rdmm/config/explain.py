@@ -42,7 +42,7 @@ def explain(message: str, overrides: Sequence[str], known: Known) -> str:
         key = unknown.group(2) or unknown.group(1)
         typed = [override_key(o) for o in overrides]
         return explain_key(next((k for k in typed if k.endswith(key)), key), known, overrides)
-    return brief(message.strip().splitlines()[0])
+    return f"{brief(' '.join(overrides))}: {brief(message.strip().splitlines()[0])}"
 
 
 def explain_key(key: str, known: Known, overrides: Sequence[str] = ()) -> str:

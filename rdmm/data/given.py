@@ -55,3 +55,6 @@ READING_OPTIONS = ("nan", "volume", "strict")
 
 REPORT_INPUTS = tuple(g.name for g in OPTIONAL_INPUTS if g.reread)
 """Inputs that ``rdmm report`` reads again."""
+
+AFFINE_STARTS = ("auto", "header", "com", "axes")
+"""Starts of the affine search (``--init``)."""

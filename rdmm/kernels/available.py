@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import MAX_THREADS, Tensor, require_whole
 
 
 @lru_cache
@@ -25,12 +25,11 @@ def set_threads(threads: int | None) -> None:
     """Set the number of threads of torch and of the compiled kernels; None leaves it as it is.
 
     Raises:
-        ConfigError: ``threads`` is less than 1.
+        ConfigError: ``threads`` is no number from 1 to MAX_THREADS.
     """
     if threads is None:
         return
-    if threads < 1:
-        raise ConfigError(f"threads must be at least 1, not {threads}")
+    threads = require_whole("threads", threads, 1, MAX_THREADS)
     try:
         import numba
 

@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import torch
 
 from rdmm.config.build import build
 from rdmm.config.compose import compose, quoted
 from rdmm.config.node import without_origins
+from rdmm.data.given import AFFINE_STARTS
 from rdmm.data.inputs import Inputs, ShapeInputs, read_inputs, read_shapes
 from rdmm.data.intensity import Normalize
 from rdmm.io.images import NanPolicy
@@ -32,7 +33,7 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.stages.base import Result, Stage
-from rdmm.types import Tensor
+from rdmm.types import MAX_SEED, ConfigError, Tensor, require_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,12 @@ def to_overrides(keys: Mapping[str, Any]) -> list[str]:
     """KEY=VALUE texts from keyword arguments. In names, ``__`` stands for a dot."""
 
     def text(name: str, value: Any) -> str:
-        if name == "weights" and value is not None:
+        if name == "weights" and isinstance(value, str | os.PathLike):
             return quoted(os.fspath(value))
-        return json.dumps(value) if not isinstance(value, str) else value
+        try:
+            return value if isinstance(value, str) else json.dumps(value, default=lambda x: x.tolist())  # of numpy and torch
+        except (TypeError, ValueError, AttributeError, RecursionError):
+            raise ConfigError(f"{name} must be a number, a text, a list or a dictionary; got {type(value).__name__}") from None
 
     return [f"{k.replace('__', '.')}={text(k, v)}" for k, v in keys.items()]
 
@@ -100,6 +104,7 @@ def run(
     Raises:
         RdmmError: inputs cannot be used, or the search fails; its subclasses in rdmm.types say which.
     """
+    seed = require_whole("seed", seed, 0, MAX_SEED)
     torch.manual_seed(seed)
     target = select_device(device)
     if settings.config.get("weights"):
@@ -131,6 +136,21 @@ def _move_to(x: Any, device: torch.device) -> Any:
     if hasattr(x, "__dataclass_fields__"):
         return replace(x, **{k: _move_to(getattr(x, k), device) for k in x.__dataclass_fields__ if k != "grid"})
     return x
+
+
+def _compose_arguments(
+    name: str, overrides: Any, keys: Mapping[str, Any], *, device: Any, threads: Any, seed: Any, init: Any = None
+) -> Settings:
+    """The settings that the arguments of ``register`` and ``register_shapes`` describe; all of them are checked before data are read."""
+    set_threads(threads)
+    require_whole("seed", seed, 0, MAX_SEED)
+    select_device(device)
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence) or not all(isinstance(o, str) for o in overrides):
+        raise ConfigError(f'overrides must be a list of texts, e.g. ["dynamics=rdmm"]; got {overrides!r}')
+    if init is not None and init not in AFFINE_STARTS:
+        raise ConfigError(f"init must be one of {', '.join(AFFINE_STARTS)}; got {init!r}")
+    more = [] if init is None else [f"affine.init={init}"]
+    return compose_settings([*overrides, *to_overrides(keys), *more], name)
 
 
 @memory_errors()
@@ -169,9 +189,13 @@ def register(
     Raises:
         RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
-    set_threads(threads)
-    more = [] if init is None else [f"affine.init={init}"]
-    settings = compose_settings([*overrides, *to_overrides(keys), *more])
+    settings = _compose_arguments("register", overrides, keys, device=device, threads=threads, seed=seed, init=init)
+    if nan not in get_args(NanPolicy):
+        raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}; got {nan!r}")
+    if volume is not None:
+        volume = require_whole("volume", volume, 0, MAX_SEED)
+    if not isinstance(strict, bool):
+        raise ConfigError(f"strict must be True or False; got {strict!r}")
     inputs = read_inputs(
         fixed,
         moving,
@@ -214,6 +238,5 @@ def register_shapes(
     Raises:
         RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
-    set_threads(threads)
-    settings = compose_settings([*overrides, *to_overrides(keys)], "shapes")
+    settings = _compose_arguments("shapes", overrides, keys, device=device, threads=threads, seed=seed)
     return run(read_shapes(fixed, moving, landmarks), settings, device=device, seed=seed)

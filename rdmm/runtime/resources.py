@@ -59,12 +59,13 @@ def select_device(name: str) -> torch.device:
     """The torch device of --device, cpu or cuda. Raises ConfigError if it does not exist on this machine."""
     import torch
 
+    wrong = f"device (--device) {name!r}: "
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name}: must be cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: PyTorch finds no CUDA device; use --device cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: must be cpu or cuda")
+        device = torch.device(name) if isinstance(name, str) else None
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{wrong}must be cpu or cuda")
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(f"{wrong}PyTorch finds no such CUDA device; use cpu")
     return device

@@ -1,0 +1,30 @@
+"""Types of numeric options: whatever is no number in its range is a usage error before anything is read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+
+from rdmm.types import MAX_SEED, MAX_THREADS
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN and infinity are in none."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+SEED = click.IntRange(0, MAX_SEED)
+THREADS = click.IntRange(1, MAX_THREADS)
+JOBS = click.IntRange(1)
+VOLUME = click.IntRange(0)
+PERCENT = FiniteRange(0, 100)
+LENGTH = FiniteRange(0, min_open=True)
