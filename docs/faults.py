@@ -139,6 +139,10 @@ FAULTS = {
         86: ("network", "never used, at import or in a run"),
         87: ("configuration from a file that names a class conf/ does not name", "ConfigError; nothing is called"),
     },
+    "Where it runs": {
+        93: ("read-only installation, no HOME, a cache of others", "compiled for this run alone, with a notice; torch instead of KeOps"),
+        94: ("the run that compiles the kernels", "the bits of every later run"),
+    },
 }
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from rdmm.kernels.compiled import compiled
 from rdmm.kernels.sampling import as_volume, inverse_spacing
 from rdmm.types import Tensor
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _edge(u, scale, axis, x, y, z, step):  # type: ignore[no-untyped-def]
     """Edge of the deformed cell from a corner along an axis, divided by its undeformed length, in the direction of the axis."""
     xx, yy, zz = x + (step if axis == 0 else 0), y + (step if axis == 1 else 0), z + (step if axis == 2 else 0)
@@ -22,7 +23,7 @@ def _edge(u, scale, axis, x, y, z, step):  # type: ignore[no-untyped-def]
     return a, b, c
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _edges(u, scale, x, y, z, i, j, k, flat):  # type: ignore[no-untyped-def]
     """The three edges at corner (i, j, k) of cell (x, y, z); in 2D the second one is not deformed."""
     cx, cy, cz = x + i, y + j, z + k
@@ -32,12 +33,12 @@ def _edges(u, scale, x, y, z, i, j, k, flat):  # type: ignore[no-untyped-def]
     return e, f, g
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _cross(a, b):  # type: ignore[no-untyped-def]
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _barrier_value(u, scale, floor, sums):  # type: ignore[no-untyped-def]
     """Sums of (floor - det)_+^2 over each layer of cells."""
     _, nx, ny, nz = u.shape
@@ -57,7 +58,7 @@ def _barrier_value(u, scale, floor, sums):  # type: ignore[no-untyped-def]
         sums[x] = total
 
 
-@njit(cache=True)
+@compiled()
 def _barrier_gradient(u, scale, floor, sums, out):  # type: ignore[no-untyped-def]
     """Add the gradient of the sum of ``sums`` to ``out``. It runs on one thread, since few layers have folds."""
     _, nx, ny, nz = u.shape

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from rdmm.kernels.compiled import FAST, compiled
 from rdmm.types import Tensor
 
 
@@ -30,23 +31,23 @@ def _rows(n: int, h: float, dtype: np.dtype) -> np.ndarray:
     return np.stack([d, t]).astype(dtype)
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _dx(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
     """Row c of a tridiagonal matrix along x, applied to component i of f; ``_dy`` and ``_dz``: along y and z."""
     return c[0] * f[i, below, y, z] + c[1] * f[i, x, y, z] + c[2] * f[i, above, y, z]
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _dy(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
     return c[0] * f[i, x, below, z] + c[1] * f[i, x, y, z] + c[2] * f[i, x, above, z]
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _dz(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
     return c[0] * f[i, x, y, below] + c[1] * f[i, x, y, z] + c[2] * f[i, x, y, above]
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _flux(v, f, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
     """sum_j D_j^T (v_j f_i)."""
     middle = (tx[1] * v[0, x, y, z] + ty[1] * v[1, x, y, z] + tz[1] * v[2, x, y, z]) * f[i, x, y, z]
@@ -56,7 +57,7 @@ def _flux(v, f, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore
     return middle + along_x + along_y + along_z
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _momentum(m, v, dm, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
     """dm = sum_j D_j^T (v_j m) - (Dv)^T m."""
     sx = sy = sz = m[0, x, y, z] * 0.0
@@ -70,7 +71,7 @@ def _momentum(m, v, dm, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
     dm[2, x, y, z] = _flux(v, m, 2, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp) - sz
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _momentum_back(m, v, g, bm, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
     """Gradients by m and v of sum(g dm)."""
     ax = ay = az = m[0, x, y, z] * 0.0
@@ -88,7 +89,7 @@ def _momentum_back(m, v, g, bm, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym,
     bv[2, x, y, z] = az - _flux(g, m, 2, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _map(u, v, du, cx, cy, cz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
     """du = -v - (Du) v."""
     for i in range(3):
@@ -96,7 +97,7 @@ def _map(u, v, du, cx, cy, cz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore
         du[i, x, y, z] -= v[1, x, y, z] * _dy(u, i, cy, x, y, z, ym, yp) + v[2, x, y, z] * _dz(u, i, cz, x, y, z, zm, zp)
 
 
-@njit(cache=True, fastmath=True, inline="always")
+@compiled(fastmath=FAST, inline="always")
 def _map_back(u, v, e, bu, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
     """Gradients by u and v of sum(e du)."""
     ax, ay, az = -e[0, x, y, z], -e[1, x, y, z], -e[2, x, y, z]
@@ -115,7 +116,7 @@ MOMENTUM, MOMENTUM_BACK, MAP, MAP_BACK = range(4)
 """What ``_sweep`` computes: dm, its gradients, du, its gradients."""
 
 
-@njit(cache=True, fastmath=True, parallel=True)
+@compiled(fastmath=FAST, parallel=True)
 def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped-def]
     """Compute one of the four kinds at every voxel, into ``first`` and ``second``; ``a`` is m or u, ``g`` the incoming gradient."""
     _, nx, ny, nz = a.shape
@@ -167,7 +168,7 @@ def _run(kind: int, a: Tensor, v: Tensor, g: Tensor, spacing: tuple[float, ...])
     rows = [_rows(n, h, fields[0].dtype) for n, h in zip(fields[0].shape[2:], full, strict=True)]
     first, second = np.empty_like(fields[0]), np.empty_like(fields[0])
     for b in range(len(first)):
-        _sweep(kind, *[f[b] for f in fields], *rows, first[b], second[b])  # type: ignore[call-arg]
+        _sweep(kind, *[f[b] for f in fields], *rows, first[b], second[b])
     return _fields(first, len(spacing)), _fields(second, len(spacing))
 
 

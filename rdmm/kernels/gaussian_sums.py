@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from rdmm.kernels.compiled import FAST, compiled
 from rdmm.kernels.simd import LOG2E, MIN_EXPONENT, exp2, f32
 from rdmm.types import Tensor
 
@@ -23,7 +24,7 @@ POINTS_AT_ONCE = 64
 """Points that one task handles: inner loops over them become vector instructions. Not measured."""
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def _kernel(x, q, j, c, w, r, k):  # type: ignore[no-untyped-def]
     """k[i] = sum_s w_s 2^(-c_s |x_i - q_j|^2) for WIDTH points x (d, WIDTH)."""
     for i in range(POINTS_AT_ONCE):
@@ -38,7 +39,7 @@ def _kernel(x, q, j, c, w, r, k):  # type: ignore[no-untyped-def]
             k[i] += w[s] * exp2(max(-c[s] * r[i], MIN_EXPONENT))
 
 
-@njit(cache=True, parallel=True, fastmath=True)
+@compiled(parallel=True, fastmath=FAST)
 def _sums(x, q, p, c, w, out):  # type: ignore[no-untyped-def]
     """out_i = sum_j k(x_i - q_j) p_j; x, out (d, n), q, p (d, m)."""
     d, n = x.shape
@@ -58,7 +59,7 @@ def _sums(x, q, p, c, w, out):  # type: ignore[no-untyped-def]
                 out[a, t * POINTS_AT_ONCE + i] = total[a, i]
 
 
-@njit(cache=True, parallel=True, fastmath=True)
+@compiled(parallel=True, fastmath=FAST)
 def _slopes(x, g, q, p, c, w, out):  # type: ignore[no-untyped-def]
     """out_i = -sum_j k'(x_i - q_j) (g_i . p_j) (x_i - q_j)."""
     d, n = x.shape
@@ -120,7 +121,7 @@ def gaussian_sums(x: Tensor, q: Tensor, p: Tensor, sigmas: Sequence[float], weig
     return _Sums.apply(x, q, p, sigmas, weights)
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def _pairs(q, p, j, c, w, points, momenta, z, k, dot):  # type: ignore[no-untyped-def]
     """z = q_i - q_j (d, WIDTH), k' and p_i . p_j of WIDTH points i, whose q and p are ``points`` and ``momenta``, with point j."""
     _kernel(points, q, j, c, w, dot, k)
@@ -132,7 +133,7 @@ def _pairs(q, p, j, c, w, points, momenta, z, k, dot):  # type: ignore[no-untype
             dot[i] += momenta[a, i] * p[a, j]
 
 
-@njit(cache=True, parallel=True, fastmath=True)
+@compiled(parallel=True, fastmath=FAST)
 def _forces(q, p, c, w, out):  # type: ignore[no-untyped-def]
     """out_i = sum_j k'(z) (p_i . p_j) z, z = q_i - q_j."""
     d, n = q.shape
@@ -153,7 +154,7 @@ def _forces(q, p, c, w, out):  # type: ignore[no-untyped-def]
                 out[a, t * POINTS_AT_ONCE + i] = total[a, i]
 
 
-@njit(cache=True, parallel=True, fastmath=True)
+@compiled(parallel=True, fastmath=FAST)
 def _force_slopes(q, p, g, c, w, steeper, by_q, by_p):  # type: ignore[no-untyped-def]
     """Gradients of sum_i g_i . force_i: with h = g_i - g_j and k'' = sum_s w_s / sigma_s^4 exp(...),
 

@@ -17,18 +17,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from rdmm.kernels.compiled import FAST, compiled
 from rdmm.types import Tensor
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _slabs(n: int, r: int) -> int:
     """Number of slabs along an axis of n voxels: at most 16, each at least three windows long. Not measured."""
     return max(1, min(16, n // (3 * (2 * r + 1))))
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=FAST)
 def _add_plane(acc, a, b, w, x, sign):  # type: ignore[no-untyped-def]
     """Add plane x of w, wa, wb, waa, wbb, wab to the six accumulators, or subtract it (sign -1)."""
     for y in range(a.shape[1]):
@@ -44,7 +45,7 @@ def _add_plane(acc, a, b, w, x, sign):  # type: ignore[no-untyped-def]
             acc[5, y, z] += wa * bv
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=FAST)
 def _add_coefficients(acc, f, x, sign):  # type: ignore[no-untyped-def]
     """Add plane x of the three coefficient volumes to the accumulators, or subtract it (sign -1)."""
     for k in range(3):
@@ -53,7 +54,7 @@ def _add_coefficients(acc, f, x, sign):  # type: ignore[no-untyped-def]
                 acc[k, y, z] += sign * np.float64(f[k, x, y, z])
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=FAST)
 def _add_row(row, acc, y, sign):  # type: ignore[no-untyped-def]
     """Add row y of the accumulators, or subtract it (sign -1)."""
     for k in range(row.shape[0]):
@@ -61,7 +62,7 @@ def _add_row(row, acc, y, sign):  # type: ignore[no-untyped-def]
             row[k, z] += sign * acc[k, y, z]
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=FAST)
 def _window(line, row, r):  # type: ignore[no-untyped-def]
     """Window sums of the rows along the last axis."""
     n = row.shape[1]
@@ -77,7 +78,7 @@ def _window(line, row, r):  # type: ignore[no-untyped-def]
             line[k, z] = s
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _statistics(line, w, out, x, y, ea, eb, e, totals, need):  # type: ignore[no-untyped-def]
     """cc^2 of one row into totals[0], its derivatives by e_a and e into totals[1:3], and the coefficients into ``out``."""
     value, by_ea, by_e = 0.0, 0.0, 0.0
@@ -106,7 +107,7 @@ def _statistics(line, w, out, x, y, ea, eb, e, totals, need):  # type: ignore[no
     totals[2] += by_e
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _first_sweep(a, b, w, radius, ea, eb, e, out, need):  # type: ignore[no-untyped-def]
     """Sums of cc^2 and of its derivatives by e_a and e, per slab; with ``need`` also the coefficients ``out`` of the gradient."""
     nx, ny, nz = a.shape
@@ -136,7 +137,7 @@ def _first_sweep(a, b, w, radius, ea, eb, e, out, need):  # type: ignore[no-unty
     return totals
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _second_sweep(a, b, w, radius, out, grad, scale, mean_scale, mean):  # type: ignore[no-untyped-def]
     """Add the gradient by ``a`` to ``grad``, from the window sums of the coefficients ``out``."""
     nx, ny, nz = a.shape

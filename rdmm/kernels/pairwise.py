@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from rdmm.types import Tensor
+
+log = logging.getLogger(__name__)
 
 BLOCK_PAIRS = 2**22
 """Largest number of pairs that one block of the torch version holds: 16 MB of float32. Not measured."""
@@ -26,15 +29,18 @@ MIN_KEOPS_PAIRS = 2**24
 
 @lru_cache
 def has_keops() -> bool:
-    """Whether pykeops can be imported."""
-    return importlib.util.find_spec("pykeops") is not None
+    """Whether KeOps is installed and starts here: it needs a cache folder that it can write. It is told to print nothing."""
+    if importlib.util.find_spec("pykeops") is None:
+        return False
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # importing it prints: standard output is for results
+            import pykeops
 
-
-@contextlib.contextmanager
-def quiet_keops() -> Iterator[None]:
-    """Silence what KeOps prints when it is imported and when it compiles, since standard output is for results."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+            pykeops.set_verbose(False)
+    except Exception as error:  # whatever stops its start: torch computes the same sums
+        log.warning("KeOps cannot start (%s): torch computes the sums over pairs of points, more slowly", error)
+        return False
+    return True
 
 
 Pairwise = Callable[[Any, Any], Any]
@@ -72,11 +78,10 @@ def reduce_pairs(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, *, log_sum:
 
 
 def _with_keops(formula: Pairwise, x: Tensor, y: Tensor, b: Tensor, log_sum: bool) -> Tensor:
-    with quiet_keops():
-        from pykeops.torch import LazyTensor
+    from pykeops.torch import LazyTensor
 
-        values = formula(LazyTensor(x.unsqueeze(1).contiguous()), LazyTensor(y.unsqueeze(0).contiguous()))
-        column = LazyTensor(b.view(1, len(b), -1).contiguous())
-        if log_sum:
-            return (values + column).logsumexp(1).view(-1)
-        return (values * column).sum(1)
+    values = formula(LazyTensor(x.unsqueeze(1).contiguous()), LazyTensor(y.unsqueeze(0).contiguous()))
+    column = LazyTensor(b.view(1, len(b), -1).contiguous())
+    if log_sum:
+        return (values + column).logsumexp(1).view(-1)
+    return (values * column).sum(1)

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from rdmm.kernels.compiled import compiled
 from rdmm.types import DivergenceError, Tensor
 
 SLABS = 16
 """Slabs into which the gradient by values is cut: tasks for threads. Fixed, so that results do not depend on the threads. Not measured."""
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _cell(p, n):  # type: ignore[no-untyped-def]
     """Lower corner, fraction, and whether p is inside, for a coordinate in voxels, clamped to the grid (NaN to 0).
 
@@ -34,7 +35,7 @@ def _cell(p, n):  # type: ignore[no-untyped-def]
     return i, p - i, inside
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _forward(values, points, scale, out):  # type: ignore[no-untyped-def]
     """Write values (c, x, y, z) at points (3, k, l) * scale to out (c, k, l); return the number of points that are not finite."""
     c, nx, ny, nz = values.shape
@@ -59,7 +60,7 @@ def _forward(values, points, scale, out):  # type: ignore[no-untyped-def]
     return bad
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def]
     """Gradient of sum(grad * values at points) with respect to the points (3, k, l); zero where a point is outside the grid.
 
@@ -103,7 +104,7 @@ def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def
             out[2, k, j] = dz * scale[2] / (z - below + 1) if in_z else 0.0
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _cell_range(points, scale, n, low, high):  # type: ignore[no-untyped-def]
     """For each row k of points, the first and the last cell along x that contains one."""
     for k in prange(points.shape[1]):
@@ -114,7 +115,7 @@ def _cell_range(points, scale, n, low, high):  # type: ignore[no-untyped-def]
         low[k], high[k] = a, b
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _by_values(points, scale, grad, low, high, out, slabs):  # type: ignore[no-untyped-def]
     """Gradient with respect to the values: scatter grad (c, k, l) into out (c, x, y, z)."""
     c, nx, ny, nz = out.shape

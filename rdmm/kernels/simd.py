@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from rdmm.kernels.compiled import FAST, compiled
 
 MIN_VALUE = np.float32(-3e38)
 """Start of a running maximum: below every exponent that occurs."""
@@ -18,7 +19,7 @@ LOG2E, LN2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
 f32, i32 = np.float32, np.int32
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def exp2(x):  # type: ignore[no-untyped-def]
     """2^x for -126 <= x < 128: the integer part is written into the exponent bits, a polynomial gives the rest (relative error 2e-7)."""
     whole = np.floor(x)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from rdmm.kernels.compiled import FAST, compiled
 from rdmm.kernels.simd import LN2, LOG2E, MIN_EXPONENT, MIN_VALUE, exp2, f32
 from rdmm.types import Tensor
 
@@ -30,7 +31,7 @@ TINY = np.float32(1e-37)
 """Smallest argument of a logarithm: just above the smallest normal float32."""
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def _above(block, top, less):  # type: ignore[no-untyped-def]
     """Whether block - less is within CUTOFF of ``top`` in any line."""
     gap = MIN_VALUE
@@ -39,7 +40,7 @@ def _above(block, top, less):  # type: ignore[no-untyped-def]
     return gap - less > -CUTOFF
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def _find_top(g, a, i, k, block, top):  # type: ignore[no-untyped-def]
     """Compute the largest exponents of block k for output i into ``block``, and update ``top``, those of all blocks so far."""
     for w in range(WIDTH):
@@ -52,7 +53,7 @@ def _find_top(g, a, i, k, block, top):  # type: ignore[no-untyped-def]
         top[w] = max(top[w], block[w])
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=FAST)
 def _lines(g, out, a):  # type: ignore[no-untyped-def]
     """out_i = log2 sum_j 2^(g_j - a (i-j)^2) for WIDTH lines at once; g, out (n, WIDTH)."""
     n, blocks = g.shape[0], (g.shape[0] + BLOCK - 1) // BLOCK
@@ -90,7 +91,7 @@ def _lines(g, out, a):  # type: ignore[no-untyped-def]
             out[i, w] = max(top[w] + np.log2(max(total[w], TINY)), LOG_ZERO)
 
 
-@njit(cache=True, parallel=True, fastmath=True)
+@compiled(parallel=True, fastmath=FAST)
 def _along(g, out, n, inner, a):  # type: ignore[no-untyped-def]
     """All lines of an axis of n voxels with stride ``inner``; g and out are flat and may be one array."""
     count = g.size // n

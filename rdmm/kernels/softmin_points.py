@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
+from rdmm.kernels.compiled import FAST, compiled
 from rdmm.kernels.simd import LOG2E, MIN_EXPONENT, MIN_VALUE, exp2, f32
 from rdmm.kernels.softmin_grid import CUTOFF
 from rdmm.types import Tensor
@@ -35,7 +36,7 @@ def sort_into_tiles(x: np.ndarray) -> np.ndarray:
     return np.concatenate(done)
 
 
-@njit(cache=True)
+@compiled()
 def _boxes(x, h, low, high, highest):  # type: ignore[no-untyped-def]
     """Bounds of each tile of points x (d, n): box (d, tiles) and largest h."""
     d, n = x.shape
@@ -48,7 +49,7 @@ def _boxes(x, h, low, high, highest):  # type: ignore[no-untyped-def]
                 high[a, k] = x[a, j] if j == k * TILE else max(high[a, k], x[a, j])
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def _exponents(x, y, h, first, last, c, e):  # type: ignore[no-untyped-def]
     """e[j, w] = h_j - c |x_w - y_j|^2 for the inputs of a tile."""
     for j in range(first, last):
@@ -60,7 +61,7 @@ def _exponents(x, y, h, first, last, c, e):  # type: ignore[no-untyped-def]
                 e[j - first, w] -= c * r * r
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def _bounds(xl, xh, yl, yh, highest, t, c, bound):  # type: ignore[no-untyped-def]
     """Compute, for each tile of inputs, an upper bound of its exponents at points of tile t; return the tile with the highest bound."""
     best = 0
@@ -75,7 +76,7 @@ def _bounds(xl, xh, yl, yh, highest, t, c, bound):  # type: ignore[no-untyped-de
     return best
 
 
-@njit(cache=True, inline="always", fastmath=True)
+@compiled(inline="always", fastmath=FAST)
 def _add_tile(e, count, top, total, moment):  # type: ignore[no-untyped-def]
     """Add a tile's terms: update the largest exponents, rescale the sums so far to them, and add the tile's powers."""
     for w in range(TILE):
@@ -93,7 +94,7 @@ def _add_tile(e, count, top, total, moment):  # type: ignore[no-untyped-def]
             total[w] += e[j, w]
 
 
-@njit(cache=True, parallel=True, fastmath=True)
+@compiled(parallel=True, fastmath=FAST)
 def _log_sum(x, y, h, c, xl, xh, yl, yh, highest, out, mean):  # type: ignore[no-untyped-def]
     """out_i = log2 sum_j 2^(h_j - c |x_i - y_j|^2), and, where ``mean`` (d, n) is not empty, the means of y under the same weights."""
     d, n = x.shape

@@ -1,0 +1,72 @@
+"""How kernels are compiled: which arithmetic the compiler may rearrange, and where it keeps the machine code."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba import config
+
+log = logging.getLogger(__name__)
+
+FAST = {"nnan", "ninf", "nsz", "arcp", "afn"}
+"""LLVM's fast arithmetic without ``reassoc`` and ``contract``. With these, the order of sums and the products that become fused
+multiply-adds differ between code that was just compiled and code that was loaded from the cache: so do the last bits."""
+
+CACHE_VARIABLE = "NUMBA_CACHE_DIR"
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function for numba's compiler; ``options`` are those of numba.njit.
+
+    The machine code is kept in the package's folder, or else in the user's cache folder. Where neither can be written, as in a container
+    that runs as another user, it is kept in a folder of this run alone.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        _refuse_shared_cache()
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # numba found no folder that it can write
+            _use_own_cache("neither the installation nor the user's cache folder can be written")
+            return numba.njit(cache=True, **options)(function)
+
+    return decorate
+
+
+def _refuse_shared_cache() -> None:
+    """Use no NUMBA_CACHE_DIR that somebody else can write: numba unpickles what it finds there, which can run any code."""
+    folder = config.CACHE_DIR  # type: ignore[attr-defined]
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        state = os.stat(folder)
+    except OSError as error:
+        _use_own_cache(f"{CACHE_VARIABLE}={folder} cannot be used ({error.strerror})")
+        return
+    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        _use_own_cache(f"{CACHE_VARIABLE}={folder} belongs to another user, or others can write there")
+
+
+def _use_own_cache(reason: str) -> None:
+    """Keep machine code in a new folder, which only this user can read; processes that this one starts use it too."""
+    folder = tempfile.mkdtemp(prefix="rdmm-kernels-")
+    log.warning(
+        "%s: kernels are compiled anew in this run, which takes about a minute; set %s to a folder of your own", reason, CACHE_VARIABLE
+    )
+    config.CACHE_DIR = os.environ[CACHE_VARIABLE] = folder  # type: ignore[attr-defined]
+    atexit.register(_remove, folder, os.getpid())
+
+
+def _remove(folder: str, owner: int) -> None:
+    """Remove the folder at the end of the process that made it, not of one that was forked from it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
