@@ -13,7 +13,7 @@ import torch
 from rdmm import io
 from rdmm.data.given import INPUT_NAMES
 from rdmm.io.images import NanPolicy
-from rdmm.io.nifti import Source, peek_shape
+from rdmm.io.nifti import Source, read_header
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
 from rdmm.runtime.warnings import with_warnings
@@ -21,6 +21,7 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure, frame_of
 from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fraction
+from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Identity, framed
 from rdmm.types import InputError, Tensor
 
@@ -36,7 +37,7 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
     Raises:
         ResourceError: it exceeds the free memory.
     """
-    shapes = [s.grid.shape if isinstance(s, Image) else peek_shape(s)[:3] for s in sources]
+    shapes = [s.grid.shape if isinstance(s, Image) else read_header(s).shape[:3] for s in sources]
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
     need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
     shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
@@ -136,6 +137,7 @@ def read_inputs(
     target, source = images
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
+    require_same_plane(target.grid.placement, source.grid.placement, "fixed and moving")
     fixed_map, moving_map, fixed_region_map, region_map = (
         _read_label_map(given.get(name), image, name, strict=strict)
         for name, image in (("fixed_labels", target), ("moving_labels", source), ("fixed_regions", target), ("regions", source))

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from rdmm.io.files import finite_float32, require_finite_result
-from rdmm.io.nifti import Raw, Source, affine_in_3d, encode_nifti, in_plane_affine, log, make_grid, read_raw, read_stored, write_nifti
+from rdmm.io.nifti import Raw, Source, encode_nifti, log, read_raw, write_nifti
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import sample
+from rdmm.spatial.placement import require_same_plane
 from rdmm.types import ConfigError, InputError, OutputError, Tensor
 
 NanPolicy = Literal["error", "zero", "mask"]
@@ -24,9 +25,9 @@ MIN_VOXELS = 4
 """Fewest voxels along an axis of an image: as many as the coarsest level of the pyramid keeps (Grid.scaled). Not measured."""
 
 
-def _select_volume(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The 2D or 3D array that a file holds, and its (d+1, d+1) affine; ``volume`` chooses one of a 4D file."""
-    array, affine = raw.array, raw.affine
+def _select_volume(raw: Raw, volume: int | None) -> tuple[np.ndarray, Grid]:
+    """The 2D or 3D array that a file holds, and its grid; ``volume`` chooses one of a 4D file."""
+    path, array = raw.header.path, raw.array
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 4:
@@ -37,16 +38,12 @@ def _select_volume(path: Path, raw: Raw, volume: int | None) -> tuple[np.ndarray
         array = array[..., volume]
     if array.ndim > 3 or array.ndim < 2:
         raise InputError(f"{path}: {array.ndim} dimensions {array.shape}; a 2D or 3D image is expected")
-    if array.ndim == 3 and 1 in array.shape:
-        if array.shape[2] != 1:
-            raise InputError(f"{path}: shape {array.shape} is a single slice across a wrong axis; reorder it to (X, Y, 1) or (X, Y)")
-        log.warning("%s: a single slice %s: treated as 2D", path, array.shape)
-        array = array[..., 0]
-    if min(array.shape) < MIN_VOXELS:
+    grid, plane = raw.header.grid(), raw.header.placement.plane
+    if min(grid.shape) < MIN_VOXELS:
         raise InputError(f"{path}: shape {array.shape}: at least {MIN_VOXELS} voxels along each axis are needed")
-    if array.ndim == 2:
-        affine = in_plane_affine(affine)
-    return array, affine
+    if array.ndim > grid.ndim:
+        log.warning("%s: a single slice %s, %s: treated as 2D in its plane", path, array.shape, plane)
+    return array.reshape(grid.shape), grid
 
 
 def _replace_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
@@ -91,10 +88,10 @@ def _read_voxels(
     """Name for messages, voxels (*s) in the file's precision, grid, and finite voxels; arguments and errors as for ``read_image``."""
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
-    path, stored = read_stored(source)
-    array, affine = _select_volume(path, read_raw(path, stored, strict=strict), volume)
-    array, good = _replace_nan(path, array, nan)
-    return path, array, make_grid(path, array.shape, affine), good
+    raw = read_raw(source, strict=strict)
+    array, grid = _select_volume(raw, volume)
+    array, good = _replace_nan(raw.header.path, array, nan)
+    return raw.header.path, array, grid, good
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:
@@ -180,6 +177,7 @@ def _onto_grid(path: Path, given: Image, image: Image, what: str) -> Image:
         raise InputError(
             f"{path}: a {own.ndim}D {what} {own.shape} for a {wanted.ndim}D image {wanted.shape}; they must have the same dimension"
         )
+    require_same_plane(own.placement, wanted.placement, f"{path} and its image")
     if own.shape == wanted.shape and own.offset(wanted) <= MAX_OFFSET:
         return Image(given.data, wanted)
     if own.shape != wanted.shape and np.allclose(own.affine, wanted.affine):
@@ -206,7 +204,7 @@ def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integ
         data, grid = grid.restored(data, like), like
     array = data.detach().cpu().reshape(grid.shape).numpy()
     values = _smallest_integers(path, require_finite_result(path, array)) if integer else finite_float32(path, array)
-    write_nifti(path, encode_nifti(values, affine_in_3d(grid)))
+    write_nifti(path, encode_nifti(values, grid))
 
 
 def _smallest_integers(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:

@@ -1,26 +1,45 @@
 """NIfTI images, checked before they are used.
 
-The gzip stream is read to its end (CRC and length), and sizes are checked before memory is allocated. Faults
-that other readers ignore (NaN, truncation, missing geometry) are errors, or warnings in the log.
+The header alone says how large an image is and where it lies. Sizes and memory are checked before voxels are read, and a gzip
+stream is read to its end (CRC and length). Faults that other readers ignore (NaN, truncation, missing geometry) are errors, or
+warnings in the log.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from rdmm.io.files import gzip_bytes, require_file, write_atomically
+from rdmm.io.files import gzip_bytes, require_ending, require_file, write_atomically
+from rdmm.io.streams import check_content, read_content, read_head, require_promised_size
+from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid
+from rdmm.spatial.placement import Placement, Unit
 from rdmm.types import InputError
 
 log = logging.getLogger(__name__)
 
+ENDINGS = (".nii", ".nii.gz")
+"""Endings of the names of images, in any case."""
+
+UNITS: dict[int, Unit] = {1: "meter", 2: "mm", 3: "micron"}
+"""NIfTI's codes of the unit of lengths; lengths of an unknown unit are millimeters."""
+
+VECTOR_INTENT, DISPLACEMENT_INTENT = 1007, 1006
+"""NIfTI's intents of a vector at each voxel (ITK, ANTs), and a displacement at each voxel (AFNI)."""
+
+FIFTH_AXIS_INTENTS = (VECTOR_INTENT, DISPLACEMENT_INTENT)
+"""Intents of vectors along the fifth axis of the file."""
+
+WORK_BYTES = 8
+"""Bytes that a voxel takes beside those of the file while it is read: one float64, or two float32."""
 
 _MAGIC = {
     b"\x89PNG": "a PNG picture",
@@ -33,9 +52,13 @@ _MAGIC = {
     b"\xfd7zXZ": "an xz archive",
 }
 
+Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage
+"""A path, or a nibabel image."""
 
-MAX_GZIP_RATIO = 1100
-"""Bytes that one byte of a gzip file can hold, at most. Deflate cannot compress by more than 1032."""
+
+def is_image_name(name: str | os.PathLike[str]) -> bool:
+    """Whether a name ends as those of images, .nii or .nii.gz in any case."""
+    return os.fspath(name).lower().endswith(ENDINGS)
 
 
 def _describe_content(data: bytes) -> str:
@@ -49,23 +72,6 @@ def _describe_content(data: bytes) -> str:
     if head and all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
         return "text"
     return "unknown binary data"
-
-
-def _inflate(path: Path, data: bytes, limit: int | None = None) -> bytes:
-    """Decompress a gzip stream to its end (with CRC and length checked) or to ``limit`` bytes."""
-    out, rest = [], data
-    try:
-        while rest:
-            stream = zlib.decompressobj(wbits=31)
-            out.append(stream.decompress(rest, limit or 0))
-            if limit is not None and sum(map(len, out)) >= limit:
-                break
-            if not stream.eof:
-                raise InputError(f"{path}: truncated: the gzip stream ends after {sum(map(len, out))} bytes of data; copy the file again")
-            rest = stream.unused_data.lstrip(b"\0")
-    except zlib.error as error:
-        raise InputError(f"{path}: corrupted: the gzip CRC or stream is wrong ({error}); copy the file again") from error
-    return b"".join(out)
 
 
 def _parse_header(path: Path, data: bytes) -> nib.Nifti1Header:
@@ -93,75 +99,150 @@ def _parse_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
 
 def _parse_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
     try:
-        dtype = header.get_data_dtype()
+        return np.dtype(header.get_data_dtype())
     except Exception as error:
         raise InputError(f"{path}: unknown data type code {int(header['datatype'])}") from error
+
+
+def _require_scalars(path: Path, dtype: np.dtype) -> None:
     if dtype.names is not None:
         raise InputError(f"{path}: RGB or structured voxels; convert to scalar intensities, or pass the channels as an rdmm.Image")
     if dtype.kind == "c":
         raise InputError(f"{path}: complex voxels; take the magnitude first")
-    if dtype.kind not in "uif" or dtype.itemsize == 0:
+    if dtype.kind not in "buif" or dtype.itemsize == 0:
         raise InputError(f"{path}: voxels of type {dtype} cannot be read; convert them to integers or floats")
-    return dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What is known of an image before its voxels are read.
+
+    Args:
+        path: the file's name, for messages.
+        shape: all axes, also those of time and of vectors.
+        placement: where the voxels lie.
+        intent: NIfTI's code of what the values are.
+        fields: all fields of the header; None if the image is not NIfTI.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    placement: Placement
+    intent: int = 0
+    fields: Any = None
+
+    def grid(self) -> Grid:
+        """The grid of the first two or three axes, 2D for a single slice.
+
+        Raises:
+            InputError: there are no such axes, or their affine is singular.
+        """
+        placement = self.placement
+        if len(self.shape) < 2 or len(placement.axes) < 2:
+            raise InputError(f"{self.path}: {len(self.shape)} dimensions {self.shape}; a 2D or 3D image is expected")
+        try:
+            return Grid.placed(placement)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
 class Raw:
-    """Scaled voxels as stored, their affine (4, 4), and the header."""
+    """The header, and all scaled voxels (*header.shape) in the file's type."""
 
+    header: Header
     array: np.ndarray
-    affine: np.ndarray
-    header: nib.Nifti1Header
 
 
-Source = str | os.PathLike[str] | nib.spatialimages.SpatialImage
-"""A path, or a nibabel image."""
-
-
-def read_stored(source: Source) -> tuple[Path, bytes]:
-    """Read a file, or encode a nibabel image; return a name for messages, and the bytes."""
-    if isinstance(source, nib.spatialimages.SpatialImage):
-        name = Path(source.get_filename() or "<nibabel image>")
-        image = source if isinstance(source, nib.Nifti1Image) else nib.Nifti1Image.from_image(source)
-        return name, image.to_bytes()
-    path = require_file(source)
-    return path, path.read_bytes()
-
-
-def peek_shape(source: Source) -> tuple[int, ...]:
-    """The shape that a file's header states, without reading its voxels."""
-    if isinstance(source, nib.spatialimages.SpatialImage):
-        return tuple(source.shape)
-    path = require_file(source)
-    with open(path, "rb") as f:
-        head = f.read(1 << 16)
-    return _parse_shape(path, _parse_header(path, _inflate(path, head, 600) if head[:2] == b"\x1f\x8b" else head))
-
-
-def read_raw(path: Path, stored: bytes, *, strict: bool) -> Raw:
-    """Decode a NIfTI file; ``path`` is only named in messages.
+def read_header(source: Source, *, strict: bool = False) -> Header:
+    """Read what a file says of its image, without reading voxels.
 
     Raises:
-        InputError: the file is damaged, not NIfTI, or (with ``strict``) has no s-form and no q-form.
+        InputError: the file is missing or not NIfTI, or (with ``strict``) has no s-form and no q-form.
     """
-    zipped = stored[:2] == b"\x1f\x8b"
-    header = _parse_header(path, _inflate(path, stored, 600) if zipped else stored)
-    shape, dtype = _parse_shape(path, header), _parse_dtype(path, header)
-    offset = int(header["vox_offset"]) if np.isfinite(header["vox_offset"]) else -1
-    if offset < 348:
-        raise InputError(f"{path}: the header's voxel offset is {offset}; a single-file NIfTI has at least 348")
-    expected = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    capacity = len(stored) * MAX_GZIP_RATIO if zipped else len(stored)
-    if expected > capacity:
-        raise InputError(
-            f"{path}: truncated: the header promises {expected} bytes ({'x'.join(map(str, shape))}), the file can hold {capacity};"
-            " copy the file again"
-        )
-    data = _inflate(path, stored) if zipped else stored
-    if len(data) < expected:
-        raise InputError(f"{path}: truncated: {expected} bytes expected, {len(data)} found; copy the file again")
-    array = np.frombuffer(data, dtype, count=(expected - offset) // dtype.itemsize, offset=offset).reshape(shape, order="F")
-    return Raw(_apply_scaling(path, array, header), _choose_affine(path, header, strict=strict), header)
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return _header_in_memory(source, strict=strict)
+    path = require_file(source)
+    fields = _parse_header(path, read_head(path, 540))
+    shape = _parse_shape(path, fields)
+    placement = _parse_placement(path, fields, shape, strict=strict)
+    return Header(path, shape, placement, int(fields["intent_code"]), fields)
+
+
+def _extent(header: Header) -> tuple[int, int]:
+    """First byte and number of bytes of the voxels in the file's content; checks that the file can hold them."""
+    offset = float(header.fields["vox_offset"])
+    if not (math.isfinite(offset) and offset >= 348):
+        raise InputError(f"{header.path}: the header's voxel offset is {offset:g}; a single-file NIfTI has at least 348")
+    count = math.prod(header.shape) * _parse_dtype(header.path, header.fields).itemsize
+    require_promised_size(header.path, int(offset) + count, "x".join(map(str, header.shape)))
+    return int(offset), count
+
+
+def read_grid(source: Source, *, strict: bool = False) -> Grid:
+    """Read the grid of an image, whatever its voxels are: colors, complex numbers, NaN, volumes or vectors.
+
+    Raises:
+        InputError: the file is damaged, or its affine is singular.
+    """
+    header = read_header(source, strict=strict)
+    if not isinstance(source, nib.spatialimages.SpatialImage):
+        check_content(header.path, *_extent(header))
+    return header.grid()
+
+
+def read_raw(source: Source, *, strict: bool) -> Raw:
+    """Read all voxels of an image.
+
+    Args:
+        source: a path, or a nibabel image.
+        strict: refuse a file without s-form and q-form.
+
+    Raises:
+        InputError: the file is damaged, not NIfTI, or its voxels are not real numbers.
+        ResourceError: the voxels do not fit into the free memory.
+    """
+    header = read_header(source, strict=strict)
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return Raw(header, _array_in_memory(header, source))
+    dtype = _parse_dtype(header.path, header.fields)
+    _require_scalars(header.path, dtype)
+    start, count = _extent(header)
+    _require_memory_of(header, dtype)
+    data = read_content(header.path, start, count).view(dtype).reshape(header.shape, order="F")
+    return Raw(header, _apply_scaling(header.path, data, header.fields))
+
+
+def _require_memory_of(header: Header, dtype: np.dtype) -> None:
+    need = math.prod(header.shape) * (dtype.itemsize + WORK_BYTES)
+    require_memory(need, f"{header.path}: an image of {'x'.join(map(str, header.shape))} voxels")
+
+
+def _header_in_memory(image: nib.spatialimages.SpatialImage, *, strict: bool) -> Header:
+    """The header of a nibabel image of any class: its shape and affine count, not how they would be stored."""
+    path, fields, affine = Path(image.get_filename() or "<nibabel image>"), image.header, image.affine
+    shape = tuple(int(n) for n in image.shape)
+    if not isinstance(fields, nib.Nifti1Header):
+        if affine is None:
+            raise InputError(f"{path}: the image has no affine; give one to nibabel")
+        return Header(path, shape, Placement(shape[:3], affine))
+    placement = None
+    if affine is None or np.allclose(affine, fields.get_best_affine(), equal_nan=True):
+        placement = _parse_placement(path, fields, shape, strict=strict)
+    else:
+        placement = Placement(shape[:3], affine, _parse_unit(fields), max(1, int(fields["sform_code"])))
+    return Header(path, shape, placement, int(fields["intent_code"]), fields)
+
+
+def _array_in_memory(header: Header, image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    dtype = np.dtype(image.get_data_dtype()) if nib.is_proxy(image.dataobj) else np.asanyarray(image.dataobj).dtype
+    _require_scalars(header.path, dtype)
+    if nib.is_proxy(image.dataobj):
+        _require_memory_of(header, dtype)
+    try:
+        return np.asanyarray(image.dataobj)
+    except Exception as error:
+        raise InputError(f"{header.path}: its voxels cannot be read ({type(error).__name__}: {error}); copy the file again") from error
 
 
 def _apply_scaling(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
@@ -175,34 +256,66 @@ def _apply_scaling(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> n
     if (slope, inter) == (1.0, 0.0):
         return array
     with np.errstate(over="ignore", invalid="ignore"):  # read_image handles Inf and NaN
-        return array * slope + inter
+        scaled = array * slope
+        scaled += inter
+    return scaled
 
 
-def _choose_affine(path: Path, header: nib.Nifti1Header, *, strict: bool) -> np.ndarray:
-    """The s-form, else the q-form, else the voxel sizes on the diagonal; warns if the forms disagree or are missing."""
-    zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
-    sform = header.get_sform() if header["sform_code"] > 0 else None
-    qform = None
-    if header["qform_code"] > 0:
-        try:
-            qform = header.get_qform()
-        except Exception as error:
-            log.warning("%s: the q-form cannot be read (%s)", path, error)
-    if sform is not None and qform is not None and _differ(sform, qform):
-        log.warning("%s: s-form and q-form disagree; the s-form is used", path)
-    for affine in (sform, qform):
-        if affine is not None:
-            return np.asarray(affine, dtype=np.float64)
+def _parse_unit(header: nib.Nifti1Header) -> Unit:
+    return UNITS.get(int(header["xyzt_units"]) & 7, "mm")
+
+
+def _parse_placement(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...], *, strict: bool) -> Placement:
+    """The s-form, else the q-form, else the voxel sizes on the diagonal; warns if the forms disagree, are singular or missing."""
+    unit, space = _parse_unit(header), shape[:3]
+    sform = Placement(space, header.get_sform(), unit, int(header["sform_code"])) if header["sform_code"] > 0 else None
+    qform = None if (affine := _parse_qform(path, header)) is None else Placement(space, affine, unit, int(header["qform_code"]))
+    if sform is not None and qform is not None:
+        if qform.is_usable() and not sform.is_usable():
+            log.warning("%s: the s-form is singular or not finite; the q-form is used", path)
+            return qform
+        if _differ(np.asarray(sform.affine), np.asarray(qform.affine)):
+            log.warning("%s: s-form and q-form disagree; the s-form is used", path)
+    found = sform or qform
+    if found is not None:
+        return found
     if strict:
         raise InputError(
             f"{path}: no s-form and no q-form: the place of the image in the world is unknown; write one of them, or leave out --strict"
         )
-    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
-        log.warning("%s: no s-form, no q-form, voxel sizes %s: taken as 1 mm along the axes", path, zooms.tolist())
-        zooms = np.where(np.isfinite(zooms) & (zooms > 0), zooms, 1.0)
-    else:
+    sizes, good = _voxel_sizes(header)
+    if good:
         log.warning("%s: no s-form and no q-form: axes taken as R, A, S with origin 0", path)
-    return np.diag([*zooms, 1.0])
+    else:
+        log.warning("%s: no s-form, no q-form, voxel sizes %s: taken as 1 along the axes", path, header["pixdim"][1:4].tolist())
+    return Placement(space, np.diag([*sizes, 1.0]), unit)
+
+
+def _voxel_sizes(header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
+    """Absolute voxel sizes (3,), with 1 for those that are 0 or not finite; and whether all were good."""
+    sizes = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
+    good = np.isfinite(sizes) & (sizes > 0)
+    return np.where(good, sizes, 1.0), bool(good.all())
+
+
+def _parse_qform(path: Path, header: nib.Nifti1Header) -> np.ndarray | None:
+    """The q-form (4, 4), read as nifti1.h and its library do: handedness 0 is 1, sizes are absolute, a long quaternion is shortened."""
+    if header["qform_code"] <= 0:
+        return None
+    header = header.copy()
+    sizes, good = _voxel_sizes(header)
+    if not good and header["sform_code"] <= 0:
+        log.warning("%s: voxel sizes %s in the q-form: those that are 0 or not finite are taken as 1", path, header["pixdim"][1:4].tolist())
+    header["pixdim"][:4] = [-1 if header["pixdim"][0] < 0 else 1, *sizes]
+    quaternion = np.array([float(header[f"quatern_{k}"]) for k in "bcd"])
+    length = np.linalg.norm(quaternion)
+    for k, value in zip("bcd", quaternion / max(length, 1.0), strict=True):
+        header[f"quatern_{k}"] = value
+    try:
+        return np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception as error:
+        log.warning("%s: the q-form cannot be read (%s)", path, error)
+        return None
 
 
 def _differ(a: np.ndarray, b: np.ndarray) -> bool:
@@ -211,41 +324,46 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a[:3, :3] - b[:3, :3]).max() > 1e-2 * scale or np.abs(a[:3, 3] - b[:3, 3]).max() > scale)
 
 
-def in_plane_affine(affine: np.ndarray) -> np.ndarray:
-    """(3, 3) affine of a single slice: its part in the first two world axes, or, if the slice is steep to these, its voxel sizes."""
-    flat = affine[np.ix_([0, 1, 3], [0, 1, 3])]
-    size = np.linalg.norm(affine[:3, :2], axis=0)
-    if abs(np.linalg.det(flat[:2, :2])) < 0.5 * size.prod():
-        return np.diag([*size, 1.0])
-    return flat
-
-
 def make_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
-    """The grid of a file; errors name the file."""
+    """The grid of a file that is not NIfTI; errors name the file."""
     try:
         return Grid(shape, affine)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def encode_nifti(array: np.ndarray, affine: np.ndarray, *, intent: int = 0) -> bytes:
-    """The bytes of a NIfTI-1 file. The RAS+ (4, 4) ``affine`` is its s-form and, without shear, its q-form."""
-    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
-    image.header.set_intent(intent)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    return image.to_bytes()
+def placement_of(grid: Grid) -> Placement:
+    """How results on a grid are stored: as the file that the grid was read from, otherwise by its affine.
 
-
-def affine_in_3d(grid: Grid) -> np.ndarray:
-    """(4, 4) affine of a grid. A 2D grid lies in the plane z = 0; its voxels are as thick as their mean edge."""
+    A 2D grid without a file lies in the plane z = 0; its voxels are as thick as their mean edge.
+    """
+    if grid.placement is not None:
+        return grid.placement
     if grid.ndim == 3:
-        return np.asarray(grid.affine)
-    out = np.eye(4)
-    out[np.ix_([0, 1, 3], [0, 1, 3])] = np.asarray(grid.affine)
-    out[2, 2] = sum(grid.voxel) / 2
-    return out
+        return Placement(grid.shape, grid.affine)
+    affine = np.eye(4)
+    affine[np.ix_([0, 1, 3], [0, 1, 3])] = np.asarray(grid.affine)
+    affine[2, 2] = sum(grid.voxel) / 2
+    return Placement(grid.shape, affine)
+
+
+def encode_nifti(array: np.ndarray, grid: Grid, *, intent: int = 0) -> bytes:
+    """The bytes of a NIfTI-1 file of voxels (*s) or vectors (*s, d) on a grid.
+
+    Shape, affine, unit and code are those of the file of the grid; the affine is the s-form and, without shear, the q-form. Vectors are
+    stored as (X, Y, Z, d); those of intent 1006 and 1007 as (X, Y, Z, 1, d).
+    """
+    placement = placement_of(grid)
+    vectors = array.shape[grid.ndim :]
+    space = placement.shape if not vectors else (*placement.shape, *(1,) * (3 - len(placement.shape)))
+    shape = (*space, *((1,) if intent in FIFTH_AXIS_INTENTS else ()), *vectors)
+    affine = placement.storable_affine()
+    image = nib.Nifti1Image(array.reshape(shape), affine, dtype=array.dtype)
+    image.header.set_intent(intent)
+    image.header.set_xyzt_units(placement.unit)
+    image.set_sform(affine, placement.code)
+    image.set_qform(affine, placement.code)
+    return image.to_bytes()
 
 
 def axis_codes(grid: Grid) -> str:
@@ -254,5 +372,11 @@ def axis_codes(grid: Grid) -> str:
 
 
 def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file atomically, compressed if its name ends in .gz."""
-    write_atomically(path, gzip_bytes(data) if os.fspath(path).endswith(".gz") else data)
+    """Write a file atomically, compressed if its name ends in .gz, in any case.
+
+    Raises:
+        ConfigError: the name does not end in .nii or .nii.gz.
+        OutputError: the file cannot be written.
+    """
+    path = require_ending(path, ENDINGS, "an image")
+    write_atomically(path, gzip_bytes(data) if path.name.lower().endswith(".gz") else data)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from rdmm.io.files import require_file
-from rdmm.io.nifti import peek_shape, read_raw
+from rdmm.io.nifti import VECTOR_INTENT, read_header
 from rdmm.io.tools.afni import AFNI
 from rdmm.io.tools.fsl import COEFFICIENT_INTENTS, FIELD_INTENT, FSL
-from rdmm.io.tools.itk import VECTOR_INTENT, read_affine, read_warp, write_affine, write_affine_text, write_warp
+from rdmm.io.tools.itk import read_affine, read_warp, write_affine, write_affine_text, write_warp
 from rdmm.io.tools.itk_h5 import read_h5, write_h5
 from rdmm.io.tools.learn2reg import Learn2Reg
 from rdmm.io.vectors import IMAGES, Space, affine_matrix, choose_grid
@@ -73,7 +73,8 @@ def choose_format(name: str, given: str | None) -> TransformFormat:
     if path.suffix == ".mat" and os.path.isfile(path) and _is_text(path):
         return FORMATS["fsl"]
     if path.name.endswith(IMAGES) and os.path.isfile(path):
-        intent, shape = int(read_raw(path, path.read_bytes(), strict=False).header["intent_code"]), peek_shape(path)
+        header = read_header(path)
+        intent, shape = header.intent, header.shape
         if intent in (FIELD_INTENT, *COEFFICIENT_INTENTS):
             return FORMATS["fsl"]
         if intent != VECTOR_INTENT and len(shape) > 3 and shape[-1] in (2, 3):

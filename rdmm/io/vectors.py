@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rdmm.io.files import require_file, require_finite_result, write_atomically
-from rdmm.io.nifti import make_grid, read_raw
+from rdmm.io.nifti import read_raw
 from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Dense, Placed, Transform, displacement, flat, framed
 from rdmm.types import ConfigError, InputError, OutputError, Tensor
@@ -106,20 +106,16 @@ def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def read_vectors(path: Path, grid: Grid | None) -> tuple[np.ndarray, Grid, int]:
     """Read a NIfTI file of vectors: (*s, d), its grid (``grid``, if given, which it must fit), and its intent."""
-    raw = read_raw(path, path.read_bytes(), strict=False)
-    array = raw.array.astype(np.float64)
-    if array.ndim == 5 and array.shape[3] == 1:
-        array = array[:, :, :, 0]
-    if array.ndim != 4 or array.shape[3] not in (2, 3) or not np.isfinite(array).all():
-        raise InputError(f"{path}: shape {raw.array.shape} is no field of finite vectors; (X, Y, Z, 3) or (X, Y, Z, 1, 3) is expected")
-    if array.shape[2:] == (1, 2) and grid is not None:
-        array = array[:, :, 0]
+    raw = read_raw(path, strict=False)
+    space, shape = raw.header.placement, raw.array.shape
+    if shape[3:] not in ((2,), (3,), (1, 2), (1, 3)) or shape[-1] != len(space.axes) or not np.isfinite(raw.array).all():
+        raise InputError(f"{path}: shape {shape} is no field of finite vectors; (X, Y, Z, 3) or (X, Y, Z, 1, 3) is expected")
+    array = raw.array.astype(np.float64).reshape(*(shape[k] for k in space.axes), shape[-1])
     if grid is not None and array.shape[:-1] != grid.shape:
         raise InputError(
             f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}; give the --fixed image of this field"
         )
-    own = grid if grid is not None else make_grid(path, array.shape[:-1], raw.affine)
-    return array, own, int(raw.header["intent_code"])
+    return array, grid or raw.header.grid(), raw.header.intent
 
 
 def require_3d(grid: Grid, what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -12,29 +12,20 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from rdmm.runtime.resources import require_memory
+from rdmm.spatial.placement import LENGTHS, Matrix, Placement, are_edges
 from rdmm.types import InputError, Tensor
-
-Matrix = tuple[tuple[float, ...], ...]
 
 Points = TypeVar("Points", np.ndarray, Tensor)
 
 MAX_CACHED_VOXELS = 2**20
 """Largest grid, in voxels, whose coordinates are cached: 12 MB of float32 in 3D. Not measured."""
 
-LENGTHS = (1e-9, 1e9)
-"""Shortest and longest edge of a voxel, and so the scale of an affine map; also the farthest origin. Millimeters. Not measured."""
-
-MIN_VOLUME = 1e-6
-"""Smallest volume between unit vectors along the axes, below which these are parallel to rounding in float32. Not measured."""
-
 
 def is_invertible(matrix: np.ndarray) -> bool:
     """Whether a homogeneous matrix (d+1, d+1) is affine and can be inverted, whatever the unit of its lengths."""
-    linear, origin = matrix[:-1, :-1], matrix[:-1, -1]
-    if not np.isfinite(matrix).all() or not np.allclose(matrix[-1], np.eye(len(matrix))[-1]) or np.abs(origin).max() > LENGTHS[1]:
-        return False
-    lengths = np.linalg.norm(linear, axis=0)
-    return bool(lengths.min() >= LENGTHS[0] and lengths.max() <= LENGTHS[1] and abs(np.linalg.det(linear / lengths)) > MIN_VOLUME)
+    last_row = np.allclose(matrix[-1], np.eye(len(matrix))[-1])
+    return last_row and are_edges(matrix[:-1, :-1]) and bool(np.abs(matrix[:-1, -1]).max() <= LENGTHS[1])
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,7 @@ class Grid:
     Args:
         shape: voxels per axis, (n_1..n_d), d = 2 or 3.
         affine: (d+1, d+1) matrix from voxel indices to world millimeters (RAS+).
+        placement: how the file of this grid places its voxels; None for a grid that was not read from a file. Equal grids may differ in it.
 
     **Domain units** are millimeters along the voxel axes, divided by the longest edge and measured from voxel 0. The longest
     edge is 1, and an isotropic Gaussian in domain units is isotropic in millimeters, model (1). Grids of the
@@ -52,6 +44,7 @@ class Grid:
 
     shape: tuple[int, ...]
     affine: Matrix | np.ndarray  # stored as a Matrix
+    placement: Placement | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         matrix = np.asarray(self.affine, dtype=np.float64)
@@ -70,6 +63,15 @@ class Grid:
             )
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", tuple(map(tuple, matrix.tolist())))
+
+    @classmethod
+    def placed(cls, placement: Placement) -> Grid:
+        """The grid of a file's voxels: 2D for a single slice, in the plane of the slice."""
+        if not placement.is_usable():
+            raise InputError(
+                f"the affine is singular, not finite, or beyond {LENGTHS[0]:g} to {LENGTHS[1]:g} mm: {placement.affine}; correct it"
+            )
+        return cls(tuple(placement.shape[k] for k in placement.axes), placement.grid_affine(), placement)
 
     @classmethod
     def unit(cls, shape: Sequence[int]) -> Grid:
@@ -115,7 +117,10 @@ class Grid:
 
         Small grids return one cached tensor: do not write to it. Dense recognizes it and skips the interpolation.
         """
-        make = _cached_coordinates if math.prod(self.shape) <= MAX_CACHED_VOXELS else _coordinates
+        voxels = math.prod(self.shape)
+        if voxels > MAX_CACHED_VOXELS:  # whatever is computed on all voxels begins here: their coordinates, where they go, a value each
+            require_memory((2 * self.ndim + 1) * voxels * like.element_size(), f"a grid of {'x'.join(map(str, self.shape))} voxels")
+        make = _cached_coordinates if voxels <= MAX_CACHED_VOXELS else _coordinates
         return make(self.shape, self.spacing, like.dtype, like.device)
 
     def is_identity(self, x: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from rdmm.spatial.gaussian import lowpass
 from rdmm.spatial.grid import Grid, apply_matrix
 from rdmm.spatial.ops import Mode, resize, sample
+from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Identity, Transform, composed
 from rdmm.types import InputError, Tensor
 
@@ -67,7 +68,12 @@ class Image:
         return self if aligned else fixed
 
     def locate(self, points: Tensor, frame: Grid) -> Tensor:
-        """Convert points (b, d, *t) from domain units of ``frame`` to domain units of this image's grid."""
+        """Convert points (b, d, *t) from domain units of ``frame`` to domain units of this image's grid.
+
+        Raises:
+            InputError: both are single slices, of different planes.
+        """
+        require_same_plane(self.grid.placement, frame.placement)
         if self.grid.same_frame(frame):
             return points
         return apply_matrix(torch.linalg.inv(torch.as_tensor(self.grid.frame)) @ torch.as_tensor(frame.frame), points)

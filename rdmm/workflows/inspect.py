@@ -10,7 +10,7 @@ import numpy as np
 
 from rdmm import io, metrics
 from rdmm.io.files import require_file
-from rdmm.io.nifti import axis_codes
+from rdmm.io.nifti import axis_codes, is_image_name, read_header
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine
 from rdmm.types import InputError
@@ -25,8 +25,8 @@ def info(name: str) -> dict[str, Any]:
     """
     path = require_file(name)
     facts = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
-    if name.endswith((".nii", ".nii.gz")):
-        is_warp = io.nifti.peek_shape(name)[3:] in ((1, 3), (1, 2))
+    if is_image_name(name):
+        is_warp = read_header(name).shape[3:] in ((1, 3), (1, 2))
         return facts | (_warp_facts(name) if is_warp else _image_facts(name))
     if io.is_mesh(name):
         return facts | _mesh_facts(name)

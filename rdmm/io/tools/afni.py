@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rdmm.io.files import finite_float32
-from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
+from rdmm.io.nifti import DISPLACEMENT_INTENT, encode_nifti, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
     Space,
@@ -53,8 +53,8 @@ class AFNI:
             return write_matrix(path, rows.reshape(1, 12), "# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):\n")
         grid = choose_grid(transform, space)
         _require_axis_aligned(grid)
-        field = (world_vectors(transform, grid) @ ras_to_lps(3)[:3, :3])[:, :, :, None]
-        write_nifti(path, encode_nifti(finite_float32(path, field), affine_in_3d(grid), intent=1006))
+        field = world_vectors(transform, grid) @ ras_to_lps(3)[:3, :3]
+        write_nifti(path, encode_nifti(finite_float32(path, field), grid, intent=DISPLACEMENT_INTENT))
 
 
 def _import_linear_class() -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rdmm.io.files import finite_float32
-from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
+from rdmm.io.nifti import encode_nifti, write_nifti
 from rdmm.io.vectors import (
     IMAGES,
     Space,
@@ -63,7 +63,7 @@ class FSL:
         ends = fixed.voxel_to_world(voxel_indices(fixed)) + world_vectors(transform, fixed)
         x = apply_matrix(np.linalg.inv(a) @ np.asarray(fixed.affine), voxel_indices(fixed))
         field = finite_float32(path, apply_matrix(np.linalg.inv(b), ends) - x)
-        write_nifti(path, encode_nifti(field, affine_in_3d(fixed), intent=FIELD_INTENT))
+        write_nifti(path, encode_nifti(field, fixed, intent=FIELD_INTENT))
 
 
 def _fsl_to_world(grid: Grid) -> np.ndarray:

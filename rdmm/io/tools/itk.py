@@ -1,7 +1,8 @@
 """Warps and affines in the files of ITK and ANTs.
 
 A warp is a NIfTI file (X, Y, Z, 1, 3) (2D: (X, Y, 1, 1, 2)), intent 1007, float32. At each voxel of the fixed grid it holds the
-displacement u in LPS millimeters; x -> x + u(x) takes a fixed point to its moving point. An affine is ITK's MATLAB-4 file, also LPS.
+displacement u in LPS millimeters, whatever the unit of its header; x -> x + u(x) takes a fixed point to its moving point. An affine is
+ITK's MATLAB-4 file, also LPS.
 In memory, transforms map world millimeters (RAS+): ``Affine`` with a world matrix, or ``Placed``.
 """
 
@@ -15,14 +16,11 @@ import numpy as np
 import torch
 
 from rdmm.io.files import finite_float32, require_file, require_finite_result, write_atomically
-from rdmm.io.nifti import affine_in_3d, encode_nifti, in_plane_affine, make_grid, read_raw, write_nifti
+from rdmm.io.nifti import DISPLACEMENT_INTENT, VECTOR_INTENT, encode_nifti, read_raw, write_nifti
 from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_displacement
 from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Placed
 from rdmm.types import InputError, Tensor
-
-VECTOR_INTENT, DISPLACEMENT_INTENT = 1007, 1006
-"""NIfTI intents: a vector at each voxel (ITK, ANTs), and a displacement at each voxel (AFNI)."""
 
 
 def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Grid | None = None) -> None:
@@ -41,8 +39,7 @@ def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Gri
     if like is not None:
         reordered = grid.restored(torch.from_numpy(np.moveaxis(vectors, -1, 0).copy()), like)
         vectors, grid = np.moveaxis(reordered.numpy(), 0, -1), like
-    shape = (*grid.shape, *(1,) * (4 - d), d)
-    write_nifti(path, encode_nifti(finite_float32(path, vectors.reshape(shape)), affine_in_3d(grid), intent=VECTOR_INTENT))
+    write_nifti(path, encode_nifti(finite_float32(path, vectors), grid, intent=VECTOR_INTENT))
 
 
 def read_warp(path: str | os.PathLike[str]) -> Placed:
@@ -51,18 +48,16 @@ def read_warp(path: str | os.PathLike[str]) -> Placed:
     Raises:
         InputError: the file is not a vector field in ITK's layout, or not finite.
     """
-    path = require_file(path)
-    raw = read_raw(path, path.read_bytes(), strict=True)
-    shape, intent = raw.array.shape, int(raw.header["intent_code"])
-    if len(shape) != 5 or shape[3] != 1 or shape[4] not in (2, 3) or (shape[4] == 2) != (shape[2] == 1):
+    raw = read_raw(path, strict=True)
+    shape, axes = raw.array.shape, raw.header.placement.axes
+    if len(shape) != 5 or shape[3:] != (1, len(axes)) or len(axes) < 2:
         raise InputError(f"{path}: shape {shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is expected")
-    if intent == DISPLACEMENT_INTENT:
+    if raw.header.intent == DISPLACEMENT_INTENT:
         raise InputError(f"{path}: intent 1006 (DISPVECT): vectors of AFNI or FSL, not of ITK; convert the file with rdmm convert")
     if not np.isfinite(raw.array).all():
         raise InputError(f"{path}: the displacement has NaN or Inf; write it again with the tool that made it")
-    d = shape[4]
-    grid = make_grid(path, shape[:d], raw.affine if d == 3 else in_plane_affine(raw.affine))
-    return from_vectors(raw.array.reshape(*shape[:d], d).astype(np.float64) @ ras_to_lps(d)[:d, :d], grid)
+    grid, d = raw.header.grid(), len(axes)
+    return from_vectors(raw.array.reshape(*grid.shape, d).astype(np.float64) @ ras_to_lps(d)[:d, :d], grid)
 
 
 def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:

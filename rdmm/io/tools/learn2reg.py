@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rdmm.io.files import finite_float32, require_file, write_atomically
-from rdmm.io.nifti import affine_in_3d, encode_nifti, write_nifti
+from rdmm.io.nifti import encode_nifti, write_nifti
 from rdmm.io.vectors import Space, from_vectors, read_vectors, voxel_indices, world_vectors
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Transform
@@ -32,7 +32,7 @@ class Learn2Reg:
         ends = fixed.voxel_to_world(x) + world_vectors(transform, fixed)
         field = finite_float32(path, moving.world_to_voxel(ends) - x)
         if path.suffix != ".npz":
-            return write_nifti(path, encode_nifti(field, affine_in_3d(fixed)))
+            return write_nifti(path, encode_nifti(field, fixed))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, field)
         write_atomically(path, buffer.getvalue())
