@@ -1,4 +1,4 @@
-"""The program train.py: killed, interrupted, wrongly called, in several processes, and docs/training.md from end to end."""
+"""The program train.py: killed, interrupted, wrongly called, in several processes."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_faults_input import make_picture, save_nifti
 
 from rdmm.config.compose import share
 from rdmm.io.models import read_model
@@ -177,40 +176,3 @@ def test_when_one_process_dies_the_other_ends(tmp_path):
     assert time.perf_counter() - begin < 120
     state = torch.load(tmp_path / "run/rdmm" / STATE, weights_only=True)
     assert state["progress"]["step"] == 2
-
-
-# ---- docs/training.md
-
-
-@pytest.mark.slow
-def test_from_a_folder_to_a_registration(tmp_path):
-    """The page's commands, on a folder of small volumes of which one is broken."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for number in range(12):
-        save_nifti(folder / f"90{number // 2}_{('00m', '12m')[number % 2]}.nii.gz", make_picture(number))
-    (folder / "900_00m.nii.gz").write_bytes(b"broken")
-    keys = ["experiment=images_net", f"data.source.root={folder}", "data.source.images='{subject}_{time}.nii.gz'", "shape=[16,16,16]"]
-    keys += ["data.shares=[0.6,0.2,0.2]", "data.limit=2", "data.skip_bad=true", "backbone.features=[4,4,4,4,4]", "trainer.max_steps=3"]
-    keys += ["table.limit=1", "table.optimized=['optimizer.iterations=[2,2,2]']", "threads=1", f"hydra.run.dir={tmp_path}/run"]
-    done = subprocess.run([sys.executable, "train.py", *keys], cwd=share(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    text = (tmp_path / "run/table.md").read_text()
-    assert all(f"| test | {m} | 1 | 0 |" in text for m in ("affine-net", "affine-opt", "rdmm-net", "rdmm-net+5", "rdmm-opt"))
-    model = tmp_path / "run/rdmm/best.safetensors"
-    main = [sys.executable, "-c", "from rdmm.cli import main; main()"]
-    images = [str(folder / "901_00m.nii.gz"), str(folder / "902_00m.nii.gz")]
-    register = [
-        *main,
-        "register",
-        *images,
-        "-o",
-        f"{tmp_path}/out/",
-        "--weights",
-        str(model),
-        "optimizer=refine",
-        "optimizer.iterations=[2]",
-    ]
-    done = subprocess.run(register, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert {"1Warp.nii.gz", "0GenericAffine.mat", "Sigma0.nii.gz"} <= {p.name for p in (tmp_path / "out").iterdir()}

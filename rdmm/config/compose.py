@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rdmm.config.explain import Known, brief, explain, explain_key, flatten, groups, options_of, override_key
-from rdmm.config.location import model_path, share
+from rdmm.config.location import config_folders, further_folders, model_path, share
 from rdmm.config.node import with_origins
 from rdmm.config.renamed import current
 from rdmm.config.trust import require_trusted
@@ -32,7 +32,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
     from yaml import YAMLError
 
     check_overrides(overrides, name)
-    expanded = [text for override in overrides for text in _expand_sum(override)]
+    expanded = [text for override in overrides for text in expand(override)]
     try:
         try:
             raw = OmegaConf.to_container(_compose_by_hydra(expanded, name))
@@ -90,7 +90,8 @@ def _compose_by_hydra(overrides: Sequence[str], name: str, **options: Any) -> An
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base=None, config_dir=str(share() / "conf")):
-        return hydra.compose(name, overrides=list(overrides), **options)
+        searched = ",".join(quoted(f"file://{folder.resolve()}") for folder in further_folders())
+        return hydra.compose(name, overrides=[*overrides, *([f"hydra.searchpath=[{searched}]"] if searched else [])], **options)
 
 
 MODEL_SETTINGS = ("dynamics", "smoother", "intensity")
@@ -142,6 +143,20 @@ def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
     return dict(config)
 
 
+def expand(override: str) -> list[str]:
+    """A typed override as Hydra reads it: a sum of similarities in its parts, and a name with {fields} in quotes."""
+    return [_quote_fields(text) for text in _expand_sum(override)]
+
+
+FIELDS = re.compile(r"""(?:[^\s,:'"\[\]{}]*(?<!\$){\w+})+[^\s,:'"\[\]{}]*(?: +[^\s,:'"\[\]{}]+)*""")
+"""A file's name with fields in braces, e.g. {subject}_{time}.nii.gz. In Hydra's grammar, braces without a colon have no meaning."""
+
+
+def _quote_fields(override: str) -> str:
+    key, equals, value = override.partition("=")
+    return override if "'" in value or '"' in value else f"{key}{equals}{FIELDS.sub(lambda match: quoted(match.group()), value)}"
+
+
 def _expand_sum(override: str) -> list[str]:
     """``similarity=[a,b]`` as a sum of the options a and b, each with the weight 1; any other override as it is."""
     match = re.fullmatch(r"similarity=\[(.*)\]", override)
@@ -189,8 +204,7 @@ NO_OPTION_NAME = re.compile(r"[./\\{:]")
 
 def _top_level_keys(name: str) -> frozenset[str]:
     """The groups, the keys of conf/NAME.yaml and of the file that it extends, and those that options add at the top level."""
-    conf = share() / "conf"
-    added = [p.read_text() for p in conf.glob("*/*.yaml")]
+    added = [p.read_text() for folder in config_folders() for p in folder.glob("*/*.yaml")]
     keys = {key for t in added if t.startswith("# @package _global_") for key in re.findall(r"^(\w+):", t, re.MULTILINE)}
     return frozenset([*groups(), *((keys | set(_entries(name))) - {"defaults"})])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rdmm.config.location import share
+from rdmm.config.location import config_folders, share
 from rdmm.types import nearest
 
 COMMAND_LINE_OPTIONS = {"affine.init": "--init"}
@@ -83,13 +83,12 @@ def option_override(key: str, option: str) -> str:
 
 
 def groups() -> list[str]:
-    """The groups of conf/, e.g. ``similarity``, ``data/source``."""
-    conf = share() / "conf"
-    return sorted(p.relative_to(conf).as_posix() for p in conf.rglob("*") if p.is_dir())
+    """The groups of conf/ and of further folders, e.g. ``similarity``, ``data/source``."""
+    return sorted({p.relative_to(conf).as_posix() for conf in config_folders() for p in conf.rglob("*") if p.is_dir()})
 
 
 def options_of(group: str) -> list[str]:
-    return sorted(p.stem for p in (share() / "conf" / group).glob("*.yaml"))
+    return sorted({p.stem for conf in config_folders() for p in (conf / group).glob("*.yaml")})
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,24 @@ def share() -> Path:
     """The folder that holds conf/ and networks/: the checkout, or ``rdmm/_share`` of an installed wheel."""
     package = Path(__file__).resolve().parent.parent
     return package / "_share" if (package / "_share" / "conf").is_dir() else package.parent
+
+
+_further: list[Path] = []
+
+
+def use_folders(folders: Sequence[Path]) -> None:
+    """Set the folders of configurations besides conf/ (``--config-dir``), from now on in this process."""
+    _further[:] = folders
+
+
+def further_folders() -> list[Path]:
+    """The folders of ``use_folders``."""
+    return list(_further)
+
+
+def config_folders() -> list[Path]:
+    """conf/, and the folders of ``use_folders``."""
+    return [share() / "conf", *_further]
 
 
 def bundled_model() -> Path:
