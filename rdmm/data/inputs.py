@@ -13,6 +13,7 @@ import torch
 from rdmm import io
 from rdmm.data.given import INPUT_NAMES
 from rdmm.io.images import NanPolicy
+from rdmm.io.in_memory import require_image_source, require_shape_source
 from rdmm.io.nifti import Source, read_header
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
@@ -29,6 +30,10 @@ from rdmm.types import InputError, Tensor
 # volumes of the images' size, and fields on the shooting grid, which has at most about a million voxels (set by the smoother).
 BYTES_PER_VOXEL = 250
 BYTES_PER_SHOOTING_VOXEL = 1000
+
+
+IMAGE_INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "regions", "fixed_regions")
+"""Inputs that are images."""
 
 
 def check_memory(sources: Sequence[Source | Image]) -> int:
@@ -111,8 +116,8 @@ def read_inputs(
     *,
     fixed_labels: Source | Image | None = None,
     moving_labels: Source | Image | None = None,
-    fixed_mask: Source | None = None,
-    moving_mask: Source | None = None,
+    fixed_mask: Source | Image | None = None,
+    moving_mask: Source | Image | None = None,
     landmarks: str | os.PathLike[str] | None = None,
     fixed_keypoints: str | os.PathLike[str] | None = None,
     moving_keypoints: str | os.PathLike[str] | None = None,
@@ -132,18 +137,24 @@ def read_inputs(
         ResourceError: the images are too large for the free memory.
     """
     given = {name: value for name, value in locals().items() if name in INPUT_NAMES}
+    for name in IMAGE_INPUTS:
+        if given[name] is not None or name in ("fixed", "moving"):
+            require_image_source(given[name], name)
     check_memory([fixed, moving])
-    images = [x.to_float32() if isinstance(x, Image) else io.read_image(x, nan=nan, volume=volume, strict=strict) for x in (fixed, moving)]
-    target, source = images
+    target, source = (
+        io.read_image(x, name=name, nan=nan, volume=volume, strict=strict) for name, x in (("fixed", fixed), ("moving", moving))
+    )
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
     require_same_plane(target.grid.placement, source.grid.placement, "fixed and moving")
+    if target.data.shape[1] != source.data.shape[1]:
+        raise InputError(f"fixed has {target.data.shape[1]} channels but moving has {source.data.shape[1]}; give images of equal channels")
     fixed_map, moving_map, fixed_region_map, region_map = (
         _read_label_map(given.get(name), image, name, strict=strict)
         for name, image in (("fixed_labels", target), ("moving_labels", source), ("fixed_regions", target), ("regions", source))
     )
-    target = target if fixed_mask is None else io.read_mask(fixed_mask, target, strict=strict)
-    source = source if moving_mask is None else io.read_mask(moving_mask, source, strict=strict)
+    target = target if fixed_mask is None else io.read_mask(fixed_mask, target, name="fixed_mask", strict=strict)
+    source = source if moving_mask is None else io.read_mask(moving_mask, source, name="moving_mask", strict=strict)
     stored = (target.grid, source.grid)
     target, source = target.canonical(), source.canonical()
     start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
@@ -197,7 +208,9 @@ def _read_label_map(source: Source | Image | None, like: Image, name: str, *, st
     """A label map on the grid of its image ``like``, or on its own if it is in memory; axes in R, A, S order. ``name`` is for messages."""
     if source is None:
         return None
-    labels = io.as_labels(source, name) if isinstance(source, Image) else io.read_labels(source, like, strict=strict)
+    labels = io.read_labels(source, None if isinstance(source, Image) else like, name=name, strict=strict)
+    if labels.grid.ndim != like.grid.ndim:
+        raise InputError(f"{name} is {labels.grid.ndim}D {labels.grid.shape} but its image is {like.grid.ndim}D {like.grid.shape}")
     return labels.canonical()
 
 
@@ -255,6 +268,8 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     Raises:
         InputError: a file cannot be used, or the shapes differ in dimension or kind.
     """
+    for name, given in (("fixed", fixed), ("moving", moving)):
+        require_shape_source(given, name)
     shapes = [x if isinstance(x, Measure) else io.read_mesh(x) for x in (fixed, moving)]
     is_planar = all(np.ptp(shape.points[:, 2]) == 0 for shape in shapes if isinstance(shape, io.Mesh))
     measures = [_to_measure(shape, 2 if is_planar else 3) if isinstance(shape, io.Mesh) else shape for shape in shapes]
@@ -268,8 +283,8 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
     pair = Pair(target, source)
     marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim, [frame, frame])[:2]
-    given = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
-    return ShapeInputs(pair, frame, marks, {k: os.fspath(v) for k, v in given.items() if isinstance(v, str | os.PathLike)})
+    sources = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
+    return ShapeInputs(pair, frame, marks, {k: os.fspath(v) for k, v in sources.items() if isinstance(v, str | os.PathLike)})
 
 
 def _to_measure(mesh: io.Mesh, d: int) -> Measure:

@@ -7,7 +7,7 @@
 
 from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
-from rdmm.io.images import as_labels, read_image, read_labels, read_mask, write_image
+from rdmm.io.images import read_image, read_labels, read_mask, write_image
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
 from rdmm.io.points import PointList, read_points, write_points
 from rdmm.io.tables import read_keypoints, read_landmarks, write_table
@@ -18,7 +18,6 @@ __all__ = [
     "Mesh",
     "Outputs",
     "PointList",
-    "as_labels",
     "is_mesh",
     "models",
     "read_image",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rdmm.io.files import finite_float32, require_finite_result
+from rdmm.io.in_memory import image_array, mask_array
 from rdmm.io.nifti import Raw, Source, encode_nifti, log, read_raw, write_nifti
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -46,7 +47,7 @@ def _select_volume(raw: Raw, volume: int | None) -> tuple[np.ndarray, Grid]:
     return array.reshape(grid.shape), grid
 
 
-def _replace_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
+def _replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
     """The array with NaN and Inf set to 0, and for the policy ``mask`` the voxels that were finite (otherwise None)."""
     if array.dtype.kind != "f":
         return array, None
@@ -59,17 +60,20 @@ def _replace_nan(path: Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.n
         raise InputError(f"{path}: no finite voxel: all are NaN or Inf")
     if policy == "error":
         raise InputError(
-            f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); correct the file, or pass --nan zero or --nan mask"
+            f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); correct them, or pass --nan zero or --nan mask"
         )
     log.warning("%s: %d voxels are NaN or Inf: %s", path, bad, "set to 0" if policy == "zero" else "masked out")
     return np.where(good, array, 0), good if policy == "mask" else None
 
 
-def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None = None, strict: bool = False) -> Image:
-    """Read a scalar image as (1, 1, *s) float32.
+def read_image(
+    source: Source | Image, *, name: str = "the image", nan: NanPolicy = "error", volume: int | None = None, strict: bool = False
+) -> Image:
+    """Read an image as float32 on the CPU: (1, 1, *s) of a file, (1, c, *s) of an Image with channels.
 
     Args:
-        source: a path, or a nibabel image.
+        source: a path, a nibabel image, or an Image, which is checked in the same way.
+        name: what messages call an Image.
         nan: what to do with NaN and Inf: ``error``, ``zero``, or ``mask`` (excluded from the similarity).
         volume: number of the volume to read from a 4D file, from 0.
         strict: refuse a file without s-form and q-form.
@@ -78,20 +82,42 @@ def read_image(source: Source, *, nan: NanPolicy = "error", volume: int | None =
         InputError: the file is damaged or ambiguous; docs/faults.md lists the faults (1 to 13 and 17 to 28).
         ConfigError: ``nan`` is not one of the three.
     """
+    _require_policy(nan)
+    if isinstance(source, Image):
+        return _checked_image(source, name, nan)
     _, array, grid, good = _read_voxels(source, nan=nan, volume=volume, strict=strict)
     return Image(_to_tensor(array), grid, None if good is None else _to_tensor(good))
 
 
-def _read_voxels(
-    source: Source, *, nan: NanPolicy = "error", volume: int | None = None, strict: bool = False
-) -> tuple[Path, np.ndarray, Grid, np.ndarray | None]:
-    """Name for messages, voxels (*s) in the file's precision, grid, and finite voxels; arguments and errors as for ``read_image``."""
+def _require_policy(nan: str) -> None:
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
+
+
+def _checked_image(image: Image, name: str, nan: NanPolicy) -> Image:
+    """An image in memory, (1, c, *s), as if it were read from a file."""
+    array, good = _replace_nan(name, image_array(image, name), nan)
+    mask = mask_array(image, name)
+    if good is not None:
+        finite = np.asarray(good.all(1, keepdims=True), dtype=np.float32)
+        mask = finite if mask is None else mask * finite
+    data = torch.from_numpy(np.array(array, dtype=np.float32))
+    return Image(data, image.grid, None if mask is None else torch.from_numpy(mask))
+
+
+def _read_voxels(
+    source: Source | Image, *, name: str = "", nan: NanPolicy = "error", volume: int | None = None, strict: bool = False
+) -> tuple[str, np.ndarray, Grid, np.ndarray | None]:
+    """Name for messages, voxels (*s) in the given precision, grid, and finite voxels; arguments and errors as for ``read_image``."""
+    if isinstance(source, Image):
+        array = image_array(source, name)[0]
+        if len(array) != 1:
+            raise InputError(f"{name}: {len(array)} channels; one is expected")
+        return name, _replace_nan(name, array[0], nan)[0], source.grid, None
     raw = read_raw(source, strict=strict)
     array, grid = _select_volume(raw, volume)
     array, good = _replace_nan(raw.header.path, array, nan)
-    return raw.header.path, array, grid, good
+    return os.fspath(raw.header.path), array, grid, good
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:
@@ -128,37 +154,36 @@ MAX_ROUNDING = 1e-3
 """Labels may be this far off a whole number: more than float32 and scaling factors of files cause. Not measured."""
 
 
-def as_labels(image: Image, name: str) -> Image:
-    """An image in memory as a label map of int64 on the CPU; ``name`` is for messages. Errors as for ``to_whole_numbers``."""
-    data = image.data.detach().cpu()
-    array = (data.double() if data.is_floating_point() else data).numpy()
-    return Image(torch.from_numpy(to_whole_numbers(name, array)), image.grid)
-
-
-def read_labels(source: Source, like: Image | None = None, *, strict: bool = False) -> Image:
+def read_labels(source: Source | Image, like: Image | None = None, *, name: str = "the label map", strict: bool = False) -> Image:
     """Read a label map, (1, 1, *s) int64; with ``like``, on that image's grid: labels on another one are resampled by world coordinates.
+
+    Args:
+        source, name, strict: as for ``read_image``.
 
     Raises:
         InputError: labels that are not whole numbers or not exact, or that do not overlap the image.
     """
-    path, array, grid, _ = _read_voxels(source, strict=strict)
-    labels = Image(torch.from_numpy(np.ascontiguousarray(to_whole_numbers(path, array)))[None, None], grid)
-    return labels if like is None else _onto_grid(path, labels, like, "label map")
+    place, array, grid, _ = _read_voxels(source, name=name, strict=strict)
+    labels = Image(torch.from_numpy(np.ascontiguousarray(to_whole_numbers(place, array)))[None, None], grid)
+    return labels if like is None else _onto_grid(place, labels, like, "label map")
 
 
-def read_mask(source: Source, image: Image, *, strict: bool = False) -> Image:
+def read_mask(source: Source | Image, image: Image, *, name: str = "the mask", strict: bool = False) -> Image:
     """Read a mask, and return ``image`` with it. Voxels above 0 are inside. A mask on another grid is resampled by world coordinates.
+
+    Args:
+        source, name, strict: as for ``read_image``.
 
     Raises:
         InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
     """
-    path, array, grid, _ = _read_voxels(source, strict=strict)
+    place, array, grid, _ = _read_voxels(source, name=name, strict=strict)
     binary = Image(_to_tensor(array > 0), grid)
     if not bool(binary.data.any()):
-        raise InputError(f"{path}: the mask is empty: no voxel is above 0")
-    binary = _onto_grid(path, binary, image, "mask")
+        raise InputError(f"{place}: the mask is empty: no voxel is above 0")
+    binary = _onto_grid(place, binary, image, "mask")
     if not bool(binary.data.any()):
-        raise InputError(f"{path}: the mask does not overlap its image")
+        raise InputError(f"{place}: the mask does not overlap its image")
     return Image(image.data, image.grid, binary.data if image.mask is None else image.mask * binary.data)
 
 
@@ -166,7 +191,7 @@ MAX_OFFSET = 0.01
 """Grids whose voxels are this close, in voxels, are the same: tools round affines. Not measured."""
 
 
-def _onto_grid(path: Path, given: Image, image: Image, what: str) -> Image:
+def _onto_grid(path: str, given: Image, image: Image, what: str) -> Image:
     """A label map or mask on the grid of its image: nearest neighbor, 0 outside its own grid.
 
     Raises:

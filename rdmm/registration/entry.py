@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args, overload
 
@@ -153,7 +154,15 @@ def _compose_arguments(
     return compose_settings([*overrides, *to_overrides(keys), *more], name)
 
 
+@contextlib.contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Gradients, and tensors that can have them, also if the caller is inside torch.no_grad or torch.inference_mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 @memory_errors()
+@_ordinary_tensors()
 def register(
     *,
     fixed: Source | Image,
@@ -163,14 +172,14 @@ def register(
     threads: int | None = None,
     seed: int = 0,
     init: str | None = None,
-    fixed_labels: Source | None = None,
-    moving_labels: Source | None = None,
-    fixed_mask: Source | None = None,
-    moving_mask: Source | None = None,
+    fixed_labels: Source | Image | None = None,
+    moving_labels: Source | Image | None = None,
+    fixed_mask: Source | Image | None = None,
+    moving_mask: Source | Image | None = None,
     landmarks: str | os.PathLike[str] | None = None,
     fixed_keypoints: str | os.PathLike[str] | None = None,
     moving_keypoints: str | os.PathLike[str] | None = None,
-    regions: Source | None = None,
+    regions: Source | Image | None = None,
     initial: str | None = None,
     nan: NanPolicy = "error",
     volume: int | None = None,
@@ -217,6 +226,7 @@ def register(
 
 
 @memory_errors()
+@_ordinary_tensors()
 def register_shapes(
     *,
     fixed: str | Measure,

@@ -31,6 +31,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # as in Grid: what is cached can have gradients later
 def _waves(
     n: int, h: float, narrow: float, wide: float, boundary: Boundary, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -75,6 +76,7 @@ Gain = Literal["filter", "root", "inverse root"]
 
 
 @lru_cache(maxsize=48)
+@torch.inference_mode(False)
 def _gains(
     shape: tuple[int, ...],
     spacing: tuple[float, ...],

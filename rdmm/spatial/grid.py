@@ -238,6 +238,7 @@ def _coordinates(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: torc
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is cached in the caller's inference mode could not have gradients later
 def _cached_coordinates(*key: Any) -> Tensor:
     return _coordinates_in_use.setdefault(key, _coordinates(*key))
 

@@ -25,7 +25,7 @@ class Image:
         mask: (b, 1, *s), weight of each voxel in a similarity, in [0, 1]; None: 1 everywhere.
 
     Raises:
-        InputError: data or mask do not have the grid's shape.
+        InputError: data or mask are no tensors of the grid's shape.
     """
 
     data: Tensor
@@ -33,7 +33,11 @@ class Image:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.grid, Grid):
+            raise InputError(f"an image's grid is an rdmm.Grid, not a {type(self.grid).__name__}; make one: rdmm.Grid(shape, affine)")
         for name, x in (("data", self.data), ("mask", self.mask)):
+            if not isinstance(x, Tensor) and (x is not None or name == "data"):
+                raise InputError(f"an image's {name} is a tensor (b, c, *grid.shape), not a {type(x).__name__}; use torch.as_tensor")
             if x is not None and tuple(x.shape[2:]) != self.grid.shape:
                 raise InputError(f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}")
 

@@ -51,8 +51,9 @@ class Measure:
         if self.weights is not None:
             if self.weights.shape[-1] != n or self.weights.ndim != 2:
                 raise InputError(f"a measure's weights are (b, n) = ({b}, {n}), not {tuple(self.weights.shape)}")
-            if bool((self.weights < 0).any()) or not bool((self.weights.sum(1) > 0).all()):
-                raise InputError("a measure's weights must be >= 0, and not all 0")
+            masses = self.weights.sum(1)
+            if bool((self.weights < 0).any()) or not bool(((masses > 0) & masses.isfinite()).all()):
+                raise InputError("a measure's weights must be finite, >= 0, and not all 0")
         if self.normals is not None and (self.normals.ndim != 3 or self.normals.shape[1:] != (d, n)):
             raise InputError(f"a measure's normals are (b, d, n) = ({b}, {d}, {n}), not {tuple(self.normals.shape)}")
 

@@ -1,0 +1,72 @@
+"""What Python passes instead of a file: checked as files are."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from rdmm.spatial.image import Image
+from rdmm.spatial.measure import Measure
+from rdmm.types import InputError, Tensor
+
+
+def require_image_source(value: Any, name: str) -> None:
+    """Raise InputError unless ``value``, the argument ``name``, is a path, a nibabel image or an Image."""
+    if not isinstance(value, str | os.PathLike | nib.spatialimages.SpatialImage | Image):
+        hint = "pass a path, a nibabel image or an rdmm.Image"
+        if isinstance(value, np.ndarray | Tensor):
+            hint = "an array does not say where its voxels are: pass rdmm.Image(torch.as_tensor(x)[None, None], rdmm.Grid(x.shape, affine))"
+        raise InputError(f"{name} is {_describe(value)}; {hint}")
+
+
+def require_shape_source(value: Any, name: str) -> None:
+    """Raise InputError unless ``value``, the argument ``name``, is a path or a Measure."""
+    if not isinstance(value, str | os.PathLike | Measure):
+        raise InputError(f"{name} is {_describe(value)}; a shape is expected: pass the path of a .vtk or .ply file, or an rdmm.Measure")
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None"
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, np.ndarray | Tensor) else ""
+    return f"a {type(value).__name__}{shape}"
+
+
+def image_array(image: Image, name: str) -> np.ndarray:
+    """The values (1, c, *s) of an image in memory, in its precision; ``name`` is for messages.
+
+    Raises:
+        InputError: values that are not real numbers in one block of memory, or not of one image.
+    """
+    data = _real_array(image.data, name)
+    if len(data) != 1 or not data.shape[1]:
+        raise InputError(f"{name}: data of shape {data.shape}; one image (1, channels, *grid.shape) is expected, not a batch of them")
+    return data
+
+
+def mask_array(image: Image, name: str) -> np.ndarray | None:
+    """The mask (1, 1, *s) of an image in memory in float32, or None; ``name`` is for messages.
+
+    Raises:
+        InputError: another shape, or numbers that are not between 0 and 1, or all 0.
+    """
+    if image.mask is None:
+        return None
+    mask = _real_array(image.mask, f"the mask of {name}").astype(np.float32)
+    if mask.shape[:2] != (1, 1) or not ((mask >= 0) & (mask <= 1)).all() or not mask.any():
+        raise InputError(f"the mask of {name} is (1, 1, *grid.shape), of numbers from 0 to 1 that are not all 0; got {mask.shape}")
+    return mask
+
+
+def _real_array(data: Tensor, name: str) -> np.ndarray:
+    if data.is_complex():
+        raise InputError(f"{name}: complex numbers; take the magnitude first (x.abs())")
+    if data.layout != torch.strided or data.is_quantized or data.device.type == "meta":
+        where = "on the device meta" if data.device.type == "meta" else f"of the layout {data.layout}, or quantized"
+        raise InputError(f"{name}: a tensor {where}, which holds no plain numbers; pass a dense tensor on the CPU or a GPU")
+    data = data.detach().cpu()
+    return (data.float() if data.dtype in (torch.float16, torch.bfloat16) else data).numpy()
