@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +22,9 @@ hundred megabytes at most."""
 
 COURANT = 1.5
 """Voxels that a step may cross. Runge-Kutta is stable up to 2.8; at 1.5 it still conserves energy."""
+
+ROUNDING = 1e-6
+"""Times that differ by less are equal."""
 
 MAX_STEP_FACTOR = 8
 """A fast flow may take up to this many times ``steps``; beyond it, DivergenceError."""
@@ -97,46 +100,56 @@ class Integrator:
         return self.trajectory(f, y0, params, (1.0,))[-1]
 
     def trajectory(self, f: Eulerian | SemiLagrangian, y0: State, params: Sequence[Tensor], times: Sequence[float]) -> list[State]:
-        """[y(t) for t in times], times increasing in [0, 1]. Each interval between two times has its own fixed steps."""
-        states, y, now = [], y0, 0.0
+        """[y(t) for t in times], times increasing in [0, 1].
+
+        The steps are those of y(1), whatever the times. A time within a step is interpolated (torchdiffeq) or
+        reached by a part of the step.
+        """
+        return self._solve(f, y0, params, times) if self.eulerian else self._step(f, y0, times)  # type: ignore[arg-type]
+
+    def _step(self, f: SemiLagrangian, y: State, times: Sequence[float]) -> list[State]:
+        def advanced(y: State, dt: float) -> State:
+            if self.adjoint and torch.is_grad_enabled() and y[0].numel() > CHECKPOINT_SIZE:
+                return checkpoint(f.step, y, dt, use_reentrant=False)
+            return f.step(y, dt)
+
+        steps = self._step_count(f, y)
+        done, states = 0, []
         for t in times:
-            if t > now:
-                y = self._advance(f, y, params, now, t)
-                now = t
-            states.append(y)
+            whole = math.floor(t * steps + ROUNDING)
+            for _ in range(whole - done):
+                y = advanced(y, 1 / steps)
+            done, rest = whole, t - whole / steps
+            states.append(advanced(y, rest) if rest > ROUNDING else y)
         return states
 
-    def _advance(self, f, y: State, params: Sequence[Tensor], start: float, end: float) -> State:  # type: ignore[no-untyped-def]
-        steps = max(1, math.ceil(self.steps * (end - start) - 1e-6))
-        if not self.eulerian:
-            steps = self._step_count(f, y, steps, end - start)
-            dt = (end - start) / steps
-            for _ in range(steps):
-                if self.adjoint and torch.is_grad_enabled() and y[0].numel() > CHECKPOINT_SIZE:
-                    y = checkpoint(f.step, y, dt, use_reentrant=False)
-                else:
-                    y = f.step(y, dt)
-            return y
+    def _solve(self, f: Eulerian, y: State, params: Sequence[Tensor], times: Sequence[float]) -> list[State]:
         from torchdiffeq import odeint, odeint_adjoint
 
-        t = torch.linspace(start, end, 2, dtype=torch.float64 if y[0].dtype == torch.float64 else torch.float32, device=y[0].device)
-        options: dict[str, float] = {"max_num_steps": 200} if self.method == "dopri5" else {"step_size": (end - start) / steps}
+        kind = torch.float64 if y[0].dtype == torch.float64 else torch.float32
+        later = [t for t in times if t > 0]
+        if not later:
+            return [y for _ in times]
+        t = torch.tensor([0.0, *later], dtype=kind, device=y[0].device)
+        options: dict[str, Any] = {"max_num_steps": 200} if self.method == "dopri5" else {"step_size": 1 / self.steps}
+        if self.method != "dopri5" and len(later) > 1:
+            options["interp"] = "cubic"
         keywords = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "options": options}
-        wanted = tuple(p for p in params if p.requires_grad) if self.adjoint and torch.is_grad_enabled() else ()
+        wanted = tuple(p for p in params if p.requires_grad)
         try:
-            if wanted:
+            if self.adjoint and torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *wanted)):
                 out = odeint_adjoint(f, y, t, adjoint_params=wanted, adjoint_options=dict(options), **keywords)
             else:
                 out = odeint(f, y, t, **keywords)
         except AssertionError as error:  # torchdiffeq's "underflow in dt" and "max_num_steps exceeded"
-            raise DivergenceError(f"{self.method} could not reach t={end:g}: {error}") from error
-        return tuple(x[-1] for x in out)
+            raise DivergenceError(f"{self.method} could not reach t={later[-1]:g}: {error}") from error
+        states = [tuple(x[k] for x in out) for k in range(len(t))]
+        return states if len(times) == len(t) else states[1:]
 
-    @staticmethod
     @torch.no_grad()
-    def _step_count(f: SemiLagrangian, y: State, steps: int, duration: float) -> int:
+    def _step_count(self, f: SemiLagrangian, y: State) -> int:
         """``steps``, or more where a step would cross more than COURANT voxels."""
-        voxels = f.speed(y) * duration
-        if not voxels < COURANT * MAX_STEP_FACTOR * steps:
-            raise DivergenceError(f"the flow crosses {voxels:.3g} voxels: too many for {MAX_STEP_FACTOR} times {steps} steps")
-        return max(steps, math.ceil(voxels / COURANT))
+        voxels = f.speed(y)
+        if not voxels < COURANT * MAX_STEP_FACTOR * self.steps:
+            raise DivergenceError(f"the flow crosses {voxels:.3g} voxels: too many for {MAX_STEP_FACTOR} times {self.steps} steps")
+        return max(self.steps, math.ceil(voxels / COURANT))
