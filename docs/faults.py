@@ -81,6 +81,7 @@ FAULTS = {
     "Interruption, resources": {
         48: ("Ctrl-C", "best result so far within 10 s, status interrupted, code 130"),
         49: ("SIGTERM", "the same, code 143"),
+        109: ("SIGHUP: the terminal is closed, the connection lost", "the same, code 129; ignored under nohup"),
         50: ("training killed", "resume gives the weights of an uninterrupted run"),
         51: ("out of memory", "ResourceError with advice; a batch goes on"),
         52: ("a reading process dies", "error that names the file"),

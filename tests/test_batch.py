@@ -192,7 +192,7 @@ def test_killed_at_any_moment_and_resumed(pairs, whole, tmp_path):
     assert results(out) == results(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.fault(48, 49)
 def test_interruption_writes_what_there_is(tmp_path, number, code):
     """Running pairs write their best result within ten seconds, no others are started, and --resume runs them."""

@@ -1,5 +1,5 @@
 """Services of the running process.
 
-``interrupt`` handles Ctrl-C and SIGTERM, ``progress`` reports iterations to the progress bar, ``warnings`` collects warnings for
+``interrupt`` handles Ctrl-C, SIGTERM and SIGHUP, ``progress`` reports iterations to the progress bar, ``warnings`` collects warnings for
 run.json, ``resources`` measures memory and selects the device, and ``memory`` words the errors of failed allocations.
 """

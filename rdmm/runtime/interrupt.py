@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first signal stops every search, which keeps its best iterate; the second ends the process."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first stops every search, which keeps its best iterate; the second Ctrl-C or SIGTERM ends the process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from collections.abc import Iterator
 stop = threading.Event()
 """Set by the signal handler. Searches poll it, and stop with their best iterate."""
 
+SIGHUP = getattr(signal, "SIGHUP", None)
+"""Sent when the terminal closes or the connection is lost; not every platform has it."""
+
 
 @contextlib.contextmanager
 def interruptible(message: str = "writing the best result so far (press again to quit at once)") -> Iterator[dict[str, int]]:
-    """Handle SIGINT and SIGTERM inside the block: the first sets ``stop`` and prints ``message``, the second ends the process.
+    """Handle SIGINT, SIGTERM and SIGHUP inside the block: the first sets ``stop`` and prints ``message``, the second ends the process.
+
+    A second SIGHUP does not, because the kernel and the shell each send one. If SIGHUP is ignored (nohup), it stays so.
 
     Yields:
         a dictionary; after a signal it is {"signal": its number}.
@@ -23,16 +28,33 @@ def interruptible(message: str = "writing the best result so far (press again to
     seen: dict[str, int] = {}
 
     def handler(number: int, _: object) -> None:
-        if seen:
+        if number == SIGHUP:
+            _leave_lost_terminal()
+        elif seen:
             os._exit(128 + number)
-        seen["signal"] = number
-        stop.set()
-        sys.stderr.write(f"rdmm: interrupted: {message}\n")
+        if not seen:
+            seen["signal"] = number
+            stop.set()
+            with contextlib.suppress(OSError):  # nobody may be reading any more
+                sys.stderr.write(f"rdmm: interrupted: {message}\n")
 
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if SIGHUP is not None and signal.getsignal(SIGHUP) != signal.SIG_IGN:
+        handled.append(SIGHUP)
+    before = {s: signal.signal(s, handler) for s in handled}
     try:
         yield seen
     finally:
         stop.clear()
         for s, old in before.items():
             signal.signal(s, old)
+
+
+def _leave_lost_terminal() -> None:
+    """Discard what is written to a terminal that is gone; otherwise the next message would be an error, and the result be lost."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), number)
