@@ -138,6 +138,7 @@ FAULTS = {
         84: ("model of a newer version, or with missing tensors", "error; nothing is loaded partly"),
         85: ("HTML in names", "shown as text"),
         86: ("network", "never used, at import or in a run"),
+        99: ("malformed run.json, failures.json", "InputError that names the field; no page is replaced"),
         87: ("configuration from a file that names a class conf/ does not name", "ConfigError; nothing is called"),
     },
     "Where it runs": {

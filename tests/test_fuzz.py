@@ -97,8 +97,9 @@ def sound(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], object]]]
     (folder / "items.csv").write_text("image,subject\n" + "".join(f"f{k}.nii,s{k}\n" for k in range(9)))
     (folder / "marks.csv").write_text("fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z\n1,2,3,4,5,6\n1,2,3,4,5,6\n")
     (folder / "d.json").write_text(json.dumps({"registration_val": [{"fixed": "./a_0001_0000.nii.gz", "moving": "./b_0002_0000.nii.gz"}]}))
-    entries = {k: {} for k in ("inputs", "config", "metrics", "seconds", "versions", "outputs")}
-    (folder / "run.json").write_text(json.dumps({"status": "done", "peak_memory_mb": 1.0, **entries, "seconds": {"total": 1.0}}))
+    run = {k: {} for k in ("inputs", "config", "metrics", "versions", "outputs", "energy")} | {"seconds": {"total": 1.0}, "history": []}
+    run |= {"status": "done", "command": "rdmm register a b", "seed": 0, "device": "cpu", "threads": 1, "peak_memory_mb": 1.0}
+    (folder / "run.json").write_text(json.dumps(run))
     (folder / "c.yaml").write_text("optimizer:\n  iterations: [1, 2, 3]\n  scales: [0.25, 0.5, 1.0]\nsimilarity: &s {blur: 0.1}\n")
     readers: dict[str, Callable[[Path], object]] = {
         "x.nii.gz": io.read_image,

@@ -241,5 +241,5 @@ def test_a_damaged_record_of_reading_is_refused(tmp_path, reading):
     rdmm.register(fixed=pair.fixed, moving=pair.moving, affine="none", optimizer="none").save(f"{tmp_path}/out/")
     path = tmp_path / "out/run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"reading": reading}))
-    with pytest.raises(InputError, match=r"not a run\.json of rdmm .*reading"):
+    with pytest.raises(InputError, match=r"not a run\.json of rdmm: 'reading' must hold"):
         write_report(f"{tmp_path}/out/", overwrite=True)

@@ -120,7 +120,7 @@ def resolve(name: str, where: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value fits an annotation. Only numbers, texts, lists and mappings are checked; other objects always fit."""
+    """Whether a value fits an annotation: numbers are finite, null fits only where it is named."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, a) for a in arguments)
@@ -132,13 +132,25 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
-    if origin is collections.abc.Sequence:
+    if origin in (collections.abc.Sequence, list):
         return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
-    if origin is collections.abc.Mapping:
+    if origin in (collections.abc.Mapping, dict):
         return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
     if isinstance(hint, typing.TypeVar) or hint is Any:
         return True
-    return value is not None and not isinstance(value, str | int | float | list | dict)
+    return _is_of_kind(value, origin or hint)
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    """Whether an object is of a class, has what a protocol names, or can be called."""
+    if value is None or isinstance(value, str | int | float | list | dict):
+        return False
+    if kind is collections.abc.Callable:
+        return callable(value)
+    if not getattr(kind, "_is_protocol", False):
+        return not isinstance(kind, type) or isinstance(value, kind)
+    names = {*vars(kind).get("__annotations__", {}), *(k for k, v in vars(kind).items() if callable(v))}
+    return all(hasattr(value, name) for name in names if name == "__call__" or not name.startswith("_"))
 
 
 WORDS = {

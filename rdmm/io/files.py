@@ -161,8 +161,13 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text with ``write_atomically``. Bytes of names that are not UTF-8 are written as \\udcXX."""
-    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    """Write UTF-8 text with ``write_atomically``."""
+    write_atomically(path, encode_text(text))
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8. Bytes of names that are not UTF-8 become \\udcXX."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

@@ -67,8 +67,15 @@ def compose_settings(overrides: Sequence[str] = (), name: str = "register") -> S
 
 
 def build_settings(config: Mapping[str, Any]) -> Settings:
-    """Build the objects of a composed configuration."""
-    return Settings(without_origins(config), **{k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config})
+    """Build the objects of a composed configuration. Raises ConfigError if one of them is of another kind than its key says."""
+    parts = {k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config}
+    if not callable(parts.get("stages")):
+        raise ConfigError("stages must be settings of a stage, with a _target_; e.g. stages=single")
+    if not callable(parts.get("intensity", Normalize())):
+        raise ConfigError("intensity must be settings with a _target_, as in conf/register.yaml")
+    if not isinstance(parts.get("output", Output()), Output):
+        raise ConfigError("output must be settings with a _target_, as in conf/register.yaml")
+    return Settings(without_origins(config), **parts)
 
 
 def to_overrides(keys: Mapping[str, Any]) -> list[str]:

@@ -16,11 +16,10 @@ import torch
 
 from rdmm import io
 from rdmm.config.renamed import current
-from rdmm.data.given import READING_OPTIONS
 from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
-from rdmm.io.files import require_file
+from rdmm.registration.schema import FIELDS, read_fields
 from rdmm.runtime.resources import peak_memory
 from rdmm.stages.base import Result
 from rdmm.types import InputError
@@ -79,6 +78,11 @@ def nan_to_null(x: Any) -> Any:
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
+def null_to_nan(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a run.json by name, where null stands for a number that is not finite."""
+    return {k: float("nan") if v is None else v for k, v in numbers.items()}
+
+
 def warning_text(summary: Mapping[str, Any]) -> str:
     """The warnings of a run.json as one line of text."""
     return "; ".join(map(str, summary.get("warnings", [])))
@@ -118,31 +122,26 @@ def read_summary(path: Path) -> dict[str, Any]:
     Configurations of earlier versions get the current names.
 
     Raises:
-        InputError: it is missing, or was not written by rdmm.
+        InputError: it is missing, or was not written by rdmm: a field is missing or malformed (schema.py).
     """
-    try:
-        run = json.loads(require_file(path).read_text(encoding="utf-8"))
-        wrong = [k for k in ("inputs", "config", "metrics", "seconds", "versions", "outputs") if not isinstance(run[k], dict)]
-        wrong += [] if isinstance(run.get("warnings", []), list) else ["warnings"]
-        if wrong or not all({"path", "sha256"} <= set(v) for v in run["inputs"].values()):
-            raise TypeError(f"{(wrong or ['inputs'])[0]!r} has an unexpected form")
-        table_metrics(run)
-        reading = run["reading"] if "reading" in run else _parse_reading(run.get("command", ""))
-        if not isinstance(reading, dict) or not set(reading) <= set(READING_OPTIONS):
-            raise TypeError(f"'reading' holds {', '.join(READING_OPTIONS)}, not {reading}")
-        return {**run, "config": current(run["config"]), "reading": reading}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise InputError(f"{path}: not a run.json of rdmm ({type(error).__name__}: {error})") from error
+    run = read_fields(path)
+    reading = run["reading"] if "reading" in run else _parse_reading(path, run["command"])
+    return {**run, "config": current(run["config"]), "reading": reading}
 
 
-def _parse_reading(command: str) -> dict[str, Any]:
+def _parse_reading(path: Path, command: str) -> dict[str, Any]:
     """The reading options from the recorded command: run.json of version 0.1.0 has no other record of them."""
-    words = shlex.split(command)
     found: dict[str, Any] = {}
-    if "--nan" in words:
-        found["nan"] = words[words.index("--nan") + 1]
-    if "--volume" in words:
-        found["volume"] = int(words[words.index("--volume") + 1])
-    if "--strict" in words:
-        found["strict"] = True
+    try:
+        words = shlex.split(command)
+        if "--nan" in words:
+            found["nan"] = words[words.index("--nan") + 1]
+        if "--volume" in words:
+            found["volume"] = int(words[words.index("--volume") + 1])
+        if "--strict" in words:
+            found["strict"] = True
+    except (ValueError, IndexError):
+        found = {"command": command}
+    if not FIELDS["reading"].holds(found):
+        raise InputError(f"{path}: not a run.json of rdmm: 'command' must hold a command line, not {command[:100]!r}")
     return found

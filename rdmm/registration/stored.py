@@ -14,13 +14,14 @@ from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
 from rdmm.io.files import require_file
-from rdmm.registration.entry import build_settings
+from rdmm.registration.entry import Settings, build_settings
 from rdmm.registration.images import Registration
+from rdmm.registration.record import null_to_nan
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Identity, Transform, composed, framed
 from rdmm.stages.base import Result
 from rdmm.stages.deform import deforms
-from rdmm.types import InputError
+from rdmm.types import ConfigError, InputError
 
 
 def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
@@ -48,7 +49,7 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
             raise InputError(f"{name}: the file has changed since this run (its sha256 differs); register again")
     optional = {k: files[k] for k in REPORT_INPUTS if k in files}
     inputs = read_inputs(files["fixed"], files["moving"], **optional, **summary["reading"], require_overlap=False)
-    settings = build_settings(config)
+    settings = _build_settings(config, record)
     deformations = deforms(settings.stages)
     can_shoot = len(deformations) == 1 and "initial" not in files
     dynamics = deformations[0].problem.dynamics if can_shoot else None
@@ -65,10 +66,16 @@ def _restore_result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any]
         inverse = composed(before.inverse(), inverse)
     conditions = outputs.path("initial_conditions.safetensors")
     ic = _read_conditions(conditions) if dynamics is not None and os.path.exists(conditions) else None
-    history, seconds = list(summary["history"]), dict(summary["seconds"])
-    return Result(
-        composed(deformation, before), inverse, dict(summary["energy"]), ic, history, seconds, before, None if ic is None else dynamics
-    )
+    history = [null_to_nan(row) for row in summary["history"]]
+    energy, seconds = null_to_nan(summary["energy"]), dict(summary["seconds"])
+    return Result(composed(deformation, before), inverse, energy, ic, history, seconds, before, None if ic is None else dynamics)
+
+
+def _build_settings(config: Mapping[str, Any], record: Path) -> Settings:
+    try:
+        return build_settings(config)
+    except ConfigError as error:
+        raise InputError(f"{record}: 'config' cannot be used: {error}") from error
 
 
 def _read_transform(outputs: Outputs, name: str, grid: Grid) -> Transform:

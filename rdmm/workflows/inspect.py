@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from rdmm import io, metrics
 from rdmm.io.files import require_file
 from rdmm.io.nifti import axis_codes, is_image_name, read_header
+from rdmm.registration.record import find_outputs, read_summary
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine
 from rdmm.types import InputError
@@ -18,11 +19,13 @@ from rdmm.workflows.transforms import read_displacement
 
 
 def info(name: str) -> dict[str, Any]:
-    """``rdmm info``: what a file contains, by name.
+    """``rdmm info``: what a file, or the folder of a run, contains.
 
     Raises:
         InputError: the file is missing, damaged, or of no known kind.
     """
+    if os.path.isdir(name):
+        return _folder_facts(name)
     path = require_file(name)
     facts = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
     if is_image_name(name):
@@ -67,12 +70,26 @@ def _affine_facts(name: str) -> dict[str, Any]:
     return {"kind": "affine, fixed -> moving, RAS+ mm", "matrix": np.round(transform.matrix.numpy(), 6).tolist()}
 
 
+def _folder_facts(name: str) -> dict[str, Any]:
+    """A folder of results: the run in it."""
+    record = find_outputs(name).path("run.json")
+    if not record.is_file():
+        raise InputError(f"{name}: is a directory without run.json; give a file, or the folder or prefix of rdmm register's results")
+    return {"folder": name, **_run_facts(record)}
+
+
 def _run_facts(path: Path) -> dict[str, Any]:
-    try:
-        run = json.loads(path.read_text())
-        return {"kind": "run", "status": run["status"], **run["metrics"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a run.json of rdmm ({error})") from error
+    run = read_summary(path)
+    return {
+        "kind": "run",
+        "status": run["status"],
+        "command": run["command"],
+        "warnings": run.get("warnings", []),
+        **{k: v["path"] for k, v in run["inputs"].items()},
+        **run["metrics"],
+        "seconds": run["seconds"]["total"],
+        "files": list(run["outputs"]),
+    }
 
 
 def _tensor_facts(path: Path) -> dict[str, Any]:

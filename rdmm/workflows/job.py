@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import quoted
-from rdmm.config.renamed import current
 from rdmm.data.given import OPTIONAL_INPUTS
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
@@ -20,9 +19,9 @@ from rdmm.registration.base import FinishedRegistration, file_names
 from rdmm.registration.entry import Settings, compose_settings, run
 from rdmm.registration.images import MIN_WEIGHT_FILES
 from rdmm.registration.outputs import SHAPE_FILES, image_files
-from rdmm.registration.record import nan_to_null
+from rdmm.registration.record import nan_to_null, read_summary
 from rdmm.runtime.resources import select_device
-from rdmm.types import ConfigError, DivergenceError
+from rdmm.types import ConfigError, DivergenceError, RdmmError
 
 
 @dataclass(frozen=True)
@@ -151,12 +150,12 @@ class Job:
         """
         outputs = Outputs(str(Path(self.out)) + "/")
         try:
-            run = json.loads(outputs.path("run.json").read_text())
+            run = read_summary(outputs.path("run.json"))
             if not (self._has_same_settings(run, settings) and self._has_same_files(run, settings, outputs)):
                 return None
             self.check_folding(run["metrics"])
             return run
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, DivergenceError):
+        except (OSError, KeyError, TypeError, RdmmError):
             return None
 
     def _has_same_settings(self, run: Mapping[str, Any], settings: Settings) -> bool:
@@ -165,7 +164,7 @@ class Job:
         inputs = {k: recorded[k]["path"] if k in recorded else v for k, v in self.given_inputs.items()}
         then = replace(self, fixed=recorded["fixed"]["path"], moving=recorded["moving"]["path"], inputs=inputs)
         config = json.loads(json.dumps(nan_to_null(settings.config)))
-        return (run["status"], run["command"], run["seed"]) == ("done", then.command, self.seed) and current(run["config"]) == config
+        return (run["status"], run["command"], run["seed"]) == ("done", then.command, self.seed) and run["config"] == config
 
     def _has_same_files(self, run: Mapping[str, Any], settings: Settings, outputs: Outputs) -> bool:
         """Whether this job's inputs, and the results on disk, have the checksums of ``run``."""

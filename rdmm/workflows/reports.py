@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rdmm import io
-from rdmm.io.files import write_text
+from rdmm.io import Outputs
+from rdmm.io.files import encode_text, write_text
 from rdmm.registration.record import find_outputs, read_summary, table_metrics, warning_text
+from rdmm.registration.schema import read_plain_json
 from rdmm.registration.stored import read_run
 from rdmm.report.html import render_study
-from rdmm.types import InputError, OutputError
+from rdmm.types import InputError, OutputError, RdmmError
 
 
 def study_rows(folder: Path) -> list[dict[str, Any]]:
@@ -46,10 +49,11 @@ def _modification_time(path: Path) -> int:
 
 def _read_failures(path: Path) -> list[dict[str, Any]]:
     """Id, status and message of the pairs in a failures.json."""
-    try:
-        return [{k: r[k] for k in ("id", "status", "message")} for r in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: not a failures.json of rdmm batch ({type(error).__name__}: {error})") from error
+    wanted = ("id", "status", "message")
+    rows = read_plain_json(path, "failures.json of rdmm batch")
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and all(isinstance(r.get(k), str) for k in wanted) for r in rows):
+        raise InputError(f"{path}: not a failures.json of rdmm batch: it must be a list of objects with the texts {', '.join(wanted)}")
+    return [{k: r[k] for k in wanted} for r in rows]
 
 
 def write_index(folder: Path) -> Path:
@@ -77,8 +81,20 @@ def write_report(run: str, *, overwrite: bool) -> Path:
         raise OutputError(f"{path}: already exists; pass --overwrite to replace it")
     if not is_run:
         return write_index(folder)
-    page = read_run(outputs, summary).render_report(summary)
+    page = _render(outputs, summary)
+    checksums = {**summary["outputs"], "report.html": hashlib.sha256(encode_text(page)).hexdigest()}
+    renewed = json.dumps({**summary, "outputs": checksums}, indent=1, allow_nan=False)
     write_text(path, page)
-    checksums = {**summary["outputs"], "report.html": io.sha256(path)}
-    io.write_atomically(record, json.dumps({**summary, "outputs": checksums}, indent=1, allow_nan=False).encode())
+    write_text(record, renewed)
     return path
+
+
+def _render(outputs: Outputs, summary: Mapping[str, Any]) -> str:
+    """The page of a run. Whatever keeps an altered run from being shown is an InputError."""
+    try:
+        return read_run(outputs, summary).render_report(summary)
+    except (RdmmError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"[:200]
+        raise InputError(f"{outputs.path('run.json')}: no report can be made of this run ({text}); register again") from error
