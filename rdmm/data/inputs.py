@@ -42,12 +42,17 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
     Raises:
         ResourceError: it exceeds the free memory.
     """
+    need, shape = estimate_memory(sources)
+    require_memory(need, f"an image of {'x'.join(map(str, shape))} voxels", "downsample the images, or crop them to the region of interest")
+    return need
+
+
+def estimate_memory(sources: Sequence[Source | Image]) -> tuple[int, tuple[int, ...]]:
+    """Estimated peak memory of a registration in bytes, from the images' headers alone; and the shape of the largest image."""
     shapes = [s.grid.shape if isinstance(s, Image) else read_header(s).shape[:3] for s in sources]
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
     need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
-    shape = "x".join(map(str, shapes[int(np.argmax(voxels))]))
-    require_memory(need, f"an image of {shape} voxels", "downsample the images, or crop them to the region of interest")
-    return need
+    return need, tuple(shapes[int(np.argmax(voxels))])
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,12 @@ writes ``table_iofn.csv`` and ``failures_iofn.json`` instead.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from rdmm.registration.record import nan_to_null, table_metrics, warning_text
 from rdmm.runtime.resources import available_memory
 from rdmm.types import ConfigError, OutputError, RdmmError
 from rdmm.workflows.job import Job
-from rdmm.workflows.launchers import Launcher, Local, Outcome, Submitit
+from rdmm.workflows.launchers import Launcher, Local, Outcome
 from rdmm.workflows.reports import write_index
+from rdmm.workflows.slurm import Slurm, has_slurm, parse_options, require_submitit
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +157,7 @@ def _failure_record(row: Mapping[str, Any], job: Job) -> dict[str, Any]:
 
 
 def parallel_jobs(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, float]:
-    """The number of pairs to register at the same time, and the memory (GiB) that the largest needs.
-
-    Pairs whose size is unknown or too large are ignored here; each fails on its own.
+    """The number of pairs to register at the same time on this machine, and the memory (GiB) that the largest needs.
 
     Args:
         wanted: --jobs; None: the number of cores. Free memory may reduce either.
@@ -165,15 +165,8 @@ def parallel_jobs(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, flo
     Raises:
         ConfigError: ``wanted`` is less than 1.
     """
-    if wanted is not None and wanted < 1:
-        raise ConfigError(f"--jobs must be at least 1; got {wanted}")
-    needs = [0]
-    for job in jobs.values():
-        try:
-            needs.append(job.memory())
-        except RdmmError:
-            continue
-    largest = max(needs)
+    _check_wanted(wanted)
+    largest = _largest(job.memory for job in jobs.values())
     fitting = max(1, int(0.9 * available_memory() / largest)) if largest else len(jobs)
     chosen = wanted if wanted is not None else os.cpu_count() or 1
     if chosen > fitting:
@@ -181,19 +174,41 @@ def parallel_jobs(jobs: Mapping[str, Job], wanted: int | None) -> tuple[int, flo
     return max(1, min(chosen, fitting, len(jobs))), largest / 2**30
 
 
+def _check_wanted(wanted: int | None) -> None:
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"--jobs must be at least 1; got {wanted}")
+
+
+def _largest(estimates: Iterable[Callable[[], int]]) -> int:
+    """The largest of the estimates of memory. Pairs whose size is unknown or too large are ignored here; each fails on its own."""
+    needs = [0]
+    for estimate in estimates:
+        with contextlib.suppress(RdmmError):
+            needs.append(estimate())
+    return max(needs)
+
+
 def choose_launcher(name: str, jobs: Mapping[str, Job], wanted: int | None, slurm: Sequence[str]) -> Launcher:
-    """The launcher ``local`` or ``submitit``, with the options --jobs (``wanted``) and --slurm (NAME=VALUE)."""
-    if name == "local":
-        if slurm:
-            raise ConfigError("--slurm works only with --launcher submitit")
-        number, gib = parallel_jobs(jobs, wanted)
-        log.info("%d pairs, %d at the same time, each needs up to about %.2f GiB", len(jobs), number, gib)
-        return Local(number)
-    wrong = [s for s in slurm if "=" not in s]
-    if wrong:
-        raise ConfigError(f"--slurm {wrong[0]}: must be NAME=VALUE, e.g. partition=cpu")
-    _, gib = parallel_jobs(jobs, wanted)
-    return Submitit(dict(s.split("=", 1) for s in slurm), SLURM_BASE_GIB + math.ceil(SLURM_MEMORY_FACTOR * gib), wanted or len(jobs))
+    """The launcher ``local`` or ``submitit``, with the options --jobs (``wanted``) and --slurm (NAME=VALUE).
+
+    Without SLURM on this machine, ``submitit`` is ``local``, with a warning.
+
+    Raises:
+        ConfigError: an option cannot be used.
+    """
+    if slurm and name == "local":
+        raise ConfigError("--slurm works only with --launcher submitit")
+    options = parse_options(slurm)
+    if name == "submitit":
+        require_submitit()
+        if has_slurm():
+            _check_wanted(wanted)
+            gib = _largest(job.memory_elsewhere for job in jobs.values()) / 2**30
+            return Slurm(options, SLURM_BASE_GIB + math.ceil(SLURM_MEMORY_FACTOR * gib), wanted)
+        log.warning("there is no SLURM here (no sbatch and srun on the PATH): the pairs run on this machine")
+    number, gib = parallel_jobs(jobs, wanted)
+    log.info("%d pairs, %d at the same time, each needs up to about %.2f GiB", len(jobs), number, gib)
+    return Local(number)
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rdmm.config.compose import quoted
 from rdmm.data.given import OPTIONAL_INPUTS
-from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, read_inputs, read_shapes
+from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.kernels.available import set_threads
 from rdmm.registration.base import FinishedRegistration, file_names
@@ -108,6 +108,10 @@ class Job:
     def memory(self) -> int:
         """Estimated peak memory in bytes; 0 for shapes. Raises ResourceError if it exceeds the free memory."""
         return 0 if self.for_shapes else check_memory([self.fixed, self.moving])
+
+    def memory_elsewhere(self) -> int:
+        """Estimated peak memory in bytes on another machine, whatever is free on this one."""
+        return 0 if self.for_shapes else estimate_memory([self.fixed, self.moving])[0]
 
     def output_names(self, settings: Settings) -> list[str]:
         """Names of all files that this registration may write."""

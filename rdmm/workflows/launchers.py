@@ -1,4 +1,4 @@
-"""Launchers run the jobs of a batch, in processes of this machine or on a SLURM cluster. A crash of one job does not affect the others.
+"""Launchers run the jobs of a batch; here, in processes of this machine. A crash of one job does not affect the others.
 
 A launcher takes named jobs and yields (name, outcome) when each ends, in any order. An outcome is a row of the batch's table:
 ``status`` (done, interrupted, or the error's name), ``message``, ``exit_code``, and the metrics if there is a result.
@@ -14,9 +14,8 @@ import pkgutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from rdmm import kernels
 from rdmm.registration.record import table_metrics, warning_text
 from rdmm.runtime.interrupt import interruptible, stop
 from rdmm.runtime.memory import memory_errors
-from rdmm.types import ConfigError, RdmmError
+from rdmm.types import RdmmError
 from rdmm.workflows.job import Job
 
 Outcome = dict[str, Any]
@@ -42,9 +41,6 @@ PRELOADED_MODULES = [
 
 POLL_SECONDS = 0.2
 """Interval at which launchers check whether the batch was interrupted."""
-
-SLURM_TIMEOUT_MINUTES = 240
-"""Time limit of a SLURM job unless --slurm time=... sets another; far above the minute or two that a pair takes."""
 
 
 def run_job(job: Job) -> Outcome:
@@ -84,10 +80,7 @@ class Local:
     jobs: int
 
     def __call__(self, jobs: Mapping[str, Job], logs: Path) -> Iterator[tuple[str, Outcome]]:
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload(PRELOADED_MODULES)
+        context = worker_context()
         waiting, running = list(jobs.items()), dict[Connection, tuple[str, Any]]()
         asked_to_stop = False
         try:
@@ -112,6 +105,15 @@ class Local:
         finally:
             for _, process in running.values():
                 process.kill()
+
+
+def worker_context() -> Any:
+    """How worker processes start: forked from a server process that has imported PRELOADED_MODULES, where the system has that."""
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(PRELOADED_MODULES)
+    return context
 
 
 def _receive_outcome(connection: Connection, process: Any) -> Outcome:
@@ -152,54 +154,3 @@ def _watch_batch(connection: Connection) -> None:
         while connection.recv():
             stop.set()
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class Submitit:
-    """Run each pair as a job of a SLURM cluster (without a cluster: as a process of this machine).
-
-    Args:
-        options: options of sbatch, e.g. {"partition": "cpu", "time": 60}.
-        gib: memory of one job, GiB.
-        parallel_jobs: number of jobs that may run at the same time.
-    """
-
-    options: Mapping[str, str] = field(default_factory=dict)
-    gib: int = 8
-    parallel_jobs: int = 100
-
-    def __call__(self, jobs: Mapping[str, Job], logs: Path) -> Iterator[tuple[str, Outcome]]:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ConfigError("--launcher submitit needs an optional part: pip install 'rdmm[slurm]'") from error
-        executor = submitit.AutoExecutor(folder=logs / "submitit")
-        threads = max((job.threads or 1) for job in jobs.values())
-        common = {"name": "rdmm", "cpus_per_task": threads, "mem_gb": self.gib, "timeout_min": SLURM_TIMEOUT_MINUTES}
-        slurm: dict[str, Any] = {"slurm_array_parallelism": self.parallel_jobs}
-        slurm |= {f"slurm_{name}": value for name, value in self.options.items()}
-        try:
-            executor.update_parameters(**common, **slurm)
-        except (NameError, ValueError, TypeError) as error:
-            raise ConfigError(f"--slurm: {error}") from error
-        tasks = dict(zip(jobs, executor.map_array(run_job, list(jobs.values())), strict=True))
-        try:
-            while tasks and not stop.is_set():
-                ended = [name for name, task in tasks.items() if task.done()]
-                for name in ended:
-                    yield name, _collect_outcome(tasks.pop(name))
-                time.sleep(POLL_SECONDS)
-        finally:
-            for task in tasks.values():
-                task.cancel()
-        yield from ((name, INTERRUPTED_OUTCOME) for name in tasks)
-
-
-def _collect_outcome(task: Any) -> Outcome:
-    """The outcome of a finished SLURM job; if it ended without one, describe how."""
-    try:
-        result: Outcome = task.result()
-        return result
-    except Exception as error:
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return failure_outcome("killed", f"job {task.job_id} ended without a result: {last}", 1)
