@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--shard", metavar="I/N", help="Run every N-th pair, starting at the I-th; for N machines that share the folder.")
 @click.option("--jobs", type=JOBS, help="Number of pairs that run at the same time; by default as many as cores and memory allow.")
 @click.option("--launcher", type=click.Choice(["local", "submitit"]), default="local", show_default=True)
-@click.option("--slurm", multiple=True, metavar="NAME=VALUE", help="Option of sbatch, or pairs_per_task=N; with --launcher submitit; can be repeated.")
+@click.option("--slurm", multiple=True, metavar="NAME=VALUE", help="Option of sbatch, or pairs_per_task=N (--launcher submitit).")
 @click.option("--weights", help="Model that train.py wrote.")
 @click.option("--init", type=click.Choice(AFFINE_STARTS), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="How to treat NaN and Inf; by default they are an error.")
