@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from rdmm.cli.numbers import VOLUME, FiniteRange
 from rdmm.cli.terminal import common_options, conversion_options, prints_result, source_format_option, transform_option
 from rdmm.types import ConfigError
 
@@ -19,10 +20,12 @@ DIRECTION = "A transform maps points of the fixed image to the moving image, as 
 @click.option("-o", "--out", required=True)
 @click.option("--labels", is_flag=True, help="IMAGE is a label map: nearest neighbor, integers.")
 @click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together; a warp is inverted by iteration.")
+@click.option("--default-value", type=FiniteRange(), default=0.0, show_default=True, help="Value outside the field of view of IMAGE.")
+@click.option("--volume", type=VOLUME, help="Volume of a 4D IMAGE, from 0; by default all, one after the other.")
 @common_options
 @prints_result
-def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: bool, invert: bool, overwrite: bool) -> dict[str, Any]:
-    """Resample IMAGE through transforms onto the grid of a reference.
+def apply(image: str, names: tuple[str, ...], reference: str, out: str, **options: Any) -> dict[str, Any]:
+    """Resample IMAGE through transforms onto the grid of a reference, of which nothing else is used. NaN in IMAGE stays NaN.
 
     \b
     Examples:
@@ -32,7 +35,7 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, labels: 
     """
     from rdmm.workflows import transforms
 
-    return transforms.apply(image, list(names), reference, out, labels=labels, invert=invert, overwrite=overwrite)
+    return transforms.apply(image, list(names), reference, out, **options)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)

@@ -147,7 +147,8 @@ def read_inputs(
             require_image_source(given[name], name)
     check_memory([fixed, moving])
     target, source = (
-        io.read_image(x, name=name, nan=nan, volume=volume, strict=strict) for name, x in (("fixed", fixed), ("moving", moving))
+        io.read_image(x, name=name, nan=nan, volume=volume, strict=strict, has_options=True)
+        for name, x in (("fixed", fixed), ("moving", moving))
     )
     if target.grid.ndim != source.grid.ndim:
         raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")

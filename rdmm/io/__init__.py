@@ -7,8 +7,9 @@
 
 from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
-from rdmm.io.images import read_image, read_labels, read_mask, write_image
+from rdmm.io.images import read_image, read_labels, read_mask, read_volumes, write_image
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
+from rdmm.io.nifti import read_grid
 from rdmm.io.points import PointList, read_points, write_points
 from rdmm.io.tables import read_keypoints, read_landmarks, write_table
 from rdmm.io.tools.itk import write_affine, write_warp
@@ -20,6 +21,7 @@ __all__ = [
     "PointList",
     "is_mesh",
     "models",
+    "read_grid",
     "read_image",
     "read_keypoints",
     "read_labels",
@@ -29,6 +31,7 @@ __all__ = [
     "read_points",
     "read_transform",
     "read_transforms",
+    "read_volumes",
     "sha256",
     "write_affine",
     "write_atomically",

@@ -26,28 +26,33 @@ MIN_VOXELS = 4
 """Fewest voxels along an axis of an image: as many as the coarsest level of the pyramid keeps (Grid.scaled). Not measured."""
 
 
-def _select_volume(raw: Raw, volume: int | None) -> tuple[np.ndarray, Grid]:
-    """The 2D or 3D array that a file holds, and its grid; ``volume`` chooses one of a 4D file."""
+def _as_volumes(raw: Raw) -> tuple[np.ndarray, Grid]:
+    """The volumes of a file, (*s, n) with n = 1 for an image without a fourth axis, and their 2D or 3D grid."""
     path, array = raw.header.path, raw.array
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim == 4:
-        if volume is None:
-            raise InputError(f"{path}: {array.shape[3]} volumes (4D); choose --volume K, 0 to {array.shape[3] - 1}")
-        if not 0 <= volume < array.shape[3]:
-            raise InputError(f"{path}: --volume {volume}: there is no such volume; volumes go from 0 to {array.shape[3] - 1}")
-        array = array[..., volume]
-    if array.ndim > 3 or array.ndim < 2:
+    if array.ndim > 4 or array.ndim < 2:
         raise InputError(f"{path}: {array.ndim} dimensions {array.shape}; a 2D or 3D image is expected")
     grid, plane = raw.header.grid(), raw.header.placement.plane
     if min(grid.shape) < MIN_VOXELS:
         raise InputError(f"{path}: shape {array.shape}: at least {MIN_VOXELS} voxels along each axis are needed")
-    if array.ndim > grid.ndim:
+    if min(array.ndim, 3) > grid.ndim:
         log.warning("%s: a single slice %s, %s: treated as 2D in its plane", path, array.shape, plane)
-    return array.reshape(grid.shape), grid
+    return array.reshape(*grid.shape, -1), grid
 
 
-def _replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy) -> tuple[np.ndarray, np.ndarray | None]:
+def _choose_volume(path: Path, volumes: np.ndarray, volume: int | None, *, has_options: bool) -> np.ndarray:
+    """The volume (*s) of (*s, n) with the number ``volume``; None: the only one. ``has_options``: the user could type --volume."""
+    n = volumes.shape[-1]
+    if volume is None and n > 1:
+        advice = f"choose --volume K, 0 to {n - 1}" if has_options else "write one of them to a file of its own"
+        raise InputError(f"{path}: {n} volumes (4D); {advice}")
+    if volume is not None and not 0 <= volume < n:
+        raise InputError(f"{path}: --volume {volume}: there is no such volume; volumes go from 0 to {n - 1}")
+    return np.asarray(volumes[..., volume or 0])
+
+
+def _replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy, *, has_options: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """The array with NaN and Inf set to 0, and for the policy ``mask`` the voxels that were finite (otherwise None)."""
     if array.dtype.kind != "f":
         return array, None
@@ -59,15 +64,20 @@ def _replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy) -> tupl
     if bad == good.size:
         raise InputError(f"{path}: no finite voxel: all are NaN or Inf")
     if policy == "error":
-        raise InputError(
-            f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); correct them, or pass --nan zero or --nan mask"
-        )
+        advice = "correct them, or pass --nan zero or --nan mask" if has_options else "correct them first"
+        raise InputError(f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); {advice}")
     log.warning("%s: %d voxels are NaN or Inf: %s", path, bad, "set to 0" if policy == "zero" else "masked out")
     return np.where(good, array, 0), good if policy == "mask" else None
 
 
 def read_image(
-    source: Source | Image, *, name: str = "the image", nan: NanPolicy = "error", volume: int | None = None, strict: bool = False
+    source: Source | Image,
+    *,
+    name: str = "the image",
+    nan: NanPolicy = "error",
+    volume: int | None = None,
+    strict: bool = False,
+    has_options: bool = False,
 ) -> Image:
     """Read an image as float32 on the CPU: (1, 1, *s) of a file, (1, c, *s) of an Image with channels.
 
@@ -77,26 +87,26 @@ def read_image(
         nan: what to do with NaN and Inf: ``error``, ``zero``, or ``mask`` (excluded from the similarity).
         volume: number of the volume to read from a 4D file, from 0.
         strict: refuse a file without s-form and q-form.
+        has_options: the user can choose ``nan`` and ``volume``, so messages may advise it.
 
     Raises:
         InputError: the file is damaged or ambiguous; docs/faults.md lists the faults (1 to 13 and 17 to 28).
         ConfigError: ``nan`` is not one of the three.
     """
-    _require_policy(nan)
+    if nan not in get_args(NanPolicy):
+        raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
     if isinstance(source, Image):
-        return _checked_image(source, name, nan)
-    _, array, grid, good = _read_voxels(source, nan=nan, volume=volume, strict=strict)
+        return _checked_image(source, name, nan, has_options=has_options)
+    raw = read_raw(source, strict=strict)
+    volumes, grid = _as_volumes(raw)
+    array = _choose_volume(raw.header.path, volumes, volume, has_options=has_options)
+    array, good = _replace_nan(raw.header.path, array, nan, has_options=has_options)
     return Image(_to_tensor(array), grid, None if good is None else _to_tensor(good))
 
 
-def _require_policy(nan: str) -> None:
-    if nan not in get_args(NanPolicy):
-        raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
-
-
-def _checked_image(image: Image, name: str, nan: NanPolicy) -> Image:
+def _checked_image(image: Image, name: str, nan: NanPolicy, *, has_options: bool) -> Image:
     """An image in memory, (1, c, *s), as if it were read from a file."""
-    array, good = _replace_nan(name, image_array(image, name), nan)
+    array, good = _replace_nan(name, image_array(image, name), nan, has_options=has_options)
     mask = mask_array(image, name)
     if good is not None:
         finite = np.asarray(good.all(1, keepdims=True), dtype=np.float32)
@@ -105,23 +115,47 @@ def _checked_image(image: Image, name: str, nan: NanPolicy) -> Image:
     return Image(data, image.grid, None if mask is None else torch.from_numpy(mask))
 
 
-def _read_voxels(
-    source: Source | Image, *, name: str = "", nan: NanPolicy = "error", volume: int | None = None, strict: bool = False
-) -> tuple[str, np.ndarray, Grid, np.ndarray | None]:
-    """Name for messages, voxels (*s) in the given precision, grid, and finite voxels; arguments and errors as for ``read_image``."""
+def read_volumes(source: Source, volume: int | None = None, *, labels: bool = False) -> list[Image]:
+    """Read the volumes of a 2D, 3D or 4D file, (1, 1, *s) each; NaN and Inf are 0 and outside the volume's mask, which the log says.
+
+    Args:
+        volume: the number of the only volume to read, from 0; None: all.
+        labels: read label maps, as ``read_labels`` does.
+
+    Raises:
+        InputError: as for ``read_image``, or a volume without a finite voxel.
+    """
+    raw = read_raw(source, strict=False)
+    path, (volumes, grid) = raw.header.path, _as_volumes(raw)
+    out = []
+    for k in range(volumes.shape[-1]) if volume is None else [volume]:
+        array = _choose_volume(path, volumes, k, has_options=True)
+        array, good = _replace_nan(path, array, "error" if labels else "mask", has_options=False)
+        data = _to_labels(os.fspath(path), array) if labels else _to_tensor(array)
+        out.append(Image(data, grid, None if good is None else _to_tensor(good)))
+    return out
+
+
+def _read_voxels(source: Source | Image, *, name: str, strict: bool) -> tuple[str, np.ndarray, Grid]:
+    """Name for messages, finite voxels (*s) in the given precision, and grid of a mask or a label map."""
     if isinstance(source, Image):
-        array = image_array(source, name)[0]
-        if len(array) != 1:
-            raise InputError(f"{name}: {len(array)} channels; one is expected")
-        return name, _replace_nan(name, array[0], nan)[0], source.grid, None
-    raw = read_raw(source, strict=strict)
-    array, grid = _select_volume(raw, volume)
-    array, good = _replace_nan(raw.header.path, array, nan)
-    return os.fspath(raw.header.path), array, grid, good
+        channels, grid = image_array(source, name)[0], source.grid
+        if len(channels) != 1:
+            raise InputError(f"{name}: {len(channels)} channels; one is expected")
+        array = channels[0]
+    else:
+        raw = read_raw(source, strict=strict)
+        name, (volumes, grid) = os.fspath(raw.header.path), _as_volumes(raw)
+        array = _choose_volume(raw.header.path, volumes, None, has_options=False)
+    return name, _replace_nan(name, array, "error", has_options=False)[0], grid
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+
+
+def _to_labels(name: str, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(to_whole_numbers(name, array)))[None, None]
 
 
 def to_whole_numbers(name: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:
@@ -163,8 +197,8 @@ def read_labels(source: Source | Image, like: Image | None = None, *, name: str 
     Raises:
         InputError: labels that are not whole numbers or not exact, or that do not overlap the image.
     """
-    place, array, grid, _ = _read_voxels(source, name=name, strict=strict)
-    labels = Image(torch.from_numpy(np.ascontiguousarray(to_whole_numbers(place, array)))[None, None], grid)
+    place, array, grid = _read_voxels(source, name=name, strict=strict)
+    labels = Image(_to_labels(place, array), grid)
     return labels if like is None else _onto_grid(place, labels, like, "label map")
 
 
@@ -177,7 +211,7 @@ def read_mask(source: Source | Image, image: Image, *, name: str = "the mask", s
     Raises:
         InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
     """
-    place, array, grid, _ = _read_voxels(source, name=name, strict=strict)
+    place, array, grid = _read_voxels(source, name=name, strict=strict)
     binary = Image(_to_tensor(array > 0), grid)
     if not bool(binary.data.any()):
         raise InputError(f"{place}: the mask is empty: no voxel is above 0")
@@ -214,21 +248,28 @@ def _onto_grid(path: str, given: Image, image: Image, what: str) -> Image:
     return Image(sample(given.data, points, own, mode="nearest", outside="zero"), wanted)
 
 
-def write_image(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False, like: Grid | None = None) -> None:
+def write_image(
+    path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool = False, like: Grid | None = None, missing: bool = False
+) -> None:
     """Write an image.
 
     Args:
-        data: (1, 1, *s) or (1, *s).
+        data: (1, c, *s) or (c, *s); several channels are written as volumes of a 4D file.
         integer: round, and store as the smallest integer type that holds all values; otherwise float32.
         like: a grid of the same voxels in another order, in which they are stored.
+        missing: NaN are the user's own, and stay.
 
     Raises:
         OutputError: NaN, Inf, or values that the type cannot hold; or the file cannot be written.
     """
     if like is not None:
         data, grid = grid.restored(data, like), like
-    array = data.detach().cpu().reshape(grid.shape).numpy()
-    values = _smallest_integers(path, require_finite_result(path, array)) if integer else finite_float32(path, array)
+    array = np.moveaxis(data.detach().cpu().reshape(-1, *grid.shape).numpy(), 0, -1)
+    array = array if array.shape[-1] > 1 else array[..., 0]
+    if integer:
+        values = _smallest_integers(path, require_finite_result(path, array))
+    else:
+        values = array.astype(np.float32) if missing else finite_float32(path, array)
     write_nifti(path, encode_nifti(values, grid))
 
 

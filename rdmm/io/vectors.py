@@ -58,10 +58,10 @@ def world_vectors(transform: Transform, grid: Grid) -> np.ndarray:
 
 
 def from_vectors(vectors: np.ndarray, grid: Grid) -> Placed:
-    """The map of world millimeters x -> x + v(x), with v (*s, d) given at the voxels of ``grid``."""
+    """The map of world millimeters x -> x + v(x), with v (*s, d) given at the voxels of ``grid``; the identity outside the grid."""
     d = grid.ndim
     u = np.tensordot(np.linalg.inv(grid.frame)[:d, :d], np.moveaxis(vectors, -1, 0), axes=1)
-    return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid), grid)
+    return Placed(Dense(torch.from_numpy(u.astype(np.float32))[None], grid, "identity"), grid)
 
 
 IMAGES = (".nii", ".nii.gz")

@@ -100,8 +100,11 @@ class Registration(FinishedRegistration):
 
     @cached_property
     def warped(self) -> Image:
-        """The moving image on the fixed grid."""
-        return self.pair.moved_by(self.result.transform)
+        """The moving image on the fixed grid; 0 outside its field of view."""
+        return self._moved_by(self.pair.total_map(self.result.transform))
+
+    def _moved_by(self, transform: Transform) -> Image:
+        return self.pair.moving.moved_by(transform, self.grid, outside=0.0)
 
     @cached_property
     def warped_labels(self) -> Image | None:
@@ -111,11 +114,11 @@ class Registration(FinishedRegistration):
         return None if labels is None else labels.moved_by(transform, self.pair.fixed.grid, mode="nearest")
 
     def inverse_warped(self) -> Image:
-        """The fixed image on the moving grid."""
+        """The fixed image on the moving grid; 0 outside its field of view."""
         moving, fixed = self.pair.moving, self.pair.fixed
         x = moving.grid.to_world(moving.grid.identity(moving.data))
         points = fixed.grid.from_world(self.inverse(x))
-        return Image(ops.sample(fixed.data, points, fixed.grid), moving.grid)
+        return Image(torch.where(fixed.grid.contains(points), ops.sample(fixed.data, points, fixed.grid), 0), moving.grid)
 
     def geodesic(self, times: Sequence[float]) -> list[Snapshot]:
         """Snapshots of the last deformable stage at ``times``, on its shooting grid; [] if there is no geodesic."""
@@ -147,7 +150,7 @@ class Registration(FinishedRegistration):
 
     def warped_at(self, snapshot: Snapshot) -> Image:
         """The moving image, deformed up to the time of a snapshot, on the fixed grid."""
-        return self.pair.moving.moved_by(self.map_at(snapshot), self.grid)
+        return self._moved_by(self.map_at(snapshot))
 
     def animation_maps(self) -> Iterator[tuple[Snapshot, Transform]]:
         """The snapshots of the animation, each with its map fixed -> moving."""
@@ -232,7 +235,7 @@ class Registration(FinishedRegistration):
         """(heading, base64 PNG) of every figure of the report."""
         from rdmm.report.figures import image_figures
 
-        before = self.pair.moved_by(Identity())
+        before = self._moved_by(self.pair.initial)
         return image_figures(self.pair.fixed, before, self._image_result(), self.metrics, self.result.history)
 
     def frames(self) -> list[dict[str, Any]]:
@@ -255,5 +258,7 @@ class Registration(FinishedRegistration):
         """A matplotlib figure of one pair and its registrations by several methods (name -> registration)."""
         from rdmm.report.figures import images_by_method
 
-        pair = next(iter(done.values())).pair
-        return images_by_method(pair.fixed, pair.moved_by(Identity()), {name: r._image_result() for name, r in done.items()})
+        first = next(iter(done.values()))
+        return images_by_method(
+            first.pair.fixed, first._moved_by(first.pair.initial), {name: r._image_result() for name, r in done.items()}
+        )

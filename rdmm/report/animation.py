@@ -41,7 +41,7 @@ def image_frames(
             x = identity if grid.ndim == 2 else identity.narrow(2 + axis, grid.shape[axis] // 2, 1)
             points = moving.locate(transform(x), grid)
             shape = [grid.shape[i] for i in axes_in_plane(axis, grid)]
-            values = ops.sample(moving.data, points, moving.grid)[0, 0].reshape(shape)
+            values = torch.where(moving.grid.contains(points), ops.sample(moving.data, points, moving.grid), 0)[0, 0].reshape(shape)
             u = ops.sample(displacement, x, shooting_grid)
             planes.append({"name": name, **_plane(((values - low) / (high - low)).clamp(0, 1), (x + u)[0], axis, grid)})
         frames.append({"t": t, "planes": planes})

@@ -41,17 +41,22 @@ class Image:
             if x is not None and tuple(x.shape[2:]) != self.grid.shape:
                 raise InputError(f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}")
 
-    def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear") -> Image:
+    def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear", outside: float | None = None) -> Image:
         """Pull-back I ∘ T: the values of the image at T(x) for each voxel x of ``onto`` (default: the image's own grid).
 
-        ``transform`` is in domain units of ``onto``'s frame. Outside the image, the value is that of the nearest edge voxel, or 0 for
-        labels (``mode="nearest"``); outside the mask it is 0.
+        Args:
+            transform: in domain units of ``onto``'s frame.
+            outside: value outside the field of view (Grid.contains). None: that of the nearest edge voxel, which keeps the similarity
+                differentiable, or 0 for labels (``mode="nearest"``). The mask is 0 there.
         """
         onto = onto or self.grid
         floats = self.data if self.data.is_floating_point() else torch.empty(0, dtype=torch.float32, device=self.data.device)
         points = self.locate(transform(onto.identity(floats)), onto)
         mask = None if self.mask is None else sample(self.mask, points.detach(), self.grid, mode=mode, outside="zero")
-        return Image(sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero"), onto, mask)
+        if outside is None:
+            return Image(sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero"), onto, mask)
+        data = sample(self.data, points, self.grid, mode=mode)
+        return Image(torch.where(self.grid.contains(points), data, data.new_tensor(outside)), onto, mask)
 
     @property
     def kind(self) -> tuple[torch.dtype, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,14 +56,22 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """y = x + u(x), u (b, d, *s) given on ``grid`` in domain units, linear between voxels, constant outside the grid."""
+    """y = x + u(x), u (b, d, *s) given on ``grid`` in domain units, linear between voxels.
+
+    Outside the grid, u is that of the nearest edge, so that the search sees a smooth map; or, for ``outside="identity"``, 0: ITK's rule
+    for the warps of files, in which the grid ends half a voxel beyond the edge voxels.
+    """
 
     displacement: Tensor
     grid: Grid
+    outside: Literal["edge", "identity"] = "edge"
 
     def __call__(self, x: Tensor) -> Tensor:
         u = self.displacement.to(x)
-        return x + (u if self.grid.is_identity(x) else sample(u, x, self.grid))
+        if self.grid.is_identity(x):
+            return x + u
+        u = sample(u, x, self.grid)
+        return x + (u if self.outside == "edge" else torch.where(self.grid.contains(x), u, 0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,33 +15,88 @@ from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space, choose_grid
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, composed, framed, invert
-from rdmm.types import InputError, Tensor
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import format_boxes
+from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, composed, flat, framed, invert
+from rdmm.types import ConfigError, InputError, Tensor
+
+log = logging.getLogger(__name__)
 
 
-def apply(image: str, names: list[str], reference: str, out: str, *, labels: bool, invert: bool, overwrite: bool) -> dict[str, Any]:
-    """``rdmm apply``: resample an image, or a label map, onto the grid of ``reference`` and write it.
+def apply(
+    image: str,
+    names: list[str],
+    reference: str,
+    out: str,
+    *,
+    labels: bool = False,
+    invert: bool = False,
+    default_value: float = 0.0,
+    volume: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """``rdmm apply``: resample an image, or a label map, onto the grid of ``reference`` and write it; each volume of a 4D file.
 
     Args:
         names: -t arguments; the last is applied first.
+        labels: nearest neighbor; the numbers of labels stay exact.
         invert: apply the inverse of all transforms together.
+        default_value: value outside the image's field of view.
+        volume: number of the only volume to move, from 0; None: all.
 
     Raises:
+        ConfigError: a default value that is no label.
         InputError: a file cannot be used, the dimensions differ, or a warp folds and cannot be inverted.
     """
+    if labels and default_value != round(default_value):
+        raise ConfigError(f"--default-value {default_value:g}: with --labels it is a whole number")
     path = check_output(out, overwrite=overwrite)
-    source = io.read_labels(image) if labels else io.read_image(image)
-    grid = io.read_image(reference).grid
+    volumes, grid = io.read_volumes(image, volume, labels=labels), io.read_grid(reference)
+    source = volumes[0].grid
     transform = io.read_transforms(names)
     if invert:
-        transform, _ = _invert_in_world(transform, source.grid, " ".join(names))
-    if grid.ndim != source.grid.ndim:
-        raise InputError(
-            f"{image} is {source.grid.ndim}D but the reference {reference} is {grid.ndim}D; give a reference of the same dimension"
-        )
-    moved = source.moved_by(framed(transform, grid), grid, mode="nearest" if labels else "linear")
-    io.write_image(path, moved.data, grid, integer=labels)
+        transform, _ = _invert_in_world(transform, source, " ".join(names))
+    if grid.ndim != source.ndim:
+        raise InputError(f"{image} is {source.ndim}D but the reference {reference} is {grid.ndim}D; give a reference of the same dimension")
+    _warn_outside(transform, _sparse_points(grid), "reference")
+    total = framed(transform, grid)
+    data = torch.cat([_moved(v, total, grid, "nearest" if labels else "linear", default_value) for v in volumes], 1)
+    io.write_image(path, data, grid, integer=labels, missing=True)
     return {"written": str(path)}
+
+
+def _moved(image: Image, transform: Transform, grid: Grid, mode: ops.Mode, outside: float) -> Tensor:
+    """The image (1, 1, *s) moved onto ``grid``. Voxels with mask 0, which have no value, have no weight in the interpolation; the result is
+    NaN where one of them is the nearest voxel."""
+    moved = image.moved_by(transform, grid, mode=mode, outside=outside)
+    if image.mask is None:
+        return moved.data
+    mask = Image(image.mask, image.grid)
+    weight = mask.moved_by(transform, grid).data
+    nearest = mask.moved_by(transform, grid, mode="nearest", outside=2.0).data  # 2 outside the field of view
+    return torch.where(nearest == 1, moved.data / weight, torch.where(nearest == 0, torch.nan, outside))
+
+
+def _sparse_points(grid: Grid, count: int = 10**5) -> Tensor:
+    """About ``count`` voxels of a grid, world millimeters (1, d, *s)."""
+    step = max(1, int((math.prod(grid.shape) / count) ** (1 / grid.ndim)))
+    sparse = grid.strided([min(step, (n + 1) // 2) for n in grid.shape])
+    return sparse.to_world(sparse.identity(torch.zeros(1, dtype=torch.float64)))
+
+
+def _warn_outside(transform: Transform, x: Tensor, what: str) -> None:
+    """Warn of points x (1, d, *t), world millimeters, that reach a warp of a file outside its grid, where it is the identity."""
+    for m in flat(transform):
+        if isinstance(m, Placed) and isinstance(m.transform, Dense) and m.transform.outside == "identity":
+            share = 1 - float(m.grid.contains(m.grid.from_world(x)).double().mean())
+            if share > 0:
+                log.warning(
+                    "%.2g %% of the %s is outside a warp's grid %s: there the warp is the identity, as in ITK",
+                    100 * share,
+                    what,
+                    format_boxes([m.grid]),
+                )
+        x = m(x)
 
 
 def _invert_in_world(transform: Transform, grid: Grid, name: str) -> tuple[Transform, float]:
@@ -75,7 +132,9 @@ def points(csv: str, names: list[str], out: str, *, lps: bool, overwrite: bool) 
     path = check_output(require_ending(out, [".csv"], "a list of points"), overwrite=overwrite)
     transform = io.read_transforms(names)
     given = io.read_points(csv, _ndim(transform), lps=lps)
-    moved = transform(torch.as_tensor(given.points.T[None]))[0].numpy().T
+    x = torch.as_tensor(given.points.T[None])
+    _warn_outside(transform, x, "points")
+    moved = transform(x)[0].numpy().T
     io.write_points(path, replace(given, points=moved))
     return {"points": len(moved), "written": str(path)}
 
