@@ -6,9 +6,11 @@ points, ``*s`` the axes of an image grid, ``*t`` the axes of any set of points.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ __all__ = [
     "ResourceError",
     "Tensor",
     "nearest",
+    "require_finite_fields",
     "require_whole",
 ]
 
@@ -97,6 +100,26 @@ def require_whole(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not low <= number <= high:
         raise ConfigError(f"{name} must be at least {low} and at most {high}, a whole number; got {value!r}"[:300])
     return number
+
+
+def require_finite_fields(settings: Any) -> None:
+    """Check the numbers among the fields of a dataclass, and in its lists and mappings.
+
+    Raises:
+        ConfigError: one is NaN or infinite.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not all(math.isfinite(x) for x in _floats(value)):
+            raise ConfigError(f"{type(settings).__name__}: {field.name} must be finite, not {value}")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _floats(item)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

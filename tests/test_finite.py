@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +16,12 @@ from conftest import oblique
 
 from rdmm import ConfigError, Grid, OutputError, RdmmError, io
 from rdmm.cli.transport import parse_weights
+from rdmm.dynamics import RDMM, Integrator
 from rdmm.io.tables import Table
 from rdmm.io.transforms import FORMATS, write_transform
 from rdmm.io.vectors import Space
+from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.similarity.ncc import NCC
 from rdmm.spatial.transform import Affine, Dense, Placed
 from rdmm.transport.barycenter import barycenter
 
@@ -91,3 +98,47 @@ def test_a_barycenter_of_numbers_that_are_not_finite_is_an_error(value: float) -
     if value != 0:
         with pytest.raises(RdmmError, match=r"densit(y|ies)"):
             barycenter(a, spacing=grid.spacing, **good)
+
+
+SETTINGS = [
+    "dynamics.integrator.Integrator", "optim.multiscale.LBFGS", "optim.initializers.Transported", "regularizer.penalty.WeightPenalty",
+    "regularizer.smoother.MultiGaussian", "similarity.kernel.KernelDistance", "similarity.lncc.MultiKernelLNCC",
+    "similarity.sinkhorn_images.GridSinkhorn", "similarity.sinkhorn_measures.SinkhornDivergence", "stages.affine.AffineOpt",
+    "stages.affine.PointAffine", "data.synthetic.contrasts.Contrasts", "data.training.augment.Augment", "data.intensity.Normalize",
+    "optim.initializers.Regions", "optim.problem.Problem", "similarity.sum.Sum", "dynamics.rdmm.RDMM",
+]  # fmt: skip
+NEEDED = {
+    "MultiGaussian": {"sigmas": [0.1, 0.2], "weights": [0.5, 0.5]},
+    "Regions": {"weights": {1: [1.0, 0.0]}, "background": [0.5, 0.5]},
+    "Sum": {"terms": {"a": NCC()}, "weights": {"a": 0.5}},
+}
+NEEDED["RDMM"] = {"smoother": MultiGaussian(**NEEDED["MultiGaussian"]), "integrator": Integrator()}
+NEEDED["Problem"] = {"dynamics": RDMM(**NEEDED["RDMM"]), "similarity": NCC()}
+
+
+def replaced(value: Any, number: float) -> Any:
+    """``value`` with ``number`` for its first number; None if it has none."""
+    if isinstance(value, float):
+        return number
+    if isinstance(value, Mapping):
+        parts = {k: replaced(v, number) for k, v in value.items()}
+        return parts if None not in parts.values() else None
+    if isinstance(value, list | tuple) and value and isinstance(value[0], float):
+        return [number, *value[1:]]
+    return None
+
+
+@pytest.mark.fault(68, 89)
+@pytest.mark.parametrize("number", BAD)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_finite(name: str, number: float) -> None:
+    module, _, kind = name.rpartition(".")
+    good = getattr(importlib.import_module(f"rdmm.{module}"), kind)(**NEEDED.get(kind, {}))
+    tried = 0
+    for field in dataclasses.fields(good):
+        wrong = replaced(getattr(good, field.name), number)
+        if wrong is not None:
+            tried += 1
+            with pytest.raises(ConfigError):
+                dataclasses.replace(good, **{field.name: wrong})
+    assert tried

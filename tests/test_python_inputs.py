@@ -173,3 +173,12 @@ def test_measures_are_finite(value: float) -> None:
         wrong.view(-1)[2] = value
         with pytest.raises(RdmmError, match="finite"):
             rdmm.Measure(**good | {field: wrong})
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.6])
+def test_a_small_overlap_is_said(share: float) -> None:
+    affine = np.asarray(GRID.affine).copy()
+    affine[0, 2] = share * 12 * 1.5
+    said = read_inputs(image(), Image(blob(), Grid((12, 12), affine))).warnings
+    assert any("% of the fixed image" in w for w in said) is (share > 0.75)

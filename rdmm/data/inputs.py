@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fracti
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Identity, framed
 from rdmm.types import InputError, Tensor
+
+log = logging.getLogger(__name__)
 
 # Peak memory of the default settings, without that of the libraries, measured on brains at 1 mm and 2 mm (benchmarks/README.md):
 # volumes of the images' size, and fields on the shooting grid, which has at most about a million voxels (set by the smoother).
@@ -189,8 +192,20 @@ def _file_paths(given: Mapping[str, Any]) -> dict[str, str]:
     return {name: path for name, path in paths.items() if os.path.isfile(path)}
 
 
+SMALL_OVERLAP = 0.25
+"""Below this fraction of the fixed image in the field of view of the moving one, a registration is likely to fail. Not measured."""
+
+
 def _check_overlap(pair: Pair[Image]) -> None:
-    if overlap_fraction(pair) == 0:
+    fraction = overlap_fraction(pair)
+    if 0 < fraction < SMALL_OVERLAP:
+        log.warning(
+            "only %.2g %% of the fixed image is in the field of view of the moving image: %s; if their headers are wrong, align centers "
+            "of mass first with --init com",
+            100 * fraction,
+            format_boxes([pair.fixed.grid, pair.moving.grid]),
+        )
+    if fraction == 0:
         raise InputError(
             f"the images do not overlap in world space: {format_boxes([pair.fixed.grid, pair.moving.grid])}; "
             "if their headers are wrong, align their centers of mass first with --init com"

@@ -18,7 +18,7 @@ from rdmm.regularizer.weights import constant, local_sigma, smooth
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Dense
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class PreweightedDynamics(ImageDynamics):
     weight_sigma: float = 0.05
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not 0 <= self.weight_sigma < math.inf:
             raise ConfigError(f"dynamics.weight_sigma must be >= 0, not {self.weight_sigma}")
 

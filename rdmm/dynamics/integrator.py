@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from rdmm.types import ConfigError, DivergenceError, Tensor
+from rdmm.types import ConfigError, DivergenceError, Tensor, require_finite_fields
 
 Method = Literal["semi_lagrangian", "dopri5", "rk4", "midpoint", "euler"]
 
@@ -78,6 +78,7 @@ class Integrator:
     adjoint: bool = True
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if self.method not in get_args(Method):
             raise ConfigError(f"integrator.method must be one of {', '.join(get_args(Method))}, not {self.method!r}")
         if self.steps < 1 or self.rtol <= 0 or self.atol <= 0:

@@ -19,7 +19,7 @@ from rdmm.spatial.measure import Measure
 from rdmm.spatial.ops import sample
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Transform
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 
 class Initializer(Protocol):
@@ -60,6 +60,7 @@ class Regions:
     smoothing: float = 0.03
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         try:
             table = {int(label): [float(x) for x in row] for label, row in self.weights.items()}
             object.__setattr__(self, "background", [float(x) for x in self.background])
@@ -116,6 +117,7 @@ class Transported:
     smoother: MultiGaussian = field(default_factory=lambda: MultiGaussian([0.05, 0.1, 0.2], [0.3, 0.3, 0.4]))
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not self.ridge > 0:
             raise ConfigError(f"initializer.ridge must be > 0, not {self.ridge}")
 

@@ -14,7 +14,7 @@ from rdmm.optim.lbfgs import History, log, minimize
 from rdmm.optim.problem import Problem
 from rdmm.runtime.progress import report_progress
 from rdmm.spatial.pair import Pair
-from rdmm.types import ConfigError, DivergenceError, Tensor
+from rdmm.types import ConfigError, DivergenceError, Tensor, require_finite_fields
 
 
 class Optimizer(Protocol):
@@ -56,6 +56,7 @@ class LBFGS:
     voxel_of_sigma: float = 0.845
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not self.scales or len(self.scales) != len(self.iterations):
             raise ConfigError(f"optimizer: {len(self.scales)} scales but {len(self.iterations)} iterations; give one number per scale")
         if any(not 0 < s <= 1 for s in self.scales) or list(self.scales) != sorted(self.scales):

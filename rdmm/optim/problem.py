@@ -14,7 +14,7 @@ from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Dense, Transform
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 BARRIER_THRESHOLD = 0.1
 """The barrier is zero for cells that keep at least this fraction of their volume."""
@@ -60,6 +60,7 @@ class Problem:
     landmark_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not self.similarity_weight > 0:
             raise ConfigError(f"similarity_weight must be > 0, not {self.similarity_weight}")
         if not self.barrier >= 0:

@@ -12,7 +12,7 @@ from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import smooth
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 
 class Penalty(Protocol):
@@ -74,6 +74,7 @@ class WeightPenalty:
     decay: float = 10.0
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if min(self.range, self.omt, self.tv) < 0 or self.power <= 0 or self.decay <= 0:
             raise ConfigError(f"penalty: factors must be >= 0, power and decay > 0; got {self}")
 

@@ -11,7 +11,7 @@ import torch
 from rdmm.kernels.pairwise import Pairwise, half_squared_distance, reduce_pairs
 from rdmm.similarity.measures import MeasureDivergence, directions_of, weights_of
 from rdmm.spatial.measure import Measure
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 Kernel = Literal["gaussian", "laplacian", "energy"]
 Directions = Literal["none", "current", "varifold"]
@@ -33,6 +33,7 @@ class KernelDistance(MeasureDivergence):
     directions: Directions = "none"
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if self.kernel not in get_args(Kernel):
             raise ConfigError(f"similarity.kernel must be one of {', '.join(get_args(Kernel))}, not {self.kernel!r}")
         if self.directions not in get_args(Directions):

@@ -24,7 +24,7 @@ from rdmm.kernels.available import has_kernels
 from rdmm.similarity.statistics import VARIANCE_FLOOR, mean, overlap, variances_and_covariance
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 KAPPA = 1e-4
 """Part of an image's variance that is added to those of its windows, so that flat windows have a finite gradient. Not measured."""
@@ -78,6 +78,7 @@ class MultiKernelLNCC:
     fused: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not self.windows or len(self.windows) != len(self.weights):
             raise ConfigError(f"similarity: {len(self.windows)} windows but {len(self.weights)} weights; give one weight per window")
         if self.unit not in get_args(Unit):

@@ -14,7 +14,7 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.ops import expand_like, total
 from rdmm.transport.on_grids import potentials
 from rdmm.transport.sinkhorn import Potentials, divergence
-from rdmm.types import ConfigError, DivergenceError, InputError, Tensor
+from rdmm.types import ConfigError, DivergenceError, InputError, Tensor, require_finite_fields
 
 NEGATIVE_FRACTION = 1e-3
 """Negative intensities up to this fraction of the highest one count as 0: the low-pass of the pyramid makes such values. Not measured."""
@@ -46,6 +46,7 @@ class GridSinkhorn:
     iterations: int = 100
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not 0 < self.blur < math.inf:
             raise ConfigError(f"similarity.blur is a length > 0 in domain units, not {self.blur}")
         if self.reach is not None and not 0 < self.reach < math.inf:

@@ -13,7 +13,7 @@ from rdmm.similarity.measures import MeasureDivergence, directions_of, single_it
 from rdmm.spatial.measure import Measure
 from rdmm.transport.on_points import Cloud, Solver, tile_order
 from rdmm.transport.sinkhorn import Potentials, divergence
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 Cost = Literal["points", "sum", "product"]
 
@@ -50,6 +50,7 @@ class SinkhornDivergence(MeasureDivergence):
     iterations: int = 100
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not 0 < self.blur < math.inf or (self.reach is not None and not 0 < self.reach < math.inf):
             raise ConfigError(f"similarity: blur and reach are lengths > 0, not {self.blur}, {self.reach}")
         if self.p != 2:

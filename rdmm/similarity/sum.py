@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rdmm.types import ConfigError, Tensor, nearest
+from rdmm.types import ConfigError, Tensor, nearest, require_finite_fields
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Sum:
     weights: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if not self.terms:
             raise ConfigError("similarity: a sum needs at least one term, e.g. similarity=[lncc,sinkhorn]")
         for name, weight in self.weights.items():

@@ -38,7 +38,7 @@ from rdmm.stages.affine_search import (
     history_row,
 )
 from rdmm.stages.base import Result
-from rdmm.types import ConfigError, DivergenceError, InputError
+from rdmm.types import ConfigError, DivergenceError, InputError, require_finite_fields
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class AffineOpt:
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         enough = bool(self.voxels) and self.iterations >= 1 and min(self.voxels) >= 8
         check_search(self.models, self.init, enough, "one level of 8 voxels or more, and one iteration are")
 
@@ -176,6 +177,7 @@ class PointAffine:
     count: int = 2000
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         check_search(self.models, self.init, self.iterations >= 1 and self.count >= 4, "one iteration and four points are")
 
     def __call__(self, pair: Pair[Measure]) -> Result:

@@ -15,7 +15,7 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import composed
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Contrasts:
     share: float = 0.9
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if len(self.shape) not in (2, 3) or min(self.shape) < 16:
             raise ConfigError(f"shape must be 2 or 3 sizes of at least 16, e.g. [64,64,64]; got {list(self.shape)}")
         if self.regions < 2 or min(self.detail, self.width) <= 0 or not 0 <= self.share <= 1:

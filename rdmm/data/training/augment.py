@@ -10,7 +10,7 @@ import torch
 from rdmm.data.synthetic.random_maps import random_affine, random_diffeomorphism
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Transform, composed
-from rdmm.types import ConfigError
+from rdmm.types import ConfigError, require_finite_fields
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Augment:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if min(self.deformation, self.turn, self.stretch, self.shift, self.gamma, self.noise) < 0 or not self.width > 0:
             raise ConfigError(f"augment: all numbers must be >= 0, and width > 0; got {self}")
 
