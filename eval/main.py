@@ -21,6 +21,7 @@ from rdmm.config.program import run_program
 from rdmm.io import write_atomically
 from rdmm.kernels.available import set_threads
 from rdmm.report.html import render_study
+from rdmm.runtime.occasionally import Occasionally
 from rdmm.types import MAX_SEED, require_whole
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,11 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
     set_threads(config["threads"])
     seed = require_whole("seed", config["seed"], 0, MAX_SEED)
     base = [o for o in overrides if not o.lstrip("+~").startswith(PROGRAM_KEYS)]
-    rows = []
-    for row in table_rows(study, base, config["device"], seed, folder):
-        rows.append(row)
-        tables.write_tables(rows, folder, study.baseline)  # after each row, so that an interruption loses nothing
+    rows: list[tables.Row] = []
+    with Occasionally(lambda: tables.write_tables(rows, folder, study.baseline)) as write:
+        for row in table_rows(study, base, config["device"], seed, folder):
+            rows.append(row)
+            write()
     figures.boxes(rows, folder)
     write_index(rows, folder)
     return folder / "table.md"

@@ -12,6 +12,7 @@ from eval.tables import write_tables as write_table
 from rdmm.config.build import build
 from rdmm.config.compose import quoted
 from rdmm.data.training.pairs import TrainingData
+from rdmm.runtime.occasionally import Occasionally
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ def compare_on_test_pairs(config: Mapping[str, Any], models: Mapping[str, Path],
     if table.limit < 1 or not any(d.cases() for d in data.values()):
         return None
     study = Study(data, _methods(models, table), {}, limit=table.limit, pictures=table.pictures)
-    rows = []
-    for row in table_rows(study, [], config["device"], config["seed"], out):
-        rows.append(row)
-        write_table(rows, out)
+    rows: list[dict[str, Any]] = []
+    with Occasionally(lambda: write_table(rows, out)) as write:
+        for row in table_rows(study, [], config["device"], config["seed"], out):
+            rows.append(row)
+            write()
     return out / "table.md"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from rdmm.data.given import AFFINE_STARTS
 
 if TYPE_CHECKING:
     from rdmm.workflows.batch import Batch
-    from rdmm.workflows.launchers import Launcher
+    from rdmm.workflows.launchers import Outcome
 
 
 @click.command(no_args_is_help=True)
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-o", "--out", required=True, help="Output folder: one folder per pair, table.csv, failures.json, index.html.")
 @click.option("--root", help="Folder that all paths in PAIRS are relative to; by default the folder of PAIRS.")
-@click.option("--resume", is_flag=True, help="Skip finished pairs: those with the same settings, inputs and result files (by checksum).")
+@click.option("--resume", is_flag=True, help="Skip finished pairs: those with the same settings, inputs and result files.")
+@click.option("--verify", is_flag=True, help="With --resume: read all files of finished pairs, also those that look unchanged.")
 @click.option("--shard", metavar="I/N", help="Run every N-th pair, starting at the I-th; for N machines that share the folder.")
 @click.option("--jobs", type=JOBS, help="Number of pairs that run at the same time; by default as many as cores and memory allow.")
 @click.option("--launcher", type=click.Choice(["local", "submitit"]), default="local", show_default=True)
@@ -41,6 +43,7 @@ def batch(
     out: str,
     root: str | None,
     resume: bool,
+    verify: bool,
     shard: str | None,
     jobs: int | None,
     launcher: str,
@@ -65,6 +68,8 @@ def batch(
     wrong = [a for a in overrides if "=" not in a]
     if wrong:
         raise click.UsageError(f"settings are KEY=VALUE; got {wrong[0]!r}")
+    if verify and not resume:
+        raise click.UsageError("--verify works only with --resume")
     set_log(quiet, debug)
     from rdmm.workflows.batch import Batch, choose_launcher, parse_shard
     from rdmm.workflows.job import Job
@@ -77,17 +82,17 @@ def batch(
         whole.settings(chosen)
         print_result({"pairs": len(chosen), "launcher": str(launch)}, as_json)
         return 0
-    return run(whole, launch, list(chosen), resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
+    return run(whole, whole.run(launch, resume=resume, overwrite=overwrite, verify=verify), list(chosen), quiet=quiet, as_json=as_json)
 
 
-def run(batch: Batch, launcher: Launcher, ids: list[str], *, resume: bool, overwrite: bool, quiet: bool, as_json: bool) -> int:
-    """Run a batch: print one line per finished pair, and at the end the table of ``ids``. Returns the exit code."""
+def run(batch: Batch, ended: Iterator[tuple[str, Outcome]], ids: list[str], *, quiet: bool, as_json: bool) -> int:
+    """Run a batch: print one line per pair that has ended, and at the end the table of ``ids``. Returns the exit code."""
     from rdmm.runtime.interrupt import interruptible
     from rdmm.workflows.batch import format_outcome, format_table, has_failed
 
     outcomes = {}
     with interruptible("no new pairs are started; running pairs write their best result (press again to quit at once)") as seen:
-        for id, outcome in batch.run(launcher, resume=resume, overwrite=overwrite):
+        for id, outcome in ended:
             outcomes[id] = outcome
             if not quiet:
                 click.echo(f"[{len(outcomes)}/{len(ids)}] {format_outcome(id, outcome)}", err=True)

@@ -21,6 +21,7 @@ from rdmm.data.pair_list import Row, read_pairs
 from rdmm.io import Outputs
 from rdmm.registration.entry import Settings
 from rdmm.registration.record import nan_to_null, table_metrics, warning_text
+from rdmm.runtime.occasionally import Occasionally
 from rdmm.runtime.resources import available_memory
 from rdmm.types import ConfigError, OutputError, RdmmError
 from rdmm.workflows.job import Job
@@ -96,8 +97,14 @@ class Batch:
         i, n = self.shard
         return Path(self.out) / (f"{stem}_{i}of{n}{dot}{kind}" if n > 1 else name)
 
-    def run(self, launcher: Launcher, *, resume: bool = False, overwrite: bool = False) -> Iterator[tuple[str, Outcome]]:
-        """Yield (id, outcome) of every pair when it ends. table.csv and failures.json are always up to date.
+    def run(
+        self, launcher: Launcher, *, resume: bool = False, overwrite: bool = False, verify: bool = False
+    ) -> Iterator[tuple[str, Outcome]]:
+        """Yield (id, outcome) of every pair when it ends. table.csv and failures.json are written along the way (Occasionally).
+
+        Args:
+            resume: skip finished pairs.
+            verify: read all files of finished pairs, also those that look unchanged.
 
         Raises:
             RdmmError: the list, the settings or the output folder cannot be used. An error of a single pair is part of its outcome.
@@ -106,7 +113,7 @@ class Batch:
         settings = self.settings(jobs)
         Outputs.prepare(self.out + os.sep, [], overwrite=True)
         with Outputs(str(self.path("batch."))).locked():
-            rows = self._finished_rows(jobs, settings) if resume else {}
+            rows = self._finished_rows(jobs, settings, verify) if resume else {}
             existing = [id for id, job in jobs.items() if Path(job.out, "run.json").exists()]
             if existing and not (resume or overwrite):
                 raise OutputError(f"{Path(self.out, existing[0])}: already exists; use --resume to continue, or --overwrite to start again")
@@ -116,23 +123,24 @@ class Batch:
             logs = Path(self.out, "logs")
             logs.mkdir(exist_ok=True)
             left = {id: job for id, job in jobs.items() if id not in rows}
-            self._write(jobs, rows)
-            for id, outcome in launcher(left, logs) if left else ():
-                rows[id] = outcome
-                self._write(jobs, rows)
-                yield id, outcome
-            for id in jobs:
-                if id not in rows:
-                    rows[id] = {"status": "not started", "message": "the batch was interrupted", "exit_code": 130}
-                    yield id, rows[id]
-            self._write(jobs, rows)
+            with Occasionally(lambda: self._write(jobs, rows)) as write:
+                write()
+                for id, outcome in launcher(left, logs) if left else ():
+                    rows[id] = outcome
+                    write()
+                    yield id, outcome
+                for id in jobs:
+                    if id not in rows:
+                        rows[id] = {"status": "not started", "message": "the batch was interrupted", "exit_code": 130}
+                        write()
+                        yield id, rows[id]
             write_index(Path(self.out))
 
-    def _finished_rows(self, jobs: Mapping[str, Job], settings: Mapping[bool, Settings]) -> dict[str, Outcome]:
+    def _finished_rows(self, jobs: Mapping[str, Job], settings: Mapping[bool, Settings], verify: bool) -> dict[str, Outcome]:
         """The outcomes of pairs that an earlier run finished with the same settings."""
         rows = {}
         for id, job in jobs.items():
-            run = job.find_finished_run(settings[job.for_shapes])
+            run = job.find_finished_run(settings[job.for_shapes], verify=verify)
             if run is not None:
                 rows[id] = {"status": "done", "message": warning_text(run), "exit_code": 0, **table_metrics(run)}
         return rows

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +149,18 @@ class Job:
                 f"{folded:.3g} % of the cells fold, more than --max-folding {self.max_folding:g} allows; the result was written"
             )
 
-    def find_finished_run(self, settings: Settings) -> dict[str, Any] | None:
+    def find_finished_run(self, settings: Settings, *, verify: bool = False) -> dict[str, Any] | None:
         """The run.json of an earlier run of the same job, or None if there is none.
 
         The settings must be equal, and inputs and results must have the recorded checksums. The inputs may have moved to other paths.
+
+        Args:
+            verify: also read the results of which the file system says that they are unchanged.
         """
         outputs = Outputs(str(Path(self.out)) + "/")
         try:
             run = read_summary(outputs.path("run.json"))
-            if not (self._has_same_settings(run, settings) and self._has_same_files(run, settings, outputs)):
+            if not (self._has_same_settings(run, settings) and self._has_same_files(run, settings, outputs, verify)):
                 return None
             self.check_folding(run["metrics"])
             return run
@@ -170,8 +175,25 @@ class Job:
         config = json.loads(json.dumps(nan_to_null(settings.config)))
         return (run["status"], run["command"], run["seed"]) == ("done", then.command, self.seed) and run["config"] == config
 
-    def _has_same_files(self, run: Mapping[str, Any], settings: Settings, outputs: Outputs) -> bool:
+    def _has_same_files(self, run: Mapping[str, Any], settings: Settings, outputs: Outputs, verify: bool) -> bool:
         """Whether this job's inputs, and the results on disk, have the checksums of ``run``."""
         files = {"fixed": self.fixed, "moving": self.moving, **self.given_inputs, "weights": settings.config.get("weights")}
-        same_inputs = all(sha256(files[k]) == v["sha256"] for k, v in run["inputs"].items())
-        return same_inputs and all(sha256(outputs.path(k)) == v for k, v in run["outputs"].items())
+        written = 0 if verify else outputs.path("run.json").stat().st_mtime_ns
+        return all(_input_sha256(str(files[k]), _times(files[k])) == v["sha256"] for k, v in run["inputs"].items()) and all(
+            max(_times(outputs.path(k))) < written or sha256(outputs.path(k)) == v for k, v in run["outputs"].items()
+        )
+
+
+def _times(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """When the file was last written, and when it was last changed in any way (renamed, for example), in nanoseconds.
+
+    run.json is written after all results: a result that is older than it, by both times, is the one that was written.
+    """
+    state = os.stat(path)
+    return state.st_mtime_ns, state.st_ctime_ns
+
+
+@cache
+def _input_sha256(path: str, times: tuple[int, int]) -> str:
+    """The checksum of an input; many pairs of a batch share one."""
+    return sha256(path)
