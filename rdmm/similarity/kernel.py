@@ -23,9 +23,11 @@ class KernelDistance(MeasureDivergence):
     """1/2 |a - b|^2 in the dual norm of a kernel k: 1/2 (sum_ij k a_i a_j - 2 sum_ij k a_i b_j + sum_ij k b_i b_j).
 
     Args:
-        kernel: ``gaussian`` exp(-|x - y|^2 / (2 sigma^2)), ``laplacian`` exp(-|x - y| / sigma), ``energy`` -|x - y|.
+        kernel: ``gaussian`` exp(-|x - y|^2 / (2 sigma^2)), ``laplacian`` exp(-|x - y| / sigma), ``energy`` -|x - y|. ``energy`` scales
+            each measure to mass 1: between measures of different masses it has no lower bound.
         sigmas: widths of the kernels that are summed, in the unit of the points; ``energy`` ignores them.
         directions: ``none``; ``current``: the kernel times <u, v>; ``varifold``: the kernel times <u, v>^2, which ignores orientations.
+            ``energy`` takes ``none`` only: times these it has no lower bound.
     """
 
     kernel: Kernel = "gaussian"
@@ -38,6 +40,11 @@ class KernelDistance(MeasureDivergence):
             raise ConfigError(f"similarity.kernel must be one of {', '.join(get_args(Kernel))}, not {self.kernel!r}")
         if self.directions not in get_args(Directions):
             raise ConfigError(f"similarity.directions must be one of {', '.join(get_args(Directions))}, not {self.directions!r}")
+        if self.kernel == "energy" and self.directions != "none":
+            raise ConfigError(
+                f"similarity.directions={self.directions} with the energy kernel has no lower bound; choose directions=none, or "
+                "similarity=kernel with kernel=gaussian or laplacian"
+            )
         if self.kernel != "energy" and (not self.sigmas or any(not s > 0 for s in self.sigmas)):
             raise ConfigError(f"similarity.sigmas must be > 0, not {list(self.sigmas)}")
 
@@ -56,9 +63,13 @@ class KernelDistance(MeasureDivergence):
 
         return values
 
+    def _masses(self, m: Measure) -> Tensor:
+        weights = weights_of(m)
+        return weights / weights.sum() if self.kernel == "energy" else weights
+
     def _item(self, moved: Measure, target: Measure) -> Tensor:
         x, y = (m.points[0].T if self.directions == "none" else torch.cat([m.points[0].T, directions_of(m)], 1) for m in (moved, target))
-        a, b = (weights_of(m).unsqueeze(1) for m in (moved, target))
+        a, b = (self._masses(m).unsqueeze(1) for m in (moved, target))
         formula = self._formula(moved.ndim)
         xx, xy, yy = (
             (p * reduce_pairs(formula, s, t, q, log_sum=False)).sum() for s, p, t, q in ((x, a, x, a), (x, a, y, b), (y, b, y, b))
@@ -69,9 +80,16 @@ class KernelDistance(MeasureDivergence):
 @final
 @dataclass(frozen=True)
 class EnergyDistance(MeasureDivergence):
-    """KernelDistance with the kernel -|x - y|, which has no width."""
+    """KernelDistance with the kernel -|x - y|, which has no width, of measures scaled to mass 1.
+
+    Args:
+        directions: only ``none`` is possible.
+    """
 
     directions: Directions = "none"
+
+    def __post_init__(self) -> None:
+        KernelDistance("energy", directions=self.directions)
 
     def _item(self, moved: Measure, target: Measure) -> Tensor:
         return KernelDistance("energy", directions=self.directions)._item(moved, target)
