@@ -116,7 +116,7 @@ class AffineOpt:
         middle = level.pair.fixed.grid.corners().mean(0)
         model: Model = "rigid" if "rigid" in self.models else self.models[0]
         candidates: list[Candidate] = []
-        for start in starts(fixed, moving, middle, self.init):
+        for start in starts(fixed, moving, middle, self.init, self.models):
             p = torch.zeros(parameter_count("translation", level.ndim), dtype=torch.float64)
             try:
                 p = fit(level, start, p, "translation", START_TRANSLATION_ITERATIONS, self.tolerance).parameters
@@ -189,7 +189,8 @@ class PointAffine:
         low, high = fixed.bounds()
         middle = ((low + high) / 2).cpu().double().numpy()
         candidates: list[Candidate] = []
-        for start in starts(shape_center_and_covariance(moving), shape_center_and_covariance(fixed), middle, self.init):
+        domain, target = shape_center_and_covariance(moving), shape_center_and_covariance(fixed)
+        for start in starts(domain, target, middle, self.init, self.models):
             p = torch.zeros(parameter_count("translation", fixed.ndim), dtype=torch.float64)
             candidates.append(list(fit_models(objective, start, p, self.models, self.iterations, self.tolerance))[-1])
         best = min(candidates, key=lambda c: c.similarity)

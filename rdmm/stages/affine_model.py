@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -107,6 +108,11 @@ def expand_parameters(p: Tensor, model: Model, d: int) -> Tensor:
     return out
 
 
+def rotates(models: Sequence[Model]) -> bool:
+    """Whether a sequence of models, from small to large, holds one that rotates."""
+    return models[-1] != "translation"
+
+
 CenterAndCovariance = tuple[np.ndarray, np.ndarray]
 
 
@@ -136,7 +142,7 @@ def _weighted_center_and_covariance(x: Tensor, mass: Tensor) -> CenterAndCovaria
     return center.cpu().numpy(), covariance.cpu().numpy()
 
 
-def starts(domain: CenterAndCovariance, target: CenterAndCovariance, middle: np.ndarray, kind: str) -> list[Start]:
+def starts(domain: CenterAndCovariance, target: CenterAndCovariance, middle: np.ndarray, kind: str, models: Sequence[Model]) -> list[Start]:
     """Starts of the search.
 
     Args:
@@ -144,6 +150,7 @@ def starts(domain: CenterAndCovariance, target: CenterAndCovariance, middle: np.
         middle: center of the rotations for ``header``.
         kind: ``header`` (the files' own geometry), ``com`` (centers of mass), ``axes`` (principal axes, in every orientation without
             a reflection), or ``auto``: all of them.
+        models: the models that will be fitted; if none of them rotates, no start does.
     """
     d = len(middle)
     (domain_center, domain_covariance), (target_center, target_covariance) = domain, target
@@ -152,7 +159,7 @@ def starts(domain: CenterAndCovariance, target: CenterAndCovariance, middle: np.
         out.append(Start(middle, middle, np.eye(d), "header"))
     if kind in ("com", "auto"):
         out.append(Start(domain_center, target_center, np.eye(d), "com"))
-    if kind in ("axes", "auto"):
+    if kind in ("axes", "auto") and rotates(models):
         domain_axes, target_axes = np.linalg.eigh(domain_covariance)[1], np.linalg.eigh(target_covariance)[1]
         for signs in itertools.product((1, -1), repeat=d):
             rotation = target_axes @ np.diag(signs) @ domain_axes.T

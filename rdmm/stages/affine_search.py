@@ -16,7 +16,7 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine
-from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, parameter_count, world_matrix
+from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, parameter_count, rotates, world_matrix
 from rdmm.stages.base import Result
 from rdmm.types import ConfigError, DivergenceError, Tensor
 
@@ -101,13 +101,17 @@ class Candidate:
 
 
 def check_search(models: Sequence[Model], init: str, enough: bool, needs: str) -> None:
-    """Raise ConfigError for an unknown ``init`` or model, for no model, or, with the text ``needs``, if not ``enough``."""
+    """Raise ConfigError for an unknown ``init`` or model, for models that are not from small to large, for a start that rotates more
+    than the models, or, with the text ``needs``, if not ``enough``."""
     if init not in get_args(Init):
         raise ConfigError(f"affine.init must be one of {', '.join(get_args(Init))}, not {init!r}")
     if not models or not enough:
         raise ConfigError(f"affine: at least one model, {needs} needed")
-    for model in models:
-        parameter_count(model, 3)
+    counts = [parameter_count(model, 3) for model in models]
+    if counts != sorted(set(counts)):
+        raise ConfigError(f"affine.models go from small to large, each once: {', '.join(get_args(Model))}; not {', '.join(models)}")
+    if init == "axes" and not rotates(models):
+        raise ConfigError("affine.init=axes starts from a rotation, but affine.models holds translation only; choose auto, header or com")
 
 
 def fit(objective: Objective, start: Start, p: Tensor, model: Model, iterations: int, tolerance: float) -> Candidate:
