@@ -90,6 +90,10 @@ class PointFlow:
     q: Tensor
     p: Tensor
 
+    @property
+    def ndim(self) -> int:
+        return int(self.q.shape[1])
+
     def __call__(self, x: Tensor) -> Tensor:
         points = x.flatten(2).to(self.q)
         q, p = (y.expand(len(points), *y.shape[1:]) for y in (self.q, self.p))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
@@ -241,6 +241,22 @@ def _coordinates(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: torc
 @torch.inference_mode(False)  # what is cached in the caller's inference mode could not have gradients later
 def _cached_coordinates(*key: Any) -> Tensor:
     return _coordinates_in_use.setdefault(key, _coordinates(*key))
+
+
+def require_one_dimension(dimensions: Mapping[str, int | None]) -> None:
+    """Check that what is used together is all 2D or all 3D.
+
+    Args:
+        dimensions: 2, 3 or None (fits both), by the name that the message gives: a file where there is one.
+
+    Raises:
+        InputError: two dimensions differ; the message names both.
+    """
+    known = {name: d for name, d in dimensions.items() if d is not None}
+    first = next(iter(known), "")
+    for name, d in known.items():
+        if d != known[first]:
+            raise InputError(f"{first} is {known[first]}D but {name} is {d}D; give both of one dimension")
 
 
 def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rdmm.spatial.gaussian import lowpass
-from rdmm.spatial.grid import Grid, apply_matrix
+from rdmm.spatial.grid import Grid, apply_matrix, require_one_dimension
 from rdmm.spatial.ops import Mode, resize, sample
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Identity, Transform, composed
@@ -80,8 +80,9 @@ class Image:
         """Convert points (b, d, *t) from domain units of ``frame`` to domain units of this image's grid.
 
         Raises:
-            InputError: both are single slices, of different planes.
+            InputError: one is 2D and the other 3D, or both are single slices, of different planes.
         """
+        require_one_dimension({"the image": self.grid.ndim, "the grid": frame.ndim})
         require_same_plane(self.grid.placement, frame.placement)
         if self.grid.same_frame(frame):
             return points

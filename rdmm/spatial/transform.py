@@ -1,6 +1,7 @@
 """Transforms: maps from points to points. For images they pull back: they map a point of the fixed image to its point in the moving one.
 
 Points are in domain units of one frame (see Grid). ``Placed`` and ``Framed`` convert maps to and from world millimeters.
+Every transform knows its dimension; 2D and 3D cannot be composed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from rdmm.spatial.grid import Grid, apply_matrix
+from rdmm.spatial.grid import Grid, apply_matrix, require_one_dimension
 from rdmm.spatial.ops import sample
 from rdmm.types import Tensor
 
@@ -21,12 +22,20 @@ from rdmm.types import Tensor
 class Transform(Protocol):
     """x (b, d, *t) -> y (b, d, *t)."""
 
+    @property
+    def ndim(self) -> int | None:
+        """d, 2 or 3; None for a map of points of any dimension."""
+
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Identity:
     """y = x."""
+
+    @property
+    def ndim(self) -> None:
+        return None
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
@@ -37,6 +46,10 @@ class Affine:
     """y = A x + t, with the homogeneous ``matrix`` (d+1, d+1) or (b, d+1, d+1)."""
 
     matrix: Tensor
+
+    @property
+    def ndim(self) -> int:
+        return int(self.matrix.shape[-1]) - 1
 
     def __call__(self, x: Tensor) -> Tensor:
         return apply_matrix(self.matrix, x)
@@ -66,6 +79,10 @@ class Dense:
     grid: Grid
     outside: Literal["edge", "identity"] = "edge"
 
+    @property
+    def ndim(self) -> int:
+        return self.grid.ndim
+
     def __call__(self, x: Tensor) -> Tensor:
         u = self.displacement.to(x)
         if self.grid.is_identity(x):
@@ -76,10 +93,17 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Composed:
-    """y = then(first(x))."""
+    """y = then(first(x)). Raises InputError if one map is 2D and the other 3D."""
 
     first: Transform
     then: Transform
+
+    def __post_init__(self) -> None:
+        require_one_dimension({"the first transform": self.first.ndim, "the next transform": self.then.ndim})
+
+    @property
+    def ndim(self) -> int | None:
+        return self.first.ndim or self.then.ndim
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.then(self.first(x))
@@ -107,6 +131,10 @@ class Placed:
     transform: Transform
     grid: Grid
 
+    @property
+    def ndim(self) -> int:
+        return self.grid.ndim
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.grid.to_world(self.transform(self.grid.from_world(x)))
 
@@ -118,12 +146,21 @@ class Framed:
     transform: Transform
     grid: Grid
 
+    @property
+    def ndim(self) -> int:
+        return self.grid.ndim
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.grid.from_world(self.transform(self.grid.to_world(x)))
 
 
 def framed(transform: Transform, grid: Grid) -> Transform:
-    """A map between world millimeters, expressed in domain units of ``grid``'s frame; affine maps stay affine."""
+    """A map between world millimeters, expressed in domain units of ``grid``'s frame; affine maps stay affine.
+
+    Raises:
+        InputError: the map is 2D and the grid 3D, or the other way round.
+    """
+    require_one_dimension({"the transform": transform.ndim, "the grid": grid.ndim})
     if isinstance(transform, Identity):
         return transform
     if isinstance(transform, Affine):
