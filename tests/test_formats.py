@@ -179,7 +179,7 @@ def test_warps_there_and_back(straight, tmp_path, form):
 def test_affines_there_and_back(case, tmp_path, form):
     affine, path = io.read_transform(case.names["affine"]), tmp_path / AFFINES[form]
     write_transform(path, affine, NAMED.get(form, form), case.space)
-    back = read_transform_as(str(path), None, case.space)
+    back = read_transform_as(str(path), "fsl" if form == "fsl" else None, case.space)  # a bare matrix does not name its tool
     assert isinstance(back, Affine) and np.allclose(back.matrix.numpy(), affine.matrix.numpy(), atol=1e-5)
 
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_is_said(straight, tmp_path):
         write_transform(tmp_path / "x.nii.gz", warp, "afni", oblique_case)
     with pytest.raises(ConfigError, match="3D images only"):
         write_transform(tmp_path / "x.mat", affine, "fsl", Space(*CASES["2d"]))
-    with pytest.raises(ConfigError, match="ends in one of"):
+    with pytest.raises(ConfigError, match=r"ends in \.nii"):
         write_transform(tmp_path / "x.xfm", affine, None, case.space)
     field = np.zeros((*case.space.fixed.shape, 3), np.float32)
     nib.save(nib.Nifti1Image(field, np.eye(4)), tmp_path / "plain.nii.gz")
@@ -260,4 +260,4 @@ def test_what_cannot_be_is_said(straight, tmp_path):
     for name, content in (("x.h5", b"\x89HDF\r\n"), ("y.npz", b"PK"), ("z.aff12.1D", b"1 2 3"), ("f.mat", b"1 0 0 0\n" * 4)):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
-            read_transform_as(str(tmp_path / name), None, case.space)
+            read_transform_as(str(tmp_path / name), "fsl" if name == "f.mat" else None, case.space)

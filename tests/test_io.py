@@ -98,15 +98,15 @@ def test_sheared_grids_are_refused_by_the_warp_writer(tmp_path):
 
 def test_other_vector_files_are_refused(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((5, 5, 5, 3), np.float32), np.eye(4)), tmp_path / "x.nii")
-    with pytest.raises(InputError, match="no displacement field"):
+    with pytest.raises(InputError, match="does not tell which tool"):
         io.read_transform(str(tmp_path / "x.nii"))
     image = nib.Nifti1Image(np.zeros((5, 5, 5, 1, 3), np.float32), np.eye(4))
     image.header.set_intent(1006)
     nib.save(image, tmp_path / "y.nii")
-    with pytest.raises(InputError, match="1006"):
+    with pytest.raises(InputError, match="does not tell which tool"):
         io.read_transform(str(tmp_path / "y.nii"))
     (tmp_path / "z.mat").write_bytes(b"nonsense")
-    with pytest.raises(InputError, match="MATLAB"):
+    with pytest.raises(InputError, match="not a transform of a known tool"):
         io.read_transform(str(tmp_path / "z.mat"))
     with pytest.raises(InputError, match="no such file"):
         io.read_transform(str(tmp_path / "missing.txt"))

@@ -1,90 +1,91 @@
-"""Transforms of every tool, and lists of -t arguments. Only this module chooses a reader or writer by a file's name or header."""
+"""Transforms of every tool, and lists of -t arguments. Only this module chooses a reader or writer, by a file's content."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from rdmm.io.files import require_file
-from rdmm.io.nifti import VECTOR_INTENT, read_header
+from rdmm.io.files import require_ending
 from rdmm.io.tools.afni import AFNI
-from rdmm.io.tools.fsl import COEFFICIENT_INTENTS, FIELD_INTENT, FSL
-from rdmm.io.tools.itk import read_affine, read_warp, write_affine, write_affine_text, write_warp
-from rdmm.io.tools.itk_h5 import read_h5, write_h5
+from rdmm.io.tools.elastix import Elastix
+from rdmm.io.tools.freesurfer import FreeSurfer
+from rdmm.io.tools.fsl import FSL
+from rdmm.io.tools.itk import ITK
 from rdmm.io.tools.learn2reg import Learn2Reg
-from rdmm.io.vectors import IMAGES, Space, affine_matrix, choose_grid
-from rdmm.spatial.transform import Affine, Transform, compose_all, displacement, framed
+from rdmm.io.tools.minc import MINC
+from rdmm.io.tools.niftyreg import NiftyReg
+from rdmm.io.tools.ras import RAS
+from rdmm.io.tools.spm import SPM
+from rdmm.io.tools.start import Start
+from rdmm.io.vectors import Space, is_like_positions
+from rdmm.spatial.grid import require_one_dimension
+from rdmm.spatial.transform import Affine, Transform, compose_all
 from rdmm.types import ConfigError, InputError, nearest
 
 
-class TransformFormat(Protocol):
+class TransformReader(Protocol):
     """One tool's files of transforms. Transforms map world millimeters (RAS+), fixed -> moving."""
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether the files depend on the grids of both images."""
+
+    def recognises(self, start: Start) -> bool:
+        """Whether a file that starts like this may be of this tool."""
+
     def read(self, path: Path, space: Space) -> Transform: ...
+
+
+class TransformFormat(TransformReader, Protocol):
+    """A tool's files that are written as well; their names end in ``endings``, in lower case."""
+
+    @property
+    def endings(self) -> tuple[str, ...]: ...
 
     def write(self, path: Path, transform: Transform, space: Space) -> None: ...
 
 
-@dataclass(frozen=True)
-class ITK:
-    """ITK and ANTs: warps .nii.gz, affines .mat, .txt, .tfm, and a whole chain in one .h5."""
+FORMATS: dict[str, TransformFormat] = {"itk": ITK(), "fsl": FSL(), "ras": RAS(), "afni": AFNI(), "learn2reg": Learn2Reg()}
+READERS: dict[str, TransformReader] = {
+    **FORMATS,
+    "spm": SPM(),
+    "niftyreg": NiftyReg(),
+    "elastix": Elastix(),
+    "freesurfer": FreeSurfer(),
+    "minc": MINC(),
+}
 
-    def read(self, path: Path, space: Space) -> Transform:
-        if path.suffix == ".h5":
-            return read_h5(path)
-        return read_warp(path) if path.name.endswith(IMAGES) else read_affine(path)
-
-    def write(self, path: Path, transform: Transform, space: Space) -> None:
-        if path.suffix == ".h5":
-            return write_h5(path, transform, space.fixed)
-        if path.suffix in (".mat", ".txt", ".tfm"):
-            matrix = affine_matrix(transform, path)
-            return write_affine(path, matrix) if path.suffix == ".mat" else write_affine_text(path, matrix)
-        grid = choose_grid(transform, space)
-        write_warp(path, displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64)), grid)
-
-
-FORMATS: dict[str, TransformFormat] = {"itk": ITK(), "fsl": FSL(), "afni": AFNI(), "learn2reg": Learn2Reg()}
-
-ITK_SUFFIXES = (*IMAGES, ".mat", ".txt", ".tfm", ".h5")
-SUFFIXES = (*ITK_SUFFIXES, ".npz", ".1D")
+AMBIGUOUS = {
+    "fsl": "FLIRT, FNIRT: FSL's millimeters",
+    "ras": "greedy, c3d, NiftyReg: RAS millimeters",
+    "afni": "AFNI: LPS millimeters",
+    "learn2reg": "voxels",
+}
+"""The tools whose files can look the same, and their coordinates."""
 
 
-def choose_format(name: str, given: str | None) -> TransformFormat:
-    """The format of the name ``given``; if None, the one that the file's name and, if it exists, its header indicate.
+def recognise(path: Path) -> list[str]:
+    """The tools, as keys of READERS, whose files begin like this one.
 
     Raises:
-        ConfigError: there is no such format, or the file does not indicate one.
+        InputError: there is none, or the file is missing.
     """
-    if given is not None:
-        if given not in FORMATS:
-            raise ConfigError(f"there is no format {given!r}{nearest(given, FORMATS)}; there are {', '.join(FORMATS)}")
-        return FORMATS[given]
-    path = Path(name)
-    if path.name.endswith(".1D"):
-        return FORMATS["afni"]
-    if path.suffix == ".npz" or path.name.startswith("disp_"):
-        return FORMATS["learn2reg"]
-    if path.suffix == ".mat" and os.path.isfile(path) and _is_text(path):
-        return FORMATS["fsl"]
-    if path.name.endswith(IMAGES) and os.path.isfile(path):
-        header = read_header(path)
-        intent, shape = header.intent, header.shape
-        if intent in (FIELD_INTENT, *COEFFICIENT_INTENTS):
-            return FORMATS["fsl"]
-        if intent != VECTOR_INTENT and len(shape) > 3 and shape[-1] in (2, 3):
-            raise ConfigError(f"{name}: its header does not tell which tool's vectors these are: pass --from {'|'.join(FORMATS)}")
-    return FORMATS["itk"]
+    start = Start.of(path)
+    forms = [form for form, reader in READERS.items() if reader.recognises(start)]
+    named = [form for form in forms if form in ("spm", "niftyreg")]  # they fill in the intent's name, which ITK leaves empty
+    if not forms:
+        raise InputError(f"{path}: not a transform of a known tool ({', '.join(READERS)}); docs/formats.md lists the files of each")
+    if path.name.startswith("disp_") and "learn2reg" in forms:
+        return ["learn2reg"]
+    return named or forms
 
 
-def _is_text(path: Path) -> bool:
-    data = path.read_bytes()[:4096]
-    return b"\0" not in data
+def _ambiguity(path: str, forms: list[str]) -> str:
+    tools = " or ".join(f"{form} ({AMBIGUOUS[form]})" for form in forms)
+    return f"{path}: the file does not tell which tool wrote it: {tools} differ by their coordinates"
 
 
 def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
@@ -92,39 +93,75 @@ def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
 
     Args:
         name: a file.
-        form: a key of FORMATS; None: as ``choose_format`` decides.
+        form: a key of READERS; None: as the file's content tells.
         space: the images' grids; FSL, Learn2Reg and oblique AFNI affines need them.
 
     Raises:
         InputError: the file cannot be used.
         ConfigError: the format or a grid is missing.
     """
-    require_file(name)
-    return choose_format(name, form).read(Path(name), space)
+    if form is not None and form not in READERS:
+        raise ConfigError(f"there is no format {form!r}{nearest(form, READERS)}; there are {', '.join(READERS)}")
+    path = Path(name)
+    if form is not None:
+        return READERS[form].read(path, space)
+    forms = recognise(path)
+    if len(forms) > 1:
+        raise ConfigError(f"{_ambiguity(name, forms)}; pass --from {'|'.join(forms)}")
+    return _require_displacement(path, READERS[forms[0]].read(path, space), forms[0])
+
+
+def _require_displacement(path: Path, transform: Transform, form: str) -> Transform:
+    """Raise InputError for a field that the header calls vectors of ITK, but that holds points like those of SPM."""
+    if form == "itk" and is_like_positions(transform):
+        raise InputError(
+            f"{path}: its vectors are nearly the positions of their voxels, as of a tool that stores points instead of displacements;"
+            f" convert them first: rdmm convert {path} OUT.h5 --from spm (points, RAS mm) or --from itk (displacements)"
+        )
+    return transform
+
+
+def choose_writer(name: str | os.PathLike[str], form: str | None) -> TransformFormat:
+    """The format in which a transform is written: ``form``, or what the name's ending says. Call it before anything is computed.
+
+    Raises:
+        ConfigError: there is no such format, it is only read, or its files have other endings.
+    """
+    path = Path(name)
+    if form is not None and form not in FORMATS:
+        read_only = " is only read" if form in READERS else f" does not exist{nearest(form, FORMATS)}"
+        raise ConfigError(f"--to {form}: this format{read_only}; transforms are written as {', '.join(FORMATS)}")
+    if form is None:
+        is_learn2reg = path.suffix.lower() == ".npz" or path.name.startswith("disp_")
+        form = "afni" if path.suffix.lower() == ".1d" else "learn2reg" if is_learn2reg else "itk"
+    require_ending(path, FORMATS[form].endings, f"a transform for {form}")
+    return FORMATS[form]
 
 
 def write_transform(name: str | os.PathLike[str], transform: Transform, form: str | None, space: Space) -> None:
-    """Write a map of world millimeters, fixed -> moving, for a tool; arguments and errors as for ``read_transform_as``."""
-    text = os.fspath(name)
-    if not text.endswith(SUFFIXES):
-        raise ConfigError(f"{text}: a transform's name ends in one of {', '.join(SUFFIXES)}")
-    absent = str(Path("/nowhere", Path(text).name))  # a file that will be replaced must not determine the format
+    """Write a map of world millimeters, fixed -> moving, for a tool; arguments and errors as for ``choose_writer``."""
     with np.errstate(over="ignore", invalid="ignore"):  # the writers refuse what is not finite
-        choose_format(absent, form).write(Path(text), transform, space)
+        choose_writer(name, form).write(Path(name), transform, space)
 
 
 def read_transform(name: str) -> Transform:
-    """Read one -t argument: a warp, an affine, or ``[AFFINE,1]`` for an affine's inverse; a map of world millimeters.
+    """Read one -t argument: a transform of any tool whose content tells its tool, or ``[AFFINE,1]`` for an affine's inverse.
+
+    Returns:
+        a map of world millimeters (RAS+), fixed -> moving.
 
     Raises:
-        InputError: the file cannot be used, or is not one of ITK's.
+        InputError: the file cannot be used, does not tell its tool, or depends on the grids of the images.
     """
     if name.startswith("[") and name.endswith("]"):
         return _read_bracketed(name)
-    if not name.endswith(ITK_SUFFIXES):
-        require_file(name)
-        raise InputError(f"{name}: a transform is a warp (.nii, .nii.gz), an ITK affine (.mat, .txt, .tfm) or composite (.h5)")
-    return FORMATS["itk"].read(Path(name), Space())
+    forms = recognise(Path(name))
+    convert = f"convert it first: rdmm convert {name} OUT --from {'|'.join(forms)}"
+    if len(forms) > 1:
+        raise InputError(f"{_ambiguity(name, forms)}; {convert}")
+    if READERS[forms[0]].needs_images:
+        raise InputError(f"{name}: a transform of {forms[0]} depends on the grids of both images; {convert} --fixed IMAGE --moving IMAGE")
+    return read_transform_as(name, None, Space())
 
 
 def _read_bracketed(name: str) -> Transform:
@@ -144,5 +181,10 @@ def read_transforms(names: list[str]) -> Transform:
     """Read a list of -t arguments as one map.
 
     A point goes through the first transform first. Seen from the moving image, the last one is therefore applied first.
+
+    Raises:
+        InputError: as for ``read_transform``; or two transforms are of different dimensions.
     """
-    return compose_all(read_transform(n) for n in names)
+    transforms = [read_transform(name) for name in names]
+    require_one_dimension({name: t.ndim for name, t in zip(names, transforms, strict=True)})
+    return compose_all(transforms)

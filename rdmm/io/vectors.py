@@ -20,15 +20,6 @@ def ras_to_lps(d: int) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) if d == 3 else np.diag([-1.0, -1.0, 1.0])
 
 
-def from_itk_affine(parameters: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """The RAS matrix (d+1, d+1) of ITK's affine: d * d + d parameters and the center (d,), both LPS."""
-    d = center.size
-    m = np.eye(d + 1)
-    m[:d, :d] = parameters[: d * d].reshape(d, d)
-    m[:d, d] = parameters[d * d :] + center - m[:d, :d] @ center
-    return ras_to_lps(d) @ m @ ras_to_lps(d)
-
-
 def to_itk_affine(matrix: np.ndarray) -> np.ndarray:
     """ITK's d * d + d parameters of a RAS matrix (d+1, d+1), for the center 0."""
     d = len(matrix) - 1
@@ -94,6 +85,13 @@ def choose_grid(transform: Transform, space: Space) -> Grid:
     return space.fixed or own[0]
 
 
+def affine_map(path: Path, matrix: np.ndarray) -> Affine:
+    """The map of a world matrix (d+1, d+1) that was read from ``path``. Raises InputError if it is singular, not finite or not affine."""
+    if not is_invertible(matrix):
+        raise InputError(f"{path}: the affine is singular, not finite, or not affine (last row 0 .. 0 1); write it again with its tool")
+    return Affine(torch.as_tensor(np.array(matrix, dtype=np.float64)))
+
+
 def voxel_indices(grid: Grid) -> np.ndarray:
     """Indices of all voxels, (*s, d)."""
     return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid.shape), indexing="ij"), -1)
@@ -116,6 +114,49 @@ def read_vectors(path: Path, grid: Grid | None) -> tuple[np.ndarray, Grid, int]:
             f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}; give the --fixed image of this field"
         )
     return array, grid or raw.header.grid(), raw.header.intent
+
+
+@dataclass(frozen=True)
+class Field:
+    """Vectors of a NIfTI file in ITK's layout, (*s, d) as stored, on the file's own grid."""
+
+    values: np.ndarray
+    grid: Grid
+
+    def positions(self) -> np.ndarray:
+        """Points of the voxels in RAS millimeters, (*s, d)."""
+        return self.grid.voxel_to_world(voxel_indices(self.grid))
+
+
+def read_field(path: Path) -> Field:
+    """Read a NIfTI file (X, Y, Z, 1, 3), or (X, Y, 1, 1, 2) in 2D, of one vector at each voxel.
+
+    Raises:
+        InputError: the file is damaged, has another shape, or its vectors are not finite.
+    """
+    raw = read_raw(path, strict=True)
+    shape, axes = raw.array.shape, raw.header.placement.axes
+    if len(shape) != 5 or shape[3:] != (1, len(axes)) or len(axes) < 2:
+        raise InputError(f"{path}: shape {shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is expected")
+    if not np.isfinite(raw.array).all():
+        raise InputError(f"{path}: the displacement has NaN or Inf; write it again with the tool that made it")
+    grid = raw.header.grid()
+    return Field(raw.array.reshape(*grid.shape, len(axes)).astype(np.float64), grid)
+
+
+def is_like_positions(transform: Transform) -> bool:
+    """Whether a warp's vectors are, but for a quarter of their spread, the positions of their voxels or those with x and y turned.
+
+    A displacement is not, unless the map doubles all lengths.
+    """
+    if not (isinstance(transform, Placed) and isinstance(transform.transform, Dense)):
+        return False
+    grid = transform.grid
+    vectors = world_displacement(transform.transform.displacement, grid)
+    positions = grid.voxel_to_world(voxel_indices(grid))
+    turned = positions @ ras_to_lps(grid.ndim)[:-1, :-1]
+    spread = positions.std(axis=tuple(range(grid.ndim)))
+    return any(bool((np.std(vectors - x, axis=tuple(range(grid.ndim))) < spread / 4).all()) for x in (positions, turned))
 
 
 def require_3d(grid: Grid, what: str) -> None:
@@ -142,7 +183,7 @@ def affine_matrix(transform: Transform, path: Path) -> np.ndarray:
 
 
 def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Read an affine from a text file of ``shape`` numbers, as a (4, 4) matrix; lines that begin with # are comments.
+    """Read an affine from a text file of ``shape`` numbers, as a square matrix; lines that begin with # are comments.
 
     Raises:
         InputError: other numbers, or a matrix that is singular, not finite or not affine.
@@ -152,10 +193,8 @@ def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
         numbers = np.array(" ".join(lines).split(), dtype=np.float64).reshape(shape)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {shape[0] * shape[1]} numbers in a text file are expected ({error})") from error
-    whole = np.vstack([numbers, [0, 0, 0, 1]]) if shape[0] == 3 else numbers
-    if not is_invertible(whole):
-        raise InputError(f"{path}: the matrix is singular, not finite, or not affine (last row 0 0 0 1)")
-    return np.asarray(whole)
+    whole = np.vstack([numbers, [0, 0, 0, 1]]) if shape[0] < shape[1] else numbers
+    return affine_map(path, whole).matrix.numpy()
 
 
 def write_matrix(path: Path, matrix: np.ndarray, banner: str = "") -> None:

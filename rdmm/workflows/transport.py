@@ -10,7 +10,7 @@ import torch
 from rdmm import io
 from rdmm.io.files import check_output
 from rdmm.similarity.sinkhorn_images import GridSinkhorn, require_density
-from rdmm.spatial.grid import Grid
+from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.transform import Identity, framed
 from rdmm.transport.barycenter import barycenter as barycenter_of
 from rdmm.transport.barycenter import transfer_along_plan
@@ -30,9 +30,7 @@ def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool
     read = io.read_labels if labels else io.read_image
     images = [read(f) for f in files]
     grid = images[0].grid
-    for name, image in zip(files[1:], images[1:], strict=True):
-        if image.grid.ndim != grid.ndim:
-            raise InputError(f"{name} is {image.grid.ndim}D but {files[0]} is {grid.ndim}D")
+    require_one_dimension({name: image.grid.ndim for name, image in zip(files, images, strict=True)})
     mode: Literal["nearest", "linear"] = "nearest" if labels else "linear"
     data = torch.cat([image.moved_by(framed(Identity(), grid), grid, mode=mode).data[:, 0] for image in images])
     fractions = weights or [1 / len(files)] * len(files)
@@ -87,6 +85,7 @@ def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, rea
     """
     path = check_output(out, overwrite=overwrite)
     target, source = io.read_image(fixed), io.read_image(moving)
+    require_one_dimension({fixed: target.grid.ndim, moving: source.grid.ndim})
     grid = target.grid
     onto = framed(Identity(), grid)
     names = io.read_labels(labels, source).moved_by(onto, grid, mode="nearest").data[0, 0]

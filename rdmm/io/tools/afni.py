@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rdmm.io.files import finite_float32
 from rdmm.io.nifti import DISPLACEMENT_INTENT, encode_nifti, write_nifti
+from rdmm.io.tools.start import Start, has_unnamed_vectors
 from rdmm.io.vectors import (
     IMAGES,
     Space,
+    affine_map,
     affine_matrix,
     choose_grid,
     from_vectors,
@@ -25,7 +26,7 @@ from rdmm.io.vectors import (
     write_matrix,
 )
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.transform import Affine, Transform
+from rdmm.spatial.transform import Transform
 from rdmm.types import ConfigError, InputError
 
 
@@ -36,6 +37,12 @@ class AFNI:
     Affines ignore that an image is oblique, as AFNI does.
     """
 
+    endings = (*IMAGES, ".1d")
+    needs_images = True
+
+    def recognises(self, start: Start) -> bool:
+        return has_unnamed_vectors(start) or start.path.suffix == ".1D" or start.text.startswith("# 3dvolreg matrices")
+
     def read(self, path: Path, space: Space) -> Transform:
         if path.name.endswith(IMAGES):
             values, grid, _ = read_vectors(path, space.fixed)
@@ -44,7 +51,7 @@ class AFNI:
         parameters = read_matrix(path, (3, 4))
         linear = _import_linear_class()()
         linear.structarr["parameters"] = parameters
-        return Affine(torch.as_tensor(np.asarray(linear.to_ras(*_nibabel_images(space)))))
+        return affine_map(path, np.asarray(linear.to_ras(*_nibabel_images(space))))
 
     def write(self, path: Path, transform: Transform, space: Space) -> None:
         if not path.name.endswith(IMAGES):
@@ -70,6 +77,7 @@ def _nibabel_images(space: Space) -> tuple[Any, Any]:
     import nibabel as nib
 
     fixed, moving = space.both("AFNI's affine")
+    require_3d(fixed, "AFNI")
     images = [nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.asarray(g.affine)) for g in (moving, fixed)]
     return images[0], images[1]
 

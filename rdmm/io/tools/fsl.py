@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rdmm.io.files import finite_float32
 from rdmm.io.nifti import encode_nifti, write_nifti
+from rdmm.io.tools.start import Start, has_unnamed_vectors
 from rdmm.io.vectors import (
     IMAGES,
     Space,
+    affine_map,
     affine_matrix,
     apply_matrix,
     from_vectors,
@@ -24,7 +25,7 @@ from rdmm.io.vectors import (
     write_matrix,
 )
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.transform import Affine, Transform
+from rdmm.spatial.transform import Transform
 from rdmm.types import InputError
 
 FIELD_INTENT, COEFFICIENT_INTENTS = 2006, range(2007, 2018)
@@ -38,11 +39,17 @@ class FSL:
     These are measured from the first voxel along the voxel axes, with the first axis flipped if the affine's determinant is positive.
     """
 
+    endings = (*IMAGES, ".mat")
+    needs_images = True
+
+    def recognises(self, start: Start) -> bool:
+        return start.intent in (FIELD_INTENT, *COEFFICIENT_INTENTS) or has_unnamed_vectors(start) or start.numbers == 16
+
     def read(self, path: Path, space: Space) -> Transform:
         fixed, moving = space.both("FSL's transform")
         a, b = _fsl_to_world(fixed), _fsl_to_world(moving)
         if not path.name.endswith(IMAGES):
-            return Affine(torch.as_tensor(b @ np.linalg.inv(read_matrix(path, (4, 4))) @ np.linalg.inv(a)))
+            return affine_map(path, b @ np.linalg.inv(read_matrix(path, (4, 4))) @ np.linalg.inv(a))
         values, grid, intent = read_vectors(path, fixed)
         if intent in COEFFICIENT_INTENTS:
             raise InputError(

@@ -9,18 +9,74 @@ In memory, transforms map world millimeters (RAS+): ``Affine`` with a world matr
 from __future__ import annotations
 
 import io
+import logging
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from rdmm.io.files import finite_float32, require_file, require_finite_result, write_atomically
-from rdmm.io.nifti import DISPLACEMENT_INTENT, VECTOR_INTENT, encode_nifti, read_raw, write_nifti
-from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_displacement
-from rdmm.spatial.grid import Grid, is_invertible
-from rdmm.spatial.transform import Affine, Placed
+from rdmm.io.files import finite_float32, require_finite_result, write_atomically
+from rdmm.io.nifti import VECTOR_INTENT, encode_nifti, write_nifti
+from rdmm.io.tools.itk_h5 import is_hdf5, read_h5, write_h5
+from rdmm.io.tools.itk_maps import COMPOSITE, Entry, decode
+from rdmm.io.tools.start import Start
+from rdmm.io.vectors import (
+    IMAGES,
+    Space,
+    affine_matrix,
+    choose_grid,
+    from_vectors,
+    ras_to_lps,
+    read_field,
+    require_itk_grid,
+    to_itk_affine,
+    world_displacement,
+)
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Placed, Transform, displacement, framed
 from rdmm.types import InputError, Tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ITK:
+    """ITK and ANTs: warps .nii.gz, linear maps .mat, .txt, .tfm, and a whole chain in one .h5. Greedy reads the warps and .txt."""
+
+    endings = (*IMAGES, ".mat", ".txt", ".tfm", ".h5")
+    needs_images = False
+
+    def recognises(self, start: Start) -> bool:
+        if start.header is not None:
+            return start.in_itk_layout and start.intent in (0, VECTOR_INTENT)
+        return is_hdf5(start.head) or start.text.startswith("#Insight Transform File") or _is_mat(start)
+
+    def read(self, path: Path, space: Space) -> Transform:
+        start = Start.of(path)
+        if start.header is not None:
+            if start.intent != VECTOR_INTENT:
+                log.warning("%s: its header does not say that it holds vectors (intent 1007); read as displacements of ITK", path)
+            return read_warp(path)
+        if is_hdf5(start.head):
+            return read_h5(path)
+        return decode(path, _read_text(path) if start.text else _read_mat(path))
+
+    def write(self, path: Path, transform: Transform, space: Space) -> None:
+        ending = path.suffix.lower()
+        if ending == ".h5":
+            return write_h5(path, transform, space.fixed)
+        if ending in (".mat", ".txt", ".tfm"):
+            matrix = affine_matrix(transform, path)
+            return write_affine(path, matrix) if ending == ".mat" else write_affine_text(path, matrix)
+        grid = choose_grid(transform, space)
+        write_warp(path, displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64)), grid)
+
+
+def _is_mat(start: Start) -> bool:
+    return start.path.suffix.lower() == ".mat" and not start.text
 
 
 def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Grid | None = None) -> None:
@@ -42,22 +98,15 @@ def write_warp(path: str | os.PathLike[str], u: Tensor, grid: Grid, *, like: Gri
     write_nifti(path, encode_nifti(finite_float32(path, vectors), grid, intent=VECTOR_INTENT))
 
 
-def read_warp(path: str | os.PathLike[str]) -> Placed:
+def read_warp(path: Path) -> Placed:
     """Read a displacement field as a map of world millimeters.
 
     Raises:
         InputError: the file is not a vector field in ITK's layout, or not finite.
     """
-    raw = read_raw(path, strict=True)
-    shape, axes = raw.array.shape, raw.header.placement.axes
-    if len(shape) != 5 or shape[3:] != (1, len(axes)) or len(axes) < 2:
-        raise InputError(f"{path}: shape {shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is expected")
-    if raw.header.intent == DISPLACEMENT_INTENT:
-        raise InputError(f"{path}: intent 1006 (DISPVECT): vectors of AFNI or FSL, not of ITK; convert the file with rdmm convert")
-    if not np.isfinite(raw.array).all():
-        raise InputError(f"{path}: the displacement has NaN or Inf; write it again with the tool that made it")
-    grid, d = raw.header.grid(), len(axes)
-    return from_vectors(raw.array.reshape(*grid.shape, d).astype(np.float64) @ ras_to_lps(d)[:d, :d], grid)
+    field = read_field(path)
+    d = field.grid.ndim
+    return from_vectors(field.values @ ras_to_lps(d)[:d, :d], field.grid)
 
 
 def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
@@ -81,43 +130,50 @@ def write_affine_text(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-def read_affine(path: str | os.PathLike[str]) -> Affine:
-    """Read an affine of ITK (.mat, or text .txt, .tfm) as a map of world millimeters.
-
-    Raises:
-        InputError: the file is not an affine of ITK, or its matrix is singular or not finite.
-    """
-    path = require_file(path)
-    content = _read_mat(path) if path.suffix == ".mat" else _read_text(path)
-    d = content["fixed"].size
-    kinds = (f"AffineTransform_double_{d}_{d}", f"MatrixOffsetTransformBase_double_{d}_{d}", f"AffineTransform_float_{d}_{d}")
-    name = next((k for k in kinds if k in content), None)
-    if d not in (2, 3) or name is None or content[name].size != d * d + d:
-        raise InputError(f"{path}: not an affine of ITK; it holds {', '.join(content)}")
-    matrix = from_itk_affine(content[name].ravel().astype(np.float64), content["fixed"].ravel().astype(np.float64))
-    if not is_invertible(matrix):
-        raise InputError(f"{path}: the affine is singular or not finite")
-    return Affine(torch.as_tensor(matrix))
-
-
-def _read_mat(path: Path) -> dict[str, np.ndarray]:
-    from scipy.io import loadmat
+def _read_mat(path: Path) -> list[Entry]:
+    """The transform of a MATLAB-4 file; its sizes are checked against the file's before its numbers are read."""
+    from scipy.io import loadmat, whosmat
+    from scipy.io.matlab import matfile_version
 
     try:
-        found = {k: np.asarray(v) for k, v in loadmat(path).items() if not k.startswith("__")}
-        content = {k: v for k, v in found.items() if v.dtype.kind in "fiu"}
+        if matfile_version(path, appendmat=False)[0] != 0:
+            raise InputError(f"{path}: a MATLAB file of another version than 4, which ITK writes")
+        listed = whosmat(path, appendmat=False)
+        names = [name for name, _, _ in listed if name != "fixed"]
+        if names and names[0].startswith(COMPOSITE):
+            raise InputError(f"{path}: a .mat file does not hold the parts of a CompositeTransform; write it as .h5 or .tfm")
+        if len(listed) == 2 and len(names) == 1 and sum(math.prod(shape) for _, shape, _ in listed) <= path.stat().st_size:
+            content = {k: np.asarray(v) for k, v in loadmat(path, appendmat=False).items() if not k.startswith("__")}
+            if all(v.dtype.kind in "fiu" for v in content.values()):
+                return [Entry(names[0], content[names[0]].ravel().astype(np.float64), content["fixed"].ravel().astype(np.float64))]
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path}: not a MATLAB-4 file of ITK: {error}") from error
-    if "fixed" not in content:
-        raise InputError(f"{path}: not an ITK transform: no entry 'fixed'")
-    return content
+    raise InputError(
+        f"{path}: not a transform of ITK: one array of numbers and 'fixed' are expected; it holds {', '.join(n for n, *_ in listed)}"
+    )
 
 
-def _read_text(path: Path) -> dict[str, np.ndarray]:
+def _read_text(path: Path) -> list[Entry]:
+    """The transforms of a text file, in the order of the file."""
+    found: list[dict[str, str]] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
-        numbers = {k: np.array(fields[k].split(), dtype=np.float64) for k in ("Parameters", "FixedParameters")}
-        return {fields["Transform"].strip(): numbers["Parameters"], "fixed": numbers["FixedParameters"]}
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            key, colon, value = line.partition(":")
+            if not line.strip() or line.startswith("#"):
+                continue
+            if key == "Transform":
+                found.append({})
+            if not colon or key not in ("Transform", "Parameters", "FixedParameters") or key in found[-1]:
+                raise ValueError(f"unexpected line {line[:40]!r}")
+            found[-1][key] = value.strip()
+        entries = []
+        for fields in found:
+            if not fields["Transform"].startswith(COMPOSITE):
+                fields["Parameters"], fields["FixedParameters"]  # a transform without numbers is none
+            numbers = (np.array(fields.get(k, "").split(), dtype=np.float64) for k in ("Parameters", "FixedParameters"))
+            entries.append(Entry(fields["Transform"], *numbers))
+        return entries
+    except (KeyError, IndexError, ValueError) as error:
         raise InputError(f"{path}: not an ITK text transform ({type(error).__name__}: {error})") from error

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rdmm.io.files import require_file, require_finite_result, write_atomically
-from rdmm.io.nifti import make_grid
-from rdmm.io.vectors import from_itk_affine, from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_vectors
-from rdmm.spatial.grid import Grid, is_invertible
-from rdmm.spatial.transform import Affine, Placed, Transform, compose_all, flat
+from rdmm.io.streams import MAX_GZIP_RATIO
+from rdmm.io.tools.itk_maps import Entry, decode
+from rdmm.io.vectors import from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_vectors
+from rdmm.runtime.resources import require_memory
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Affine, Placed, Transform, flat
 from rdmm.types import ConfigError, InputError
+
+COPIES = 4
+"""Copies of a transform's numbers that exist at once while it is read: as stored, in float64, in RAS, and as the map. Not measured."""
 
 
 def _import_h5py() -> Any:
@@ -34,7 +38,7 @@ def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
         ConfigError: h5py is not installed, or a map needs ``grid`` and it is None.
     """
     maps = [m if isinstance(m, Affine | Placed) else _sample_warp(m, grid) for m in flat(transform)]
-    d = next((_ndim(m) for m in maps), 3)
+    d = transform.ndim or 3
     buffer = io.BytesIO()
     with _import_h5py().File(buffer, "w") as file:
         text = _import_h5py().string_dtype("ascii")
@@ -57,17 +61,13 @@ def _sample_warp(m: Transform, grid: Grid | None) -> Placed:
     return from_vectors(world_vectors(m, grid), grid)
 
 
-def _ndim(m: Transform) -> int:
-    return m.grid.ndim if isinstance(m, Placed) else int(m.matrix.shape[-1]) - 1  # type: ignore[attr-defined]
-
-
 def _encode_map(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
     """ITK's type name, parameters and fixed parameters of one map."""
-    d = _ndim(m)
     if isinstance(m, Affine):
+        d = m.ndim
         return f"AffineTransform_double_{d}_{d}", to_itk_affine(m.matrix.double().numpy()), np.zeros(d)
     assert isinstance(m, Placed)
-    grid = m.grid
+    grid, d = m.grid, m.ndim
     require_itk_grid(grid, "the warp")
     vectors = world_vectors(m, grid) @ ras_to_lps(d)[:d, :d]
     axes = (ras_to_lps(d) @ np.asarray(grid.affine))[:d] / [*grid.voxel, 1.0]
@@ -76,49 +76,54 @@ def _encode_map(m: Transform) -> tuple[str, np.ndarray, np.ndarray]:
     return f"DisplacementFieldTransform_double_{d}_{d}", parameters, fixed
 
 
-def _read_entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
-    """Type name, parameters and fixed parameters of one group of the file; an array is empty if the group lacks it (the first one does)."""
-    kind, numbers = np.ravel(entry["TransformType"])[0].decode(), []
-    prefix = "Transform" if "TransformParameters" in entry else "Tranform"  # some versions of ITK misspell it
-    for name in (f"{prefix}Parameters", f"{prefix}FixedParameters"):
-        numbers.append(np.asarray(entry[name], dtype=np.float64) if name in entry else np.zeros(0))
-    return kind, numbers[0], numbers[1]
+def is_hdf5(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of HDF5."""
+    return head.startswith(b"\x89HDF")
 
 
 def read_h5(path: Path) -> Transform:
     """Read a transform file of ITK as a map of world millimeters.
 
     Raises:
-        InputError: the file is not one of ITK's, or holds other transforms than affine maps and displacement fields.
+        InputError: the file is not one of ITK's, takes numbers from elsewhere, or holds transforms that cannot be read.
+        ResourceError: its numbers need more memory than is free.
         ConfigError: h5py is not installed.
     """
     h5py = _import_h5py()
     try:
         with h5py.File(require_file(path), "r") as file:
-            group = file["TransformGroup"]
-            entries = [_read_entry(group[str(k)]) for k in range(len(group))]
+            group = _child(path, file, "TransformGroup")
+            entries = [_read_entry(path, _child(path, group, str(k))) for k in range(len(group))]
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise InputError(f"{path}: not a transform file of ITK ({type(error).__name__}: {error})") from error
-    maps = [_decode_map(path, *entry) for entry in entries if not entry[0].startswith("CompositeTransform")]
-    return compose_all(reversed(maps))
+    return decode(path, entries)
 
 
-def _decode_map(path: Path, kind: str, parameters: np.ndarray, fixed: np.ndarray) -> Transform:
-    name, _, rest = kind.partition("_")
-    d = int(rest.rpartition("_")[2]) if rest.rpartition("_")[2] in ("2", "3") else 0
-    if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
-        raise InputError(f"{path}: {kind} holds NaN or Inf")
-    if name in ("AffineTransform", "MatrixOffsetTransformBase") and d and parameters.size == d * d + d and fixed.size == d:
-        matrix = from_itk_affine(parameters, fixed)
-        if not is_invertible(matrix):
-            raise InputError(f"{path}: the affine is singular")
-        return Affine(torch.as_tensor(matrix))
-    if name == "DisplacementFieldTransform" and d and fixed.size == d * d + 3 * d:
-        shape, origin, voxel, axes = np.split(fixed, [d, 2 * d, 3 * d])
-        size = tuple(int(n) for n in shape)
-        if min(size) > 0 and parameters.size == d * int(np.prod(size, dtype=object)):
-            affine = np.eye(d + 1)
-            affine[:d, :d], affine[:d, d] = axes.reshape(d, d) * voxel, origin
-            grid = make_grid(path, size, ras_to_lps(d) @ affine)
-            return from_vectors(parameters.reshape(-1, d).reshape(*size, d, order="F") @ ras_to_lps(d)[:d, :d], grid)
-    raise InputError(f"{path}: transforms of type {kind} cannot be read; affine maps and displacement fields can")
+def _child(path: Path, group: Any, name: str) -> Any:
+    """A group or data set of a group. Raises InputError if it is a link to another place, which could be any file of the reader."""
+    if not isinstance(group.get(name, getlink=True), _import_h5py().HardLink):
+        raise InputError(f"{path}: {group.name}/{name} is a link, or missing; ITK's files hold their numbers themselves")
+    return group[name]
+
+
+def _read_entry(path: Path, entry: Any) -> Entry:
+    """One transform; its parameters are empty if the group has none (the composite itself)."""
+    kind = np.ravel(_read_values(path, entry, "TransformType"))
+    if kind.size != 1:
+        raise InputError(f"{path}: {entry.name} states {kind.size} types of transforms; one is expected")
+    prefix = "Transform" if "TransformParameters" in entry else "Tranform"  # some versions of ITK misspell it
+    names = (f"{prefix}Parameters", f"{prefix}FixedParameters")
+    numbers = [_read_values(path, entry, n).astype(np.float64) if n in entry else np.zeros(0) for n in names]
+    return Entry(kind[0].decode(), *(x.ravel() for x in numbers))
+
+
+def _read_values(path: Path, entry: Any, name: str) -> np.ndarray:
+    """The values of a data set. Its size is checked before anything is read, and it must lie in this file."""
+    values = _child(path, entry, name)
+    if values.external or values.is_virtual:
+        raise InputError(f"{path}: {values.name} lies in other files; ITK's files hold their numbers themselves")
+    size, stored = values.size * values.dtype.itemsize, values.id.get_storage_size()
+    if size > MAX_GZIP_RATIO * stored:
+        raise InputError(f"{path}: {values.name} promises {size} bytes, but the file holds {stored} of them; copy the file again")
+    require_memory(COPIES * size, f"{path}: the transform of {values.size} numbers", "write it on a coarser grid")
+    return np.asarray(values[()])

@@ -1,0 +1,80 @@
+"""What tells which tool wrote a file of transforms: its name, its first bytes and, of a NIfTI file, the header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rdmm.io.files import require_file
+from rdmm.io.nifti import DISPLACEMENT_INTENT, Header, is_image_name, read_header
+
+HEAD = 4096
+"""Bytes of a file that are looked at: a matrix of 16 numbers is shorter, and so are the comments before the first word of a tool."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The start of a file.
+
+    Args:
+        path: the file.
+        head: its first bytes.
+        header: its header, if its name is that of a NIfTI file.
+    """
+
+    path: Path
+    head: bytes
+    header: Header | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> Start:
+        """Look at a file. Raises InputError if it is missing, empty, or no NIfTI file although its name says so."""
+        with open(require_file(path), "rb") as file:
+            head = file.read(HEAD)
+        return cls(path, head, read_header(path) if is_image_name(path) else None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that the header states; () without a header."""
+        return () if self.header is None else self.header.shape
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the file is an image of vectors: (X, Y, Z, 1, 2 or 3), or (X, Y, Z, 2 or 3) as in FSL and Learn2Reg."""
+        return self.in_itk_layout or (len(self.shape) == 4 and self.shape[3] in (2, 3))
+
+    @property
+    def in_itk_layout(self) -> bool:
+        return len(self.shape) == 5 and self.shape[3] == 1 and self.shape[4] in (2, 3)
+
+    @property
+    def intent(self) -> int:
+        """The NIfTI intent code; 0 without a header."""
+        return 0 if self.header is None else self.header.intent
+
+    @property
+    def intent_name(self) -> str:
+        """The name that the intent has in the header; "" without one."""
+        return "" if self.header is None else bytes(self.header.fields["intent_name"]).rstrip(b"\0").decode("latin-1").strip()
+
+    @cached_property
+    def text(self) -> str:
+        """The first bytes as text; "" if they are none, or if the file is an image."""
+        if b"\0" in self.head or self.header is not None:
+            return ""
+        return self.head.decode("latin-1").removeprefix("\xef\xbb\xbf").lstrip()
+
+    @cached_property
+    def numbers(self) -> int:
+        """How many numbers the file holds, if it is short and holds nothing else but comments (#); otherwise 0."""
+        words = [word for line in self.text.splitlines() if not line.lstrip().startswith("#") for word in line.split()]
+        try:
+            return len([float(word) for word in words]) if len(self.head) < HEAD else 0
+        except ValueError:
+            return 0
+
+
+def has_unnamed_vectors(start: Start) -> bool:
+    """Whether the header does not tell which tool's vectors an image holds: there is no intent, or AFNI's, which FSL writes as well."""
+    return start.has_vectors and (start.intent == DISPLACEMENT_INTENT or (start.intent == 0 and not start.in_itk_layout))
