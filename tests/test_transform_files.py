@@ -306,7 +306,7 @@ def test_xfm_of_minc(tmp_path):
     (tmp_path / "ab.xfm").write_text(xfm(a, b))
     whole = b @ a
     assert np.allclose(mapped(tmp_path / "ab.xfm", x @ whole[:3, :3].T + whole[:3, 3]), x, atol=1e-8)
-    for wrong in (xfm(a, kind="Grid_Transform"), xfm(), xfm(a)[:-20], xfm(a).replace(";", "; Invert_Flag = True;", 1)):
+    for wrong in (xfm(a, kind="Grid_Transform"), xfm(), xfm(a)[:-20], xfm(a).replace("Linear;", "Linear;\nInvert_Flag = True;")):
         (tmp_path / "wrong.xfm").write_text(wrong)
         with pytest.raises(InputError, match=r"wrong\.xfm"):
             io.read_transform(str(tmp_path / "wrong.xfm"))

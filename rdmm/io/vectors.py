@@ -189,7 +189,9 @@ def read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
         InputError: other numbers, or a matrix that is singular, not finite or not affine.
     """
     try:
-        lines = [line for line in require_file(path).read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
+        lines = [
+            line for line in require_file(path).read_text(encoding="utf-8-sig").splitlines() if line.strip() and not line.startswith("#")
+        ]
         numbers = np.array(" ".join(lines).split(), dtype=np.float64).reshape(shape)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {shape[0] * shape[1]} numbers in a text file are expected ({error})") from error

@@ -67,7 +67,7 @@ def _read_fields(path: Path) -> Fields:
     """The values of each ``(Name value ...)`` line. Raises InputError for any other line, and for a name that comes twice."""
     fields: Fields = {}
     try:
-        lines = require_file(path).read_text(encoding="utf-8").splitlines()
+        lines = require_file(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a parameter file of elastix ({error})") from error
     for number, line in enumerate(lines, 1):

@@ -33,7 +33,7 @@ class FreeSurfer:
 
     def read(self, path: Path, space: Space) -> Transform:
         try:
-            lines = [line.partition("#")[0].strip() for line in require_file(path).read_text(encoding="utf-8").splitlines()]
+            lines = [line.partition("#")[0].strip() for line in require_file(path).read_text(encoding="utf-8-sig").splitlines()]
             head, source, target = _split_sections([line for line in lines if line])
             kind, count = int(_field(head, "type", 1)[0]), int(_field(head, "nxforms", 1)[0])
             if count != 1 or kind not in (VOXELS, RAS):

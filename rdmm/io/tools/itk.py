@@ -159,7 +159,7 @@ def _read_text(path: Path) -> list[Entry]:
     """The transforms of a text file, in the order of the file."""
     found: list[dict[str, str]] = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
             key, colon, value = line.partition(":")
             if not line.strip() or line.startswith("#"):
                 continue

@@ -29,11 +29,11 @@ class MINC:
     def read(self, path: Path, space: Space) -> Transform:
         """Concatenated transforms are applied in the order of the file."""
         try:
-            lines = require_file(path).read_text(encoding="utf-8").splitlines()
+            lines = require_file(path).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not a transform of MINC ({error})") from error
         text = "\n".join(line.partition("%")[0] for line in lines).removeprefix(HEADING)
-        statements = [part.strip() for part in text.split(";") if part.strip()]
+        *statements, rest = (part.strip() for part in text.split(";"))
         matrix, pending = np.eye(4), False
         for statement in statements:
             key, _, value = (part.strip() for part in statement.partition("="))
@@ -44,9 +44,9 @@ class MINC:
             elif key == "Linear_Transform" and pending:
                 matrix, pending = _read_rows(path, value) @ matrix, False
             else:
-                raise InputError(f"{path}: {statement.split()[0]!r} cannot be read; a linear transform of MINC is expected")
-        if pending or not statements:
-            raise InputError(f"{path}: holds no Linear_Transform; copy the file again")
+                raise InputError(f"{path}: {' '.join(statement.split())[:40]!r} cannot be read; a linear transform of MINC is expected")
+        if pending or rest or not statements:
+            raise InputError(f"{path}: ends before a Linear_Transform and its semicolon; copy the file again")
         return affine_map(path, np.linalg.inv(affine_map(path, matrix).matrix.numpy()))
 
 
