@@ -72,6 +72,8 @@ def _load(path: str, _: tuple[int, int] | None) -> Networks:
         if model.tensors[name].shape != expected[name].shape:
             have, want = tuple(model.tensors[name].shape), tuple(expected[name].shape)
             raise InputError(f"{path}: tensor {name!r} is {have}, its network wants {want}: another architecture")
+        if not bool(model.tensors[name].float().isfinite().all()):
+            raise InputError(f"{path}: tensor {name!r} holds NaN or infinity; train the model again")
     networks.load_state_dict(dict(model.tensors))
     return networks.eval().requires_grad_(False)
 

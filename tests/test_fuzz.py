@@ -91,7 +91,9 @@ def sound(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], object]]]
     io.write_warp(folder / "w.nii.gz", 0.01 * torch.rand(1, 3, *grid.shape), grid)
     io.write_affine(folder / "a.mat", np.eye(4))
     io.write_mesh(folder / "s.vtk", np.random.default_rng(0).random((9, 3)), np.array([[0, 1, 2], [3, 4, 5]]), {})
-    models.write_model(folder / "m.safetensors", models.Model({"a": torch.rand(4, 4)}, {"predictor": {}}, {}))
+    models.write_model(
+        folder / "m.safetensors", models.Model({"a": torch.rand(4, 4)}, {"predictor": {"_target_": "networks.predictor.Predictor"}}, {})
+    )
     (folder / "t.safetensors").write_bytes(save({"momentum": torch.rand(1, 3, 4, 4, 4)}))
     (folder / "pairs.csv").write_text("id,fixed,moving,split\n" + "".join(f"p{k},f{k}.nii,m{k}.nii,test\n" for k in range(9)))
     (folder / "items.csv").write_text("image,subject\n" + "".join(f"f{k}.nii,s{k}\n" for k in range(9)))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from networks.model import Networks, save
 from rdmm.config.renamed import RENAMED, current
 from rdmm.io.files import require_file, write_atomically
-from rdmm.types import ConfigError, InputError
+from rdmm.types import ConfigError, InputError, RdmmError
 
 STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
@@ -60,8 +60,8 @@ class RunFolder:
     settings: Mapping[str, Any]
     identity: Mapping[str, Any]
 
-    def read_state(self) -> dict[str, Any] | None:
-        """The content of state.pt, or None if there is no such file.
+    def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> Progress | None:
+        """Load networks and optimizer from state.pt, and return how far its run came; None if there is no such file.
 
         Raises:
             InputError: it is no state of train.py. Only tensors and plain data are read from it, never code.
@@ -72,17 +72,23 @@ class RunFolder:
             return None
         try:
             state = torch.load(require_file(path), map_location="cpu", weights_only=True)
-            found = _with_current_targets(json.loads(state["identity"]))
-        except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
-            text = str(error).strip().splitlines()[0]
+            self._require_same_settings(path, _with_current_targets(json.loads(state["identity"])))
+            networks.load_state_dict(state["networks"])
+            optimizer.load_state_dict(state["optimizer"])
+            return _read_progress(state["progress"])
+        except (RdmmError, MemoryError):
+            raise
+        except Exception as error:  # torch raises what it meets
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path}: no state of a training run, or a damaged one ({text[:120]}); remove it to start anew") from error
+
+    def _require_same_settings(self, path: Path, found: Mapping[str, Any]) -> None:
         different = sorted(k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k))
         if different:
             k = different[0]
             raise ConfigError(
                 f"{path}: was trained with {k}={found.get(k)}, not {self.identity.get(k)}; resume with that, or start in another folder"
             )
-        return dict(state)
 
     def save_state(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write ``state.pt``."""
@@ -100,6 +106,21 @@ class RunFolder:
 
     def save_model(self, name: str, networks: Networks, progress: Progress) -> None:
         save(self.path / name, networks, self.settings, {"step": progress.step, "score": progress.best})
+
+
+def _read_progress(numbers: Mapping[str, Any]) -> Progress:
+    """Raises ValueError for anything but all fields as finite numbers >= 0; ``best`` may be negative or None."""
+    if set(numbers) != {f.name for f in fields(Progress)}:
+        raise ValueError(f"its progress holds {', '.join(map(str, numbers)) or 'nothing'}")
+    for name, value in numbers.items():
+        whole = name not in ("best", "length")
+        if name == "best" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}")
+        if name != "best" and value < 0:
+            raise ValueError(f"{name} is {value!r}")
+    return Progress(**numbers)
 
 
 def _with_current_targets(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from networks.model import Networks, build_networks, load
 from rdmm.config.build import build
-from rdmm.config.compose import compose
+from rdmm.config.compose import MODEL_KEYS, compose
 from rdmm.data.training.pairs import TrainingData
 from rdmm.io.files import require_file
 from rdmm.kernels.available import set_threads
@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 
 AFFINE = "affine"
 """Name of the affine network's training, and of its folder."""
-
-MODEL_KEYS = ("dynamics", "smoother", "integrator", "intensity", "similarity", "similarity_weight", "barrier", "penalty", "free_weights")
-"""Settings of a registration that go into the model file."""
 
 
 @dataclass(frozen=True)

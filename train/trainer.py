@@ -170,19 +170,16 @@ class Training:
         return progress
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> Progress:
-        state = self.folder.read_state() if self.resume else None
-        if state is None:
+        found = self.folder.restore(self.networks, optimizer) if self.resume else None
+        if found is None:
             progress = Progress()
             if self.world.first:
                 self.folder.save_state(self.networks, optimizer, progress)
             return progress
-        self.networks.load_state_dict(state["networks"])
-        optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
         if self.world.first:
-            self.folder.save_checkpoint(self.networks, optimizer, progress, False)
-        log.info("going on from step %d", progress.step)
-        return progress
+            self.folder.save_checkpoint(self.networks, optimizer, found, False)
+        log.info("going on from step %d", found.step)
+        return found
 
     def _batches(self, progress: Progress) -> Any:
         """This process's part of the batch of each remaining step."""

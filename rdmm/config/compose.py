@@ -13,7 +13,7 @@ from rdmm.config.node import with_origins
 from rdmm.config.renamed import current
 from rdmm.config.trust import require_trusted
 from rdmm.io.models import read_model
-from rdmm.types import ConfigError, nearest
+from rdmm.types import ConfigError, InputError, nearest
 
 
 def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, Any]:
@@ -94,6 +94,9 @@ def _compose_by_hydra(overrides: Sequence[str], name: str, **options: Any) -> An
         return hydra.compose(name, overrides=[*overrides, *([f"hydra.searchpath=[{searched}]"] if searched else [])], **options)
 
 
+MODEL_KEYS = ("dynamics", "smoother", "integrator", "intensity", "similarity", "similarity_weight", "barrier", "penalty", "free_weights")
+"""Settings of a registration that a model file holds."""
+
 MODEL_SETTINGS = ("dynamics", "smoother", "intensity")
 """Settings that a network was trained for. Its model file holds them, and they cannot be overridden."""
 
@@ -108,9 +111,14 @@ def model_settings(file: str | None) -> Mapping[str, Any]:
 
     Raises:
         ConfigError: they name a class that no file of conf/ names (require_trusted).
+        InputError: the file is no model, or sets what no model does.
     """
     path = model_path(file)
-    return dict(require_trusted(read_model(path).settings, path))
+    settings: dict[str, Any] = require_trusted(read_model(path).settings, path)
+    unknown = sorted(set(settings.get("register", {})) - set(MODEL_KEYS))
+    if unknown:
+        raise InputError(f"{path}: a model cannot set {unknown[0]!r} of a registration; it holds {', '.join(MODEL_KEYS)}")
+    return settings
 
 
 def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:

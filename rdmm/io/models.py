@@ -45,11 +45,13 @@ class Model:
 
 def digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
     """sha256 of the header (without its entry ``sha256``) and of the tensors' names, types, shapes and values."""
+    import torch
+
     out = hashlib.sha256(json.dumps({k: v for k, v in head.items() if k != "sha256"}, sort_keys=True).encode())
     for name in sorted(tensors):
         x = tensors[name].detach().cpu().contiguous()
         out.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        out.update(x.numpy().tobytes())
+        out.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return out.hexdigest()
 
 
@@ -75,38 +77,62 @@ def read_model(path: str | os.PathLike[str]) -> Model:
 
     Raises:
         InputError: it is missing, a pickle (which could run code, so it is never opened), not safetensors, not written by rdmm,
-            of a newer format, or damaged (sha256).
+            of a newer format, damaged (sha256), or no description of a network.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     path = require_file(path)
     _refuse_pickle(path)
+    data = path.read_bytes()  # not mapped: a file that another program changes meanwhile would end the process
     try:
-        with safe_open(path, framework="pt") as f:
-            metadata = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in sorted(f.keys())}
-    except (SafetensorError, ValueError, RuntimeError) as error:
+        tensors = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path}: damaged, or not a safetensors file ({str(error).splitlines()[0]}); copy or train it again") from error
     if "rdmm" not in metadata:
         raise InputError(f"{path}: no model of rdmm: its header has no entry 'rdmm'; give a file that train.py wrote")
     head = _parse_header(path, metadata["rdmm"])
     if digest(tensors, head) != head["sha256"]:
         raise InputError(f"{path}: damaged: its content differs from what was written (sha256); copy or train it again")
+    _require_settings(path, head["settings"])
     return Model(tensors, head["settings"], head["facts"])
+
+
+HEADER_KINDS = {"version": str, "sha256": str, "settings": dict, "facts": dict}
+"""What the entries of a header are, beside its format."""
 
 
 def _parse_header(path: os.PathLike[str], text: str) -> dict[str, Any]:
     try:
         head = json.loads(text)
-        number = int(head["format"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        json.dumps(head)  # as deep as digest needs it
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the header cannot be read ({error}); copy or train the model again") from error
+    number = head.get("format") if isinstance(head, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise InputError(f"{path}: the header has no 'format', a whole number; copy or train the model again")
     if number > FORMAT:
         raise InputError(f"{path}: format {number}, written by rdmm {head.get('version')}; this is rdmm {__version__}: install a newer one")
-    missing = [k for k in ("sha256", "settings", "facts") if k not in head]
-    if missing or not isinstance(head["settings"], dict):
-        raise InputError(f"{path}: the header lacks {missing[0] if missing else 'settings'!r}; copy or train the model again")
+    for name, kind in HEADER_KINDS.items():
+        if not isinstance(head.get(name), kind):
+            words = "a text" if kind is str else "an object"
+            raise InputError(f"{path}: the header's {name!r} must be {words}; copy or train the model again")
     return head
+
+
+def _require_settings(path: os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Raise InputError unless the settings describe a network, and their other entries have the right form."""
+    parts = {k: settings[k] for k in ("affine", "predictor") if settings.get(k) is not None}
+    wrong = [k for k, v in parts.items() if not isinstance(v, dict) or "_target_" not in v]
+    wrong += [] if isinstance(settings.get("register", {}), dict) else ["register"]
+    steps = settings.get("steps", 1)
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 100:
+        wrong.append("steps")
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]!r} in its settings has an unexpected form: {str(settings[wrong[0]])[:80]}; train it again")
+    if not parts:
+        raise InputError(f"{path}: its settings name no network ('affine' or 'predictor'); give a file that train.py wrote")
 
 
 def _refuse_pickle(path: os.PathLike[str]) -> None:

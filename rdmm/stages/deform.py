@@ -51,8 +51,8 @@ class Deform:
 def learned(affine: Stage, deform: Deform, steps: int) -> Chain:
     """``affine``, then ``deform`` ``steps`` times. Each step predicts from the result of the one before; the optimizer refines the last
     prediction only (none: learned mode)."""
-    if steps < 1:
-        raise ConfigError(f"stages.steps must be at least 1, not {steps}")
+    if not 1 <= steps <= 100:
+        raise ConfigError(f"stages.steps must be at least 1, and at most 100; got {steps}")
     predicted = replace(deform, optimizer=NoOptimizer())
     return Chain([affine, *[predicted] * (steps - 1), deform])
 

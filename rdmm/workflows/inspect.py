@@ -106,13 +106,13 @@ def _model_facts(path: Path) -> dict[str, Any]:
     """What a trained model predicts, and for which images."""
     model = io.models.read_model(path)
     parts = [k for k in ("affine", "predictor") if model.settings.get(k)]
-    dynamics = model.settings.get("register", {}).get("dynamics", {}).get("_target_", "").rpartition(".")[2]
-    shape = next((model.settings[k].get("shape") for k in parts if isinstance(model.settings[k], dict)), None)
+    dynamics = model.settings.get("register", {}).get("dynamics")
+    shape = model.settings[parts[0]].get("shape")
     return {
         "kind": "trained model",
         "networks": " and ".join(parts),
-        "dynamics": dynamics,
-        "shape": "x".join(map(str, shape or [])),
+        "dynamics": str(dynamics.get("_target_", "")).rpartition(".")[2] if isinstance(dynamics, dict) else "",
+        "shape": "x".join(map(str, shape)) if isinstance(shape, list) else "",
         "steps": model.settings.get("steps", 1),
         "parameters": sum(x.numel() for x in model.tensors.values()),
         **dict(model.facts),
