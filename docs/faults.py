@@ -50,6 +50,8 @@ FAULTS = {
         36: ("intensities of 1e6 or 1e-6, negative", "the same result"),
         90: ("files that hold far more than their header says, or less", "nothing is read beyond the header's size; an error at once"),
         91: ("lengths in meters or micrometers", "read as millimeters; results have the unit of the fixed file"),
+        92: ("a transform of another tool, or several in one file", "read as its tool means it, or refused by name; never as another's"),
+        107: ("2D and 3D transforms, images and points together", "InputError that names both files and their dimensions"),
         106: ("single slices of any plane", "2D, in the plane of the slice; slices of two planes: InputError"),
     },
     "Masks, labels, points": {

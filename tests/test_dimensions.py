@@ -37,7 +37,7 @@ def files(tmp_path_factory):
         axes = "xyz"[:d]
         (folder / f"{d}d_points.csv").write_text(",".join(axes) + "\n" + ",".join("1" * d) + "\n")
         marks = [f"{k}_{a}" for k in ("fixed", "moving") for a in axes]
-        (folder / f"{d}d_landmarks.csv").write_text(",".join(marks) + "\n" + ",".join(["1"] * 2 * d) + "\n")
+        (folder / f"{d}d_landmarks.csv").write_text(",".join(marks) + "\n" + ",".join(["1"] * (2 * d - 1)) + ",2\n")
         for kind, transform in zip(KINDS, (affine, affine, affine, warp, Composed(warp, affine), Identity()), strict=True):
             if kind != "empty.h5":
                 write_transform(places[kind], transform, None, Space(grid, grid))
@@ -131,9 +131,9 @@ def test_evaluate_and_points(files, tmp_path, kind, a, b):
         with refused():
             commands.evaluate([one], fixed, moving, None)
     with refused(one, other):
-        commands.points(files[a]["points.csv"], [one, other], str(tmp_path / "q.csv"), overwrite=False)
+        commands.points(files[a]["points.csv"], [one, other], str(tmp_path / "q.csv"), lps=False, overwrite=False)
     with pytest.raises(InputError):
-        commands.points(files[b]["points.csv"], [one], str(tmp_path / "q.csv"), overwrite=False)
+        commands.points(files[b]["points.csv"], [one], str(tmp_path / "q.csv"), lps=False, overwrite=False)
     with pytest.raises(InputError):
         commands.evaluate([one], None, None, files[b]["landmarks.csv"])
     assert not list(tmp_path.iterdir())
@@ -144,7 +144,7 @@ def test_valid_chains_of_points(files, tmp_path):
     """An affine, a composite and a composite without maps have a dimension each."""
     for d in GRIDS:
         for names in itertools.product([files[d][k] for k in KINDS], repeat=2):
-            commands.points(files[d]["points.csv"], list(names), str(tmp_path / "q.csv"), overwrite=True)
+            commands.points(files[d]["points.csv"], list(names), str(tmp_path / "q.csv"), lps=False, overwrite=True)
             assert np.allclose(np.loadtxt(tmp_path / "q.csv", delimiter=",", skiprows=1), 1, atol=1e-5)
 
 

@@ -86,7 +86,7 @@ def prints_result(command: Callable[..., dict[str, Any]]) -> Callable[..., None]
 def optional_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option for each optional input file of a registration."""
     for given in reversed(COMMAND_LINE_INPUTS):
-        command = click.option(given.option, help=given.help)(command)
+        command = click.option(given.option, help=given.help, multiple=given.several)(command)
     return command
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class OptionalInput:
         typed: whether the command line and lists of pairs accept it; otherwise only Python does.
         for_shapes: whether registrations of shapes accept it too.
         reread: whether ``rdmm report`` reads it again.
+        several: whether several files can be given.
     """
 
     name: str
@@ -22,6 +26,7 @@ class OptionalInput:
     typed: bool = True
     for_shapes: bool = False
     reread: bool = True
+    several: bool = False
 
     @property
     def option(self) -> str:
@@ -41,7 +46,12 @@ OPTIONAL_INPUTS = (
     ),
     OptionalInput("regions", "Label map of MOVING: regions of a pre-defined regularizer (needs initializer=regions)."),
     OptionalInput("fixed_regions", "The same regions in FIXED: the map is evaluated inside and outside them.", typed=False),
-    OptionalInput("initial", "Transform to start from: a warp or an affine, fixed -> moving.", reread=False),
+    OptionalInput(
+        "initial",
+        "Transform to start from, fixed -> moving, of any tool; [AFFINE,1] is an inverse. Repeat it for several, in the order of -t.",
+        reread=False,
+        several=True,
+    ),
 )
 """All optional inputs, in the order of the recorded command line."""
 
@@ -58,3 +68,26 @@ REPORT_INPUTS = tuple(g.name for g in OPTIONAL_INPUTS if g.reread)
 
 AFFINE_STARTS = ("auto", "header", "com", "axes")
 """Starts of the affine search (``--init``)."""
+
+
+def values_of(value: Any) -> Sequence[Any]:
+    """What was given for one input, as a list: several values, one, or none."""
+    if isinstance(value, list | tuple):
+        return value
+    return [] if value is None or value is False else [value]
+
+
+def file_of(value: str | os.PathLike[str]) -> str:
+    """The file of an input: the value itself, or of ``[FILE,1]`` the file inside."""
+    text = os.fspath(value)
+    return text[1:-1].rpartition(",")[0].strip() if text.startswith("[") and text.endswith("]") else text
+
+
+def files_of(given: Mapping[str, Any]) -> dict[str, str]:
+    """The files of inputs by their names in run.json: of several files of an input, the second one is NAME_2."""
+    found = {}
+    for name, value in given.items():
+        for k, one in enumerate(values_of(value), 1):
+            if isinstance(one, str | os.PathLike):
+                found[name if k == 1 else f"{name}_{k}"] = file_of(one)
+    return found

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 
 from rdmm import io
-from rdmm.data.given import INPUT_NAMES
+from rdmm.data.given import INPUT_NAMES, files_of, values_of
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_shape_source
 from rdmm.io.nifti import Source, read_header
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
 from rdmm.runtime.warnings import with_warnings
-from rdmm.spatial.grid import Grid
+from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure, frame_of
 from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fraction
 from rdmm.spatial.placement import require_same_plane
-from rdmm.spatial.transform import Identity, framed
+from rdmm.spatial.transform import Transform, framed
 from rdmm.types import InputError, Tensor
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def read_inputs(
     regions: Source | Image | None = None,
     fixed_regions: Source | Image | None = None,
     labels: Sequence[int] | None = None,
-    initial: str | None = None,
+    initial: str | Sequence[str] | None = None,
     nan: NanPolicy = "error",
     volume: int | None = None,
     strict: bool = False,
@@ -153,8 +153,8 @@ def read_inputs(
         io.read_image(x, name=name, nan=nan, volume=volume, strict=strict, has_options=True)
         for name, x in (("fixed", fixed), ("moving", moving))
     )
-    if target.grid.ndim != source.grid.ndim:
-        raise InputError(f"fixed is {target.grid.ndim}D {target.grid.shape} but moving is {source.grid.ndim}D {source.grid.shape}")
+    names = (_name(fixed, "fixed"), _name(moving, "moving"))
+    require_one_dimension({f"{name} {x.grid.shape}": x.grid.ndim for name, x in zip(names, (target, source), strict=True)})
     require_same_plane(target.grid.placement, source.grid.placement, "fixed and moving")
     if target.data.shape[1] != source.data.shape[1]:
         raise InputError(f"fixed has {target.data.shape[1]} channels but moving has {source.data.shape[1]}; give images of equal channels")
@@ -166,7 +166,7 @@ def read_inputs(
     source = source if moving_mask is None else io.read_mask(moving_mask, source, name="moving_mask", strict=strict)
     stored = (target.grid, source.grid)
     target, source = target.canonical(), source.canonical()
-    start = Identity() if initial is None else framed(io.read_transform(initial), target.grid)
+    start = _read_start(values_of(initial), names[0], target.grid)
     pair = Pair(target, source, start, region_map)
     if require_overlap:
         _check_overlap(pair)
@@ -188,8 +188,22 @@ def read_inputs(
 
 def _file_paths(given: Mapping[str, Any]) -> dict[str, str]:
     """The paths of those inputs that were given as files, in the order of INPUT_NAMES."""
-    paths = {name: os.fspath(given[name]) for name in INPUT_NAMES if isinstance(given[name], str | os.PathLike)}
-    return {name: path for name, path in paths.items() if os.path.isfile(path)}
+    return {name: path for name, path in files_of({k: given[k] for k in INPUT_NAMES}).items() if os.path.isfile(path)}
+
+
+def _read_start(names: Sequence[Any], fixed: str, grid: Grid) -> Transform:
+    """The transforms to start from, composed, in the frame of the image ``fixed``; a point goes through the first one first."""
+    wrong = [type(name).__name__ for name in names if not isinstance(name, str | os.PathLike)]
+    if wrong:
+        raise InputError(f"initial: a {wrong[0]} was given; give the file of a transform, or a list of files")
+    transform = io.read_transforms([os.fspath(name) for name in names])
+    require_one_dimension({fixed: grid.ndim, " ".join(map(str, names)): transform.ndim})
+    return framed(transform, grid)
+
+
+def _name(source: Source | Image, role: str) -> str:
+    """An image's name in messages."""
+    return f"{role} {os.fspath(source)}" if isinstance(source, str | os.PathLike) else role
 
 
 SMALL_OVERLAP = 0.25

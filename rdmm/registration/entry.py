@@ -187,7 +187,7 @@ def register(
     fixed_keypoints: str | os.PathLike[str] | None = None,
     moving_keypoints: str | os.PathLike[str] | None = None,
     regions: Source | Image | None = None,
-    initial: str | None = None,
+    initial: str | Sequence[str] | None = None,
     nan: NanPolicy = "error",
     volume: int | None = None,
     strict: bool = False,

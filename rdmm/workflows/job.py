@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import quoted
-from rdmm.data.given import OPTIONAL_INPUTS
+from rdmm.data.given import OPTIONAL_INPUTS, file_of, files_of, values_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.kernels.available import set_threads
@@ -62,7 +62,7 @@ class Job:
     @property
     def given_inputs(self) -> dict[str, Any]:
         """The optional inputs that were given."""
-        return {k: v for k, v in self.inputs.items() if v is not None and v is not False}
+        return {k: v for k, v in self.inputs.items() if values_of(v)}
 
     @property
     def command(self) -> str:
@@ -70,11 +70,10 @@ class Job:
         options = {**self.given_inputs, "init": self.init, "weights": self.weights, "max_folding": self.max_folding}
         options |= {"device": self.device if self.device != "cpu" else None, "seed": self.seed or None}
         words = ["rdmm", "register", self.fixed, self.moving]
-        for name, value in options.items():
-            if value is not None:
+        for name, given in options.items():
+            for value in values_of(given):
                 words.append(f"--{name.replace('_', '-')}")
-            if value is not None and value is not True:
-                words.append(str(value))
+                words += [] if value is True else [str(value)]
         return shlex.join([*words, *self.overrides])
 
     def settings(self) -> Settings:
@@ -170,16 +169,18 @@ class Job:
     def _has_same_settings(self, run: Mapping[str, Any], settings: Settings) -> bool:
         """Whether ``run`` is finished and has this job's configuration, command (with the recorded paths) and seed."""
         recorded = run["inputs"]
-        inputs = {k: recorded[k]["path"] if k in recorded else v for k, v in self.given_inputs.items()}
+        moved = {path: recorded[k]["path"] for k, path in files_of(self.given_inputs).items() if k in recorded}
+        inputs = {k: [_relocated(x, moved) for x in values_of(v)] for k, v in self.given_inputs.items()}
         then = replace(self, fixed=recorded["fixed"]["path"], moving=recorded["moving"]["path"], inputs=inputs)
         config = json.loads(json.dumps(nan_to_null(settings.config)))
         return (run["status"], run["command"], run["seed"]) == ("done", then.command, self.seed) and run["config"] == config
 
     def _has_same_files(self, run: Mapping[str, Any], settings: Settings, outputs: Outputs, verify: bool) -> bool:
         """Whether this job's inputs, and the results on disk, have the checksums of ``run``."""
-        files = {"fixed": self.fixed, "moving": self.moving, **self.given_inputs, "weights": settings.config.get("weights")}
+        own = {"fixed": self.fixed, "moving": self.moving, **self.given_inputs, "weights": settings.config.get("weights")}
+        files = files_of(own)
         written = 0 if verify else outputs.path("run.json").stat().st_mtime_ns
-        return all(_input_sha256(str(files[k]), _times(files[k])) == v["sha256"] for k, v in run["inputs"].items()) and all(
+        return all(_input_sha256(files[k], _times(files[k])) == v["sha256"] for k, v in run["inputs"].items()) and all(
             max(_times(outputs.path(k))) < written or sha256(outputs.path(k)) == v for k, v in run["outputs"].items()
         )
 
@@ -197,3 +198,11 @@ def _times(path: str | os.PathLike[str]) -> tuple[int, int]:
 def _input_sha256(path: str, times: tuple[int, int]) -> str:
     """The checksum of an input; many pairs of a batch share one."""
     return sha256(path)
+
+
+def _relocated(value: Any, moved: Mapping[str, str]) -> Any:
+    """An input whose file, now at a key of ``moved``, was at the value when the run was recorded."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    path = file_of(value)
+    return os.fspath(value).replace(path, moved.get(path, path))
