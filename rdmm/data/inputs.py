@@ -24,7 +24,7 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure, frame_of
 from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fraction
 from rdmm.spatial.placement import require_same_plane
-from rdmm.spatial.transform import Transform, framed
+from rdmm.spatial.transform import Transform, compose_all, flat, framed
 from rdmm.types import InputError, Tensor
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ def _read_start(names: Sequence[Any], fixed: str, grid: Grid) -> Transform:
         raise InputError(f"initial: a {wrong[0]} was given; give the file of a transform, or a list of files")
     transform = io.read_transforms([os.fspath(name) for name in names])
     require_one_dimension({fixed: grid.ndim, " ".join(map(str, names)): transform.ndim})
-    return framed(transform, grid)
+    return compose_all(framed(m, grid) for m in flat(transform))  # one by one: affine maps stay affine
 
 
 def _name(source: Source | Image, role: str) -> str:
