@@ -103,12 +103,22 @@ def sound(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], object]]]
     run |= {"status": "done", "command": "rdmm register a b", "seed": 0, "device": "cpu", "threads": 1, "peak_memory_mb": 1.0}
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "c.yaml").write_text("optimizer:\n  iterations: [1, 2, 3]\n  scales: [0.25, 0.5, 1.0]\nsimilarity: &s {blur: 0.1}\n")
+    (folder / "p.csv").write_text('id,x,y,z\n"a, b",1,2,3\nc,4,5,6\n')
+    (folder / "p.fcsv").write_text("# CoordinateSystem = LPS\n# columns = id,x,y,z,label\n1,1,2,3,a\n2,4,5,6,b\n")
+    markup = {"coordinateSystem": "LPS", "controlPoints": [{"id": "1", "position": [1, 2, 3]}]}
+    (folder / "p.mrk.json").write_text(json.dumps({"markups": [markup]}))
+    vertices = "element vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    faces = "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    body = np.arange(9, dtype="<f4").tobytes() + b"\x03" + np.arange(3, dtype="<i4").tobytes()
+    (folder / "s.ply").write_bytes(f"ply\nformat binary_little_endian 1.0\n{vertices}{faces}".encode() + body)
     readers: dict[str, Callable[[Path], object]] = {
         "x.nii.gz": io.read_image,
         "x.nii": io.read_labels,
         "w.nii.gz": lambda p: io.read_transform(str(p)),
         "a.mat": lambda p: io.read_transform(str(p)),
         "s.vtk": io.read_mesh,
+        "s.ply": io.read_mesh,
+        **dict.fromkeys(("p.csv", "p.fcsv", "p.mrk.json"), lambda p: io.read_points(p, 3)),
         "m.safetensors": models.read_model,
         "t.safetensors": lambda p: commands.info(str(p)),
         "pairs.csv": read_pairs,
@@ -121,8 +131,8 @@ def sound(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], object]]]
     return {name: ((folder / name).read_bytes(), read) for name, read in readers.items()}
 
 
-KINDS = ["x.nii.gz", "x.nii", "w.nii.gz", "a.mat", "s.vtk", "m.safetensors", "t.safetensors"]
-LISTS = ["pairs.csv", "items.csv", "marks.csv", "d.json", "run.json", "c.yaml"]
+KINDS = ["x.nii.gz", "x.nii", "w.nii.gz", "a.mat", "s.vtk", "s.ply", "m.safetensors", "t.safetensors"]
+LISTS = ["pairs.csv", "items.csv", "marks.csv", "p.csv", "p.fcsv", "p.mrk.json", "d.json", "run.json", "c.yaml"]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *LISTS])

@@ -134,3 +134,15 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
     assert [c[0] for c in cells[1:]] == [*(f"'{c}cmd|'/c calc'!A1" for c in starts), "-1.5", "a=b"]
     assert [c[2] for c in cells[1:]] == ["-0.5"] * 6 + ["-inf", "1"]
     assert read_rows(tmp_path / "t.csv").columns[3:] == [f"'{c}x" for c in starts]
+
+
+@pytest.mark.fault(100)
+def test_a_key_of_a_list_in_json_occurs_once(tmp_path):
+    pair = '{"fixed": "./a.nii", "moving": "./b.nii"}'
+    for text in (
+        f'{{"registration_val": [{pair}], "registration_val": [{pair}]}}',
+        f'{{"registration_val": [{pair[:-1]}, "moving": "./c.nii"}}]}}',
+    ):
+        (tmp_path / "d.json").write_text(text)
+        with pytest.raises(ConfigError, match="occurs twice"):
+            read_pairs(tmp_path / "d.json")

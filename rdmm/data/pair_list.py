@@ -97,14 +97,23 @@ def _optional_files(pair: dict[str, str], files: dict[tuple[str, str], str]) -> 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file with an object. Raises ConfigError for anything else."""
+    """Read a JSON file with an object. Raises ConfigError for anything else, and for a key that occurs twice in an object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must contain a JSON object, not a {type(data).__name__}")
     return data
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values; raises ValueError if a key occurs twice."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        keys = [k for k, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice in an object")
+    return out
 
 
 def require_list(x: Any, where: str) -> list[Any]:
