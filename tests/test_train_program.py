@@ -140,10 +140,12 @@ def test_no_thread_of_the_group_outlives_it(tmp_path):
     script.write_text(
         "import os, sys\n"
         f"sys.path.insert(0, {str(share())!r})\n"
+        "import torch\n"
         "from train.parallel import world\n"
-        "with world(60) as ranks:\n"
+        "with world(60, torch.device('cpu')) as ranks:\n"
         "    import torch.distributed.nn.functional\n"
         "    assert ranks.total([1.0]) == [2.0] and ranks.broadcast('a') == 'a'\n"
+        "    assert ranks.union([str(ranks.rank), 'x']) == ['0', '1', 'x']\n"
         "names = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]\n"
         "assert not [n for n in names if 'gloo' in n], names\n"
     )

@@ -199,10 +199,12 @@ class DeformationObjective:
 def evaluate(objective: Objective, sample: Inputs, epoch: int) -> tuple[Terms, Outcome]:
     """Loss and similarity, folds in percent and, with labels, mean Dice of a held-out pair."""
     outcome = objective(sample, epoch, 0, both=False)
-    grid, out = sample.pair.fixed.grid, dict(outcome.terms)
+    grid, out = sample.pair.fixed.grid, {"diverged": 0.0, **outcome.terms}
     u = displacement(outcome.transform, grid, sample.pair.fixed.data)
     out["folds_percent"] = 100 * float((ops.jacobian_determinant(u, grid) <= 0).double().mean())
     if sample.fixed_labels is not None and sample.moving_labels is not None:
         moved = sample.moving_labels.moved_by(outcome.transform, grid, mode="nearest")
-        out["dice"] = metrics.mean_dice(metrics.dice(moved.data, sample.fixed_labels.data, sample.labels))[0]
+        dice, labels = metrics.mean_dice(metrics.dice(moved.data, sample.fixed_labels.data, sample.labels))
+        if labels:
+            out["dice"] = dice
     return out, outcome

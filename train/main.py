@@ -18,7 +18,7 @@ from rdmm.config.compose import compose
 from rdmm.config.program import run_program
 from rdmm.io import Outputs, write_atomically
 from rdmm.runtime.interrupt import interruptible
-from train.parallel import world
+from train.parallel import local_device, world
 from train.plan import train
 from train.table import build_table, compare_on_test_pairs
 
@@ -33,7 +33,11 @@ def main() -> None:
 def train_and_compare(config: dict[str, Any], overrides: list[str], folder: Path) -> int:
     """Train, then write the table; the exit code. After Ctrl-C or SIGTERM, the training's state is saved and there is no table."""
     build_table({**config["table"], "data": {}})  # wrong settings are found before the training; its data sets are read at the end
-    with interruptible() as interruption, world(config["trainer"]["timeout"]) as ranks, contextlib.ExitStack() as stack:
+    with (
+        interruptible() as interruption,
+        world(config["trainer"]["timeout"], local_device(config["device"])) as ranks,
+        contextlib.ExitStack() as stack,
+    ):
         out = Path(ranks.broadcast(str(folder)))
         if ranks.first:
             stack.enter_context(Outputs(os.path.join(out, "")).locked())

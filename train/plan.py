@@ -18,13 +18,12 @@ from rdmm.data.training.pairs import TrainingData
 from rdmm.io.files import require_file
 from rdmm.kernels.available import set_threads
 from rdmm.runtime.interrupt import stop
-from rdmm.runtime.resources import select_device
 from rdmm.types import MAX_SEED, ConfigError, require_whole
 from train.checkpoint import BEST, LAST, Progress, RunFolder, flatten
 from train.folders import check_folder, move_aside
 from train.log import Log, require_tensorboard
 from train.losses import AffineObjective, DeformationObjective, Objective
-from train.parallel import World
+from train.parallel import World, local_device
 from train.trainer import Trainer, Training, resume_settings
 
 log = logging.getLogger(__name__)
@@ -138,7 +137,7 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
     """
     set_threads(config["threads"])
     require_whole("seed", config["seed"], 0, MAX_SEED)
-    device = select_device(config["device"])
+    device = local_device(config["device"])
     plans = plan_trainings(config, overrides)
     names = [plan.name for plan in plans]
     check_folder(out, names, resume=config["resume"], overwrite=config["overwrite"])

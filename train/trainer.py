@@ -229,7 +229,7 @@ class Training:
         """Evaluate the held-out pairs, and save the model if it is the best so far. Without held-out pairs, the last model is the best."""
         self.networks.eval()
         progress.validated = progress.step
-        sums: dict[str, float] = {}
+        sums, counts = dict[str, float](), dict[str, int]()
         shown = None
         for case in cases:
             sample = to_device(case(), self.device)
@@ -237,10 +237,11 @@ class Training:
             shown = shown or (sample, outcome)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0) + 1
         self.networks.train()
-        names = sorted(sums) if self.world.size == 1 else ["loss", "similarity", "folds_percent", "dice"]
-        numbers = self.world.total([*(sums.get(n, 0.0) for n in names), float(len(cases))])
-        means = {n: x / max(numbers[-1], 1) for n, x in zip(names, numbers, strict=False)}
+        names = self.world.union(sums)
+        numbers = self.world.total([*(sums.get(n, 0.0) for n in names), *(float(counts.get(n, 0)) for n in names), float(len(cases))])
+        means = {n: x / k for n, x, k in zip(names, numbers, numbers[len(names) :], strict=False)}  # over the pairs that have the term
         score = _score(means) if numbers[-1] else float(progress.step)
         if progress.best is None or score > progress.best:
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
@@ -257,8 +258,7 @@ def _finite(parameters: list[nn.Parameter]) -> bool:
 
 def _score(means: Mapping[str, float]) -> float:
     """The score, larger is better: Dice if there are labels, else minus the similarity term."""
-    dice = means.get("dice", math.nan)
-    score = dice if math.isfinite(dice) and dice > 0 else -means.get("similarity", math.inf)
+    score = means.get("dice", -means.get("similarity", math.inf))
     return score if math.isfinite(score) else -1e30
 
 
