@@ -15,7 +15,7 @@ from rdmm import io
 from rdmm.data.given import INPUT_NAMES, files_of, values_of
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_shape_source
-from rdmm.io.nifti import Source, read_header
+from rdmm.io.nifti import Source, peek
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
 from rdmm.runtime.warnings import with_warnings
@@ -52,7 +52,7 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
 
 def estimate_memory(sources: Sequence[Source | Image]) -> tuple[int, tuple[int, ...]]:
     """Estimated peak memory of a registration in bytes, from the images' headers alone; and the shape of the largest image."""
-    shapes = [s.grid.shape if isinstance(s, Image) else read_header(s).shape[:3] for s in sources]
+    shapes = [s.grid.shape if isinstance(s, Image) else peek(s)[0][:3] for s in sources]
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
     need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
     return need, tuple(shapes[int(np.argmax(voxels))])

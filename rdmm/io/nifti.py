@@ -154,6 +154,15 @@ class Raw:
     array: np.ndarray
 
 
+def peek(source: Source) -> tuple[tuple[int, ...], int]:
+    """Shape and intent that a header states. Nothing else is read, checked or warned of."""
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return tuple(int(n) for n in source.shape), 0
+    path = require_file(source)
+    fields = _parse_header(path, read_head(path, 540))
+    return _parse_shape(path, fields), int(fields["intent_code"])
+
+
 def read_header(source: Source, *, strict: bool = False) -> Header:
     """Read what a file says of its image, without reading voxels.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import zlib
@@ -14,8 +15,8 @@ import numpy as np
 
 from rdmm.types import InputError
 
-PIECE = 2**20
-"""Bytes that are read at once."""
+PIECE, HEAD = 2**20, 2**17
+"""Bytes that are read at once; bytes of a compressed file that must hold its header."""
 
 MAX_SURPLUS = 2**20
 """Bytes that a compressed file may hold beyond what its header promises: padding, as some tools write. Not measured."""
@@ -41,13 +42,15 @@ def _decoded(path: Path, stored: BinaryIO, *, zipped: bool) -> Iterator[BinaryIO
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: corrupted: the gzip CRC or stream is wrong ({error}); copy the file again") from error
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise
         raise InputError(f"{path}: cannot be read: {error.strerror or error}; copy the file again") from error
 
 
 def read_head(path: Path, count: int) -> bytes:
-    """The first ``count`` bytes of the content, fewer if there are no more. They must be within the first megabyte of the file."""
+    """The first ``count`` bytes of the content, fewer if there are no more. They must be in the first HEAD bytes of the file."""
     zipped = is_gzip(path)
-    with open(path, "rb") as f, _decoded(path, io.BytesIO(f.read(PIECE if zipped else count)), zipped=zipped) as content:
+    with open(path, "rb") as f, _decoded(path, io.BytesIO(f.read(HEAD if zipped else count)), zipped=zipped) as content:
         return content.read(count)
 
 
@@ -80,9 +83,10 @@ def read_content(path: Path, start: int, count: int) -> np.ndarray:
 
 
 def check_content(path: Path, start: int, count: int) -> None:
-    """The checks of ``read_content``, without keeping the bytes."""
-    for _ in _pieces(path, start, count):
-        pass
+    """The checks of ``read_content``, without keeping the bytes. A file that is not compressed has none beside its size."""
+    if is_gzip(path):
+        for _ in _pieces(path, start, count):
+            pass
 
 
 def _pieces(path: Path, start: int, count: int) -> Iterator[tuple[int, bytes]]:

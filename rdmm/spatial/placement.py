@@ -67,7 +67,12 @@ class Placement:
     @property
     def columns(self) -> np.ndarray:
         """(3, d + 1): the edges of a voxel along the grid's axes, and the origin, in millimeters."""
-        return np.asarray(self.affine)[:3, [*self.axes, 3]] * MILLIMETERS[self.unit]
+        columns = np.asarray(self.affine)[:3, [*self.axes, 3]]
+        if self.unit == "mm":
+            return columns
+        # rounded as in a header in millimeters, so that the results are those of such a file
+        with np.errstate(over="ignore"):  # is_usable refuses what overflows
+            return (columns * MILLIMETERS[self.unit]).astype(np.float32).astype(np.float64)
 
     def is_usable(self) -> bool:
         """Whether the affine is finite, and not singular along the grid's axes."""
@@ -111,7 +116,7 @@ class Placement:
             return ""
         across = _largest(self.normal)
         tilted = self.normal[across] < SAME_PLANE
-        return f"oblique (normal {', '.join(f'{x:.2f}' for x in self.normal)})" if tilted else PLANES[across]
+        return f"oblique (normal {', '.join(f'{x:.2f}' for x in self.normal.round(2) + 0.0)})" if tilted else PLANES[across]
 
 
 def _largest(normal: np.ndarray) -> int:

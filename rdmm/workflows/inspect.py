@@ -10,7 +10,7 @@ import numpy as np
 
 from rdmm import io, metrics
 from rdmm.io.files import require_file
-from rdmm.io.nifti import axis_codes, is_image_name, read_header
+from rdmm.io.nifti import axis_codes, is_image_name, peek
 from rdmm.registration.record import find_outputs, read_summary
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine
@@ -27,18 +27,23 @@ def info(name: str) -> dict[str, Any]:
     if os.path.isdir(name):
         return _folder_facts(name)
     path = require_file(name)
-    facts = {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)}
+    content = _content_facts(path)  # before the checksum: a file that is refused is not read to its end
+    return {"file": str(path), "bytes": path.stat().st_size, "sha256": io.sha256(path)} | content
+
+
+def _content_facts(path: Path) -> dict[str, Any]:
+    name, ending = os.fspath(path), path.suffix.lower()
     if is_image_name(name):
-        is_warp = read_header(name).shape[3:] in ((1, 3), (1, 2))
-        return facts | (_warp_facts(name) if is_warp else _image_facts(name))
+        is_warp = peek(name)[0][3:] in ((1, 3), (1, 2))
+        return _warp_facts(name) if is_warp else _image_facts(name)
     if io.is_mesh(name):
-        return facts | _mesh_facts(name)
-    if name.endswith((".mat", ".txt", ".tfm")):
-        return facts | _affine_facts(name)
-    if name.endswith((".safetensors", ".pt", ".pth", ".ckpt")):
-        return facts | (_model_facts(path) if io.models.is_model(path) else _tensor_facts(path))
-    if name.endswith(".json"):
-        return facts | _run_facts(path)
+        return _mesh_facts(name)
+    if ending in (".mat", ".txt", ".tfm"):
+        return _affine_facts(name)
+    if ending in (".safetensors", ".pt", ".pth", ".ckpt"):
+        return _model_facts(path) if io.models.is_model(path) else _tensor_facts(path)
+    if ending == ".json":
+        return _run_facts(path)
     raise InputError(
         f"{path}: unknown kind of file; give an image or warp (.nii, .nii.gz), shape (.vtk, .ply), affine (.mat), .safetensors or run.json"
     )

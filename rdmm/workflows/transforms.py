@@ -12,6 +12,7 @@ import torch
 
 from rdmm import io, metrics
 from rdmm.io.files import check_output, require_ending
+from rdmm.io.nifti import ENDINGS
 from rdmm.io.transforms import choose_writer, read_transform_as, write_transform
 from rdmm.io.vectors import Space, affine_matrix, choose_grid
 from rdmm.spatial import ops
@@ -65,7 +66,7 @@ def apply(
     """
     if labels and default_value != round(default_value):
         raise ConfigError(f"--default-value {default_value:g}: with --labels it is a whole number")
-    path = check_output(out, overwrite=overwrite)
+    path = check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
     volumes, grid = io.read_volumes(image, volume, labels=labels), io.read_grid(reference)
     source = volumes[0].grid
     transform = io.read_transforms(names)
@@ -197,7 +198,7 @@ def _require_fit(name: str, transform: Transform | None, space: Space, fixed: st
 
 
 def _read_grid(image: str | None) -> Grid | None:
-    return None if image is None else io.read_image(image, nan="mask").grid
+    return None if image is None else io.read_grid(image)
 
 
 def convert(
@@ -247,7 +248,7 @@ def invert_transform(
 
 def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[str, Any]:
     """``rdmm jacobian``: write the Jacobian determinant of a warp, or its logarithm; return the regularity metrics."""
-    path = check_output(out, overwrite=overwrite)
+    path = check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
     u, grid = read_displacement(warp)
     det = ops.jacobian_determinant(u.double(), grid)[None]
     io.write_image(path, det.clamp_min(1e-3).log() if take_log else det, grid)
