@@ -10,7 +10,7 @@ import pytest
 
 from rdmm import io
 from rdmm.io.meshes.mesh import Cells
-from rdmm.types import ConfigError, InputError, OutputError
+from rdmm.types import ConfigError, InputError, OutputError, ResourceError
 
 POINTS = np.array([[0, 0, 1], [1, 0, 2], [1, 1, 3], [0, 1, 4], [0.5, 2, 5]])
 
@@ -271,3 +271,12 @@ def test_shapes_are_written_as_vtk_with_finite_numbers(tmp_path):
         with np.errstate(over="ignore"), pytest.raises(OutputError, match="not finite"):
             io.write_mesh(tmp_path / "x.vtk", POINTS + bad, None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fault(35)
+@pytest.mark.parametrize(("name", "read"), [("m.vtk", io.read_mesh), ("m.ply", io.read_mesh), ("p.csv", lambda p: io.read_points(p, 3))])
+def test_a_file_larger_than_the_memory_is_not_read(tmp_path, name, read):
+    with open(tmp_path / name, "wb") as f:
+        f.truncate(1 << 42)  # sparse: it takes no space
+    with pytest.raises(ResourceError, match="GiB"):
+        read(tmp_path / name)
