@@ -280,3 +280,10 @@ def test_a_file_larger_than_the_memory_is_not_read(tmp_path, name, read):
         f.truncate(1 << 42)  # sparse: it takes no space
     with pytest.raises(ResourceError, match="GiB"):
         read(tmp_path / name)
+
+
+@pytest.mark.fault(108)
+def test_a_written_shape_declares_its_frame(tmp_path):
+    io.write_mesh(tmp_path / "x.vtk", POINTS, None)
+    assert (tmp_path / "x.vtk").read_bytes().split(b"\n")[1].endswith(b"SPACE=RAS")
+    assert np.allclose(io.read_mesh(tmp_path / "x.vtk").points, POINTS)

@@ -216,7 +216,7 @@ def _whole(words: Sequence[str], k: int) -> int:
 
 
 def render_vtk(points: np.ndarray, cells: np.ndarray | None, data: dict[str, np.ndarray]) -> bytes:
-    """A file of version 3.0, binary; the arguments are those of ``write_mesh``."""
+    """A file of version 3.0, binary, that declares RAS: without this Slicer takes LPS. The arguments are those of ``write_mesh``."""
     n = len(points)
     full = np.zeros((n, 3), ">f4")
     full[:, : points.shape[1]] = points
@@ -225,7 +225,7 @@ def render_vtk(points: np.ndarray, cells: np.ndarray | None, data: dict[str, np.
     else:
         kind = "LINES" if cells.shape[1] == 2 else "POLYGONS"
     table = np.column_stack([np.full(len(cells), cells.shape[1]), cells]).astype(">i4")
-    out = [b"# vtk DataFile Version 3.0\nrdmm\nBINARY\nDATASET POLYDATA\n", f"POINTS {n} float\n".encode(), full.tobytes()]
+    out = [b"# vtk DataFile Version 3.0\nrdmm SPACE=RAS\nBINARY\nDATASET POLYDATA\n", f"POINTS {n} float\n".encode(), full.tobytes()]
     out += [f"\n{kind} {len(cells)} {table.size}\n".encode(), table.tobytes(), f"\nPOINT_DATA {n}\n".encode()]
     for name, values in data.items():
         head = f"SCALARS {name} float\nLOOKUP_TABLE default\n" if values.ndim == 1 else f"VECTORS {name} float\n"
