@@ -125,7 +125,10 @@ FAULTS = {
         74: ("an id twice", "ConfigError with both rows"),
         75: ("an id that is a path", "ConfigError"),
         76: ("one subject in training and test", "ConfigError"),
-        77: ("a finished batch again", "pairs whose files have the right checksums are skipped"),
+        77: (
+            "a finished batch again",
+            "pairs whose files have the right checksums are skipped",
+        ),
         78: ("links out of the data, missing columns, wrong JSON, BOM, CRLF", "ConfigError with the line; BOM and CRLF work"),
         97: ("a second training in a folder", "refused, or the earlier models, state and log are moved aside; never deleted"),
         98: ("a cluster's time limits and lost jobs", "the best result so far; every pair has a status; never waited for without end"),

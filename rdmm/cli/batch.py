@@ -10,6 +10,7 @@ import click
 from rdmm.cli.numbers import JOBS, PERCENT, SEED, THREADS
 from rdmm.cli.terminal import common_options, print_result, set_log
 from rdmm.data.given import AFFINE_STARTS
+from rdmm.types import ConfigError
 
 if TYPE_CHECKING:
     from rdmm.workflows.batch import Batch
@@ -80,8 +81,9 @@ def batch(
     launch = choose_launcher(launcher, chosen, jobs, slurm)
     if dry_run:
         whole.settings(chosen)
-        print_result({"pairs": len(chosen), "launcher": str(launch)}, as_json)
-        return 0
+        unusable = [f"{id}: {outcome['message']}" for id, outcome in whole.unusable(chosen).items()]
+        print_result({"pairs": len(chosen), "launcher": str(launch), "unusable": unusable}, as_json)
+        return ConfigError.exit_code if unusable else 0
     return run(whole, whole.run(launch, resume=resume, overwrite=overwrite, verify=verify), list(chosen), quiet=quiet, as_json=as_json)
 
 

@@ -227,7 +227,7 @@ class Outputs:
         self = cls(text if not is_folder else os.path.join(text, ""))
         folder = self.path("x").parent
         for name in names:
-            _require_free(self.path(name), overwrite=overwrite)
+            require_free(self.path(name), overwrite=overwrite)
         try:
             if is_folder:
                 _make_folder(folder)
@@ -289,18 +289,30 @@ def _make_folder(folder: Path) -> None:
             part.mkdir(exist_ok=True)
 
 
-def _require_free(path: Path, *, overwrite: bool) -> None:
+def require_free(path: Path, *, overwrite: bool) -> None:
     """Check that a file of this name can be written. Raises OutputError if it is a folder, too long, or exists without ``overwrite``."""
     try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return
+        status = _status(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"{printable(path)}: cannot write it: {path_problem(path, error)}") from error
+    if status is None:
+        return
     if stat.S_ISDIR(status.st_mode):
         raise OutputError(f"{path}: is a folder, and a file of this name is to be written; remove it, or choose another -o")
     if not overwrite:
         raise OutputError(f"{path}: exists already; choose another -o or pass --overwrite")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """The status of a file, without following a link; None if there is no file. OSError if there can be none of this name."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        there = next(p for p in path.parents if os.path.isdir(p))
+        for part in path.relative_to(there).parts:  # names in folders that are still to be made: the system has not looked at them
+            with contextlib.suppress(FileNotFoundError):
+                (there / part).lstat()
+        return None
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Any
 from rdmm import io
 from rdmm.data.pair_list import Row, read_pairs
 from rdmm.io import Outputs
+from rdmm.io.files import require_free
 from rdmm.registration.entry import Settings
 from rdmm.registration.record import nan_to_null, table_metrics, warning_text
 from rdmm.runtime.occasionally import Occasionally
 from rdmm.runtime.resources import available_memory
 from rdmm.types import ConfigError, OutputError, RdmmError
 from rdmm.workflows.job import Job
-from rdmm.workflows.launchers import Launcher, Local, Outcome
+from rdmm.workflows.launchers import Launcher, Local, Outcome, failure_outcome
 from rdmm.workflows.reports import write_index
 from rdmm.workflows.slurm import Slurm, has_slurm, parse_options, require_submitit
 
@@ -33,8 +35,8 @@ log = logging.getLogger(__name__)
 
 LEADING_COLUMNS = ("id", "status", "exit_code", "message", "seconds", "peak_memory_mb")
 
-RESERVED_NAMES = ("logs", "table.csv", "failures.json", "index.html")
-"""Names in the output folder that no pair can have."""
+RESERVED_NAMES = re.compile(r"\..*|logs|(table(_\d+of\d+)?\.csv)|(failures(_\d+of\d+)?\.json)|index\.html", re.IGNORECASE)
+"""Names in the output folder that no pair can have: those of the batch's own files, with and without shards."""
 
 SLURM_BASE_GIB, SLURM_MEMORY_FACTOR = 2, 1.5
 """Memory requested per job: this much for the libraries, and the estimated peak times this factor, as SLURM kills jobs that exceed it."""
@@ -71,11 +73,11 @@ class Batch:
         """
         i, n = self.shard
         rows = read_pairs(self.pairs, self.root)
-        taken = [r for r in rows if r.id in RESERVED_NAMES or r.id.startswith(".")]
+        taken = [r for r in rows if RESERVED_NAMES.fullmatch(r.id)]
         if taken:
-            reserved = ", ".join(RESERVED_NAMES)
             raise ConfigError(
-                f"{taken[0].where}: {taken[0].id!r} cannot be an id: {reserved}, and names that start with a dot, are reserved"
+                f"{taken[0].where}: {taken[0].id!r} cannot be an id: logs, index.html, the names of tables (table.csv, table_1of2.csv, "
+                "failures.json, failures_1of2.json), and names that start with a dot, are reserved"
             )
         if n > len(rows):
             raise ConfigError(f"--shard {i}/{n}: there are only {len(rows)} pairs; use at most {len(rows)} shards")
@@ -97,6 +99,17 @@ class Batch:
         i, n = self.shard
         return Path(self.out) / (f"{stem}_{i}of{n}{dot}{kind}" if n > 1 else name)
 
+    def unusable(self, jobs: Mapping[str, Job]) -> dict[str, Outcome]:
+        """The outcomes of pairs that cannot be registered: an input file is missing, or the id is too long for the name of a file."""
+        out = {}
+        for id, job in jobs.items():
+            try:
+                require_free(Path(self.out, "logs", f"{id}.txt"), overwrite=True)
+                job.require_files()
+            except RdmmError as error:
+                out[id] = failure_outcome(type(error).__name__, str(error), error.exit_code)
+        return out
+
     def run(
         self, launcher: Launcher, *, resume: bool = False, overwrite: bool = False, verify: bool = False
     ) -> Iterator[tuple[str, Outcome]]:
@@ -111,17 +124,19 @@ class Batch:
         """
         jobs = self.jobs()
         settings = self.settings(jobs)
-        Outputs.prepare(self.out + os.sep, [], overwrite=True)
+        names = [self.path("table.csv").name, self.path("failures.json").name, "index.html"]
+        Outputs.prepare(self.out + os.sep, names, overwrite=True)
         with Outputs(str(self.path("batch."))).locked():
             rows = self._finished_rows(jobs, settings, verify) if resume else {}
-            existing = [id for id, job in jobs.items() if Path(job.out, "run.json").exists()]
+            existing = [id for id, job in jobs.items() if os.path.exists(os.path.join(job.out, "run.json"))]
             if existing and not (resume or overwrite):
                 raise OutputError(f"{Path(self.out, existing[0])}: already exists; use --resume to continue, or --overwrite to start again")
             if rows:
                 log.info("%d of %d pairs are already finished", len(rows), len(jobs))
-            yield from rows.items()
             logs = Path(self.out, "logs")
-            logs.mkdir(exist_ok=True)
+            Outputs.prepare(f"{logs}{os.sep}", [], overwrite=True)
+            rows |= self.unusable({id: job for id, job in jobs.items() if id not in rows})
+            yield from list(rows.items())
             left = {id: job for id, job in jobs.items() if id not in rows}
             with Occasionally(lambda: self._write(jobs, rows)) as write:
                 write()
@@ -131,7 +146,7 @@ class Batch:
                     yield id, outcome
                 for id in jobs:
                     if id not in rows:
-                        rows[id] = {"status": "not started", "message": "the batch was interrupted", "exit_code": 130}
+                        rows[id] = failure_outcome("not started", "the batch was interrupted", 130)
                         write()
                         yield id, rows[id]
             write_index(Path(self.out))

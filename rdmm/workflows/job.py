@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import quoted
+<<<<<<< HEAD
 from rdmm.data.given import OPTIONAL_INPUTS, file_of, files_of, values_of
+=======
+from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES
+>>>>>>> 6cc9912 (A bad row of a batch costs its pair, and --dry-run names it)
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
+from rdmm.io.files import require_file
 from rdmm.kernels.available import set_threads
 from rdmm.registration.base import FinishedRegistration, file_names
 from rdmm.registration.entry import Settings, compose_settings, run
@@ -117,6 +122,12 @@ class Job:
     def output_names(self, settings: Settings) -> list[str]:
         """Names of all files that this registration may write."""
         return file_names(SHAPE_FILES if self.for_shapes else image_files(settings.output, MIN_WEIGHT_FILES))
+
+    def require_files(self) -> None:
+        """Check that the input files exist, without reading them. Raises InputError."""
+        named = {k: v for k, v in self.given_inputs.items() if k in PAIR_FILES and k != "initial"}  # may be [AFFINE,1]
+        for path in (self.fixed, self.moving, *named.values()):
+            require_file(path)
 
     @contextlib.contextmanager
     def reserve_outputs(self, settings: Settings, *, overwrite: bool) -> Iterator[None]:

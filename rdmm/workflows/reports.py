@@ -82,11 +82,16 @@ def write_report(run: str, *, overwrite: bool) -> Path:
     if not is_run:
         return write_index(folder)
     page = _render(outputs, summary)
-    checksums = {**summary["outputs"], "report.html": hashlib.sha256(encode_text(page)).hexdigest()}
-    renewed = json.dumps({**summary, "outputs": checksums}, indent=1, allow_nan=False)
+    others = {k: v for k, v in summary["outputs"].items() if k != "report.html"}
+    _write_record(record, {**summary, "outputs": others})  # at no time does run.json vouch for another page
     write_text(path, page)
-    write_text(record, renewed)
+    checksum = hashlib.sha256(encode_text(page)).hexdigest()
+    _write_record(record, {**summary, "outputs": {**others, "report.html": checksum}})
     return path
+
+
+def _write_record(path: Path, summary: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(summary, indent=1, allow_nan=False))
 
 
 def _render(outputs: Outputs, summary: Mapping[str, Any]) -> str:
