@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import quoted
-<<<<<<< HEAD
-from rdmm.data.given import OPTIONAL_INPUTS, file_of, files_of, values_of
-=======
-from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES
->>>>>>> 6cc9912 (A bad row of a batch costs its pair, and --dry-run names it)
+from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, file_of, files_of, values_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.io.files import require_file
