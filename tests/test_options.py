@@ -29,8 +29,10 @@ NUMERIC = [
 @pytest.mark.parametrize(("command", "option"), NUMERIC)
 @pytest.mark.fault(68, 70)
 def test_numbers_of_options(command, option):
-    assert option.opts[0] in ("--volume", "--max-folding", "--threads", "--seed", "--jobs", "--blur", "--reach")
+    assert option.opts[0] in ("--volume", "--max-folding", "--threads", "--seed", "--jobs", "--blur", "--reach", "--default-value")
     for text in NO_NUMBERS:
+        if option.opts[0] == "--default-value" and text in ("-1", "-0.5", str(2**70)):
+            continue  # an intensity
         if option.opts[0] in ("--jobs", "--volume", "--blur", "--reach") and text in (str(2**70), "1" * 5000):
             continue  # as many as one likes
         with pytest.raises(click.BadParameter) as caught:
@@ -38,7 +40,7 @@ def test_numbers_of_options(command, option):
         assert caught.value.exit_code == 2
     for text in ("1", "7"):
         assert option.type.convert(text, option, None) == float(text)
-    assert option.opts[0] in ("--volume", "--seed", "--max-folding") or refuses_zero(option)
+    assert option.opts[0] in ("--volume", "--seed", "--max-folding", "--default-value") or refuses_zero(option)
 
 
 def refuses_zero(option):

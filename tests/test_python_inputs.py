@@ -182,3 +182,30 @@ def test_a_small_overlap_is_said(share: float) -> None:
     affine[0, 2] = share * 12 * 1.5
     said = read_inputs(image(), Image(blob(), Grid((12, 12), affine))).warnings
     assert any("% of the fixed image" in w for w in said) is (share > 0.75)
+
+
+NO_PATHS = [5, torch.nan, [1], np.zeros(3), image()]
+
+
+@pytest.mark.fault(103)
+@pytest.mark.parametrize("role", ["landmarks", "fixed_keypoints", "moving_keypoints", "initial"])
+def test_what_must_be_a_path(role: str) -> None:
+    for value in NO_PATHS:
+        with pytest.raises(InputError, match=f"{role}.*path"):
+            rdmm.register(fixed=image(), moving=image(), **{role: value}, **QUICK)
+
+
+@pytest.mark.fault(27, 103)
+def test_grids_and_measures_are_of_numbers() -> None:
+    for value in (None, "x", 5, torch.nan, [4.5, 4], [torch.nan, 4], [torch.inf, 4], np.zeros((3, 3)), torch.zeros(2)):
+        with pytest.raises(InputError, match="grid"):
+            Grid(value, np.eye(3))
+    for value in (None, "x", 5, torch.nan, [1, 2], np.eye(3) * 1j, np.eye(3) * torch.nan, [[1, 2], [3]]):
+        with pytest.raises(InputError):
+            Grid((12, 12), value)
+    points = torch.rand(1, 2, 9)
+    for value in (None, "x", 5, points.numpy(), points + 0j, points.to("meta"), (9 * points).long()):
+        with pytest.raises(InputError, match="points"):
+            rdmm.Measure(value)
+    with pytest.raises(InputError, match="normals must be finite"):
+        rdmm.Measure(points, torch.ones(1, 9), points / 0)

@@ -14,7 +14,7 @@ import torch
 from rdmm import io
 from rdmm.data.given import INPUT_NAMES, files_of, values_of
 from rdmm.io.images import NanPolicy
-from rdmm.io.in_memory import require_image_source, require_shape_source
+from rdmm.io.in_memory import require_image_source, require_path, require_shape_source
 from rdmm.io.nifti import Source, peek
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
@@ -148,6 +148,8 @@ def read_inputs(
     for name in IMAGE_INPUTS:
         if given[name] is not None or name in ("fixed", "moving"):
             require_image_source(given[name], name)
+    for name in ("landmarks", "fixed_keypoints", "moving_keypoints", "initial"):
+        require_path(given[name], name)
     check_memory([fixed, moving])
     target, source = (
         io.read_image(x, name=name, nan=nan, volume=volume, strict=strict, has_options=True)
@@ -305,6 +307,7 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     """
     for name, given in (("fixed", fixed), ("moving", moving)):
         require_shape_source(given, name)
+    require_path(landmarks, "landmarks")
     shapes = [x if isinstance(x, Measure) else io.read_mesh(x) for x in (fixed, moving)]
     is_planar = all(np.ptp(shape.points[:, 2]) == 0 for shape in shapes if isinstance(shape, io.Mesh))
     measures = [_to_measure(shape, 2 if is_planar else 3) if isinstance(shape, io.Mesh) else shape for shape in shapes]

@@ -93,7 +93,7 @@ def read_image(
         InputError: the file is damaged or ambiguous; docs/faults.md lists the faults (1 to 13 and 17 to 28).
         ConfigError: ``nan`` is not one of the three.
     """
-    if nan not in get_args(NanPolicy):
+    if not isinstance(nan, str) or nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
     if isinstance(source, Image):
         return _checked_image(source, name, nan, has_options=has_options)

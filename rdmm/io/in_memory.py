@@ -29,11 +29,17 @@ def require_shape_source(value: Any, name: str) -> None:
         raise InputError(f"{name} is {_describe(value)}; a shape is expected: pass the path of a .vtk or .ply file, or an rdmm.Measure")
 
 
+def require_path(value: Any, name: str) -> None:
+    """Raise InputError unless ``value``, the argument ``name``, is a path or None."""
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise InputError(f"{name} is {_describe(value)}; the path of a file is expected")
+
+
 def _describe(value: Any) -> str:
     if value is None:
         return "None"
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, np.ndarray | Tensor) else ""
-    return f"a {type(value).__name__}{shape}"
+    return f"of type {type(value).__name__}{shape}"
 
 
 def image_array(image: Image, name: str) -> np.ndarray:

@@ -155,7 +155,7 @@ def _compose_arguments(
     select_device(device)
     if isinstance(overrides, str) or not isinstance(overrides, Sequence) or not all(isinstance(o, str) for o in overrides):
         raise ConfigError(f'overrides must be a list of texts, e.g. ["dynamics=rdmm"]; got {overrides!r}')
-    if init is not None and init not in AFFINE_STARTS:
+    if init is not None and not (isinstance(init, str) and init in AFFINE_STARTS):
         raise ConfigError(f"init must be one of {', '.join(AFFINE_STARTS)}; got {init!r}")
     more = [] if init is None else [f"affine.init={init}"]
     return compose_settings([*overrides, *to_overrides(keys), *more], name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -47,8 +48,11 @@ class Grid:
     placement: Placement | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        matrix = np.asarray(self.affine, dtype=np.float64)
-        shape = tuple(int(n) for n in self.shape)
+        try:
+            matrix, shape = np.asarray(self.affine), tuple(operator.index(n) for n in self.shape)
+            matrix = matrix.astype(np.float64, casting="same_kind" if matrix.dtype.kind == "c" else "unsafe")
+        except (TypeError, ValueError) as error:
+            raise InputError(f"a grid is a shape of whole numbers and an affine matrix of numbers ({error})") from error
         d = len(shape)
         if d not in (2, 3):
             raise InputError(f"a grid has 2 or 3 axes, not {d} (shape {shape})")

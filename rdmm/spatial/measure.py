@@ -34,6 +34,12 @@ class Measure:
     cells: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name, x in (("points", self.points), ("weights", self.weights), ("normals", self.normals)):
+            if isinstance(x, Tensor) and x.is_floating_point() and x.device.type != "meta":
+                continue
+            if x is not None or name == "points":
+                kind = f"{x.dtype} on {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
+                raise InputError(f"a measure's {name} are a tensor of real numbers, e.g. torch.float32, not {kind}")
         if self.points.ndim != 3 or self.points.shape[1] not in (2, 3) or self.points.shape[2] < 1:
             raise InputError(f"a measure's points are (b, d, n) with d = 2 or 3 and n >= 1, not {tuple(self.points.shape)}")
         if not bool(torch.isfinite(self.points.detach()).all()):
@@ -54,8 +60,11 @@ class Measure:
             masses = self.weights.sum(1)
             if bool((self.weights < 0).any()) or not bool(((masses > 0) & masses.isfinite()).all()):
                 raise InputError("a measure's weights must be finite, >= 0, and not all 0")
-        if self.normals is not None and (self.normals.ndim != 3 or self.normals.shape[1:] != (d, n)):
-            raise InputError(f"a measure's normals are (b, d, n) = ({b}, {d}, {n}), not {tuple(self.normals.shape)}")
+        if self.normals is not None:
+            if self.normals.ndim != 3 or self.normals.shape[1:] != (d, n):
+                raise InputError(f"a measure's normals are (b, d, n) = ({b}, {d}, {n}), not {tuple(self.normals.shape)}")
+            if not bool(torch.isfinite(self.normals.detach()).all()):
+                raise InputError("a measure's normals must be finite")
 
     @property
     def ndim(self) -> int:
