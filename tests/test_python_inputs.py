@@ -191,7 +191,7 @@ NO_PATHS = [5, torch.nan, [1], np.zeros(3), image()]
 @pytest.mark.parametrize("role", ["landmarks", "fixed_keypoints", "moving_keypoints", "initial"])
 def test_what_must_be_a_path(role: str) -> None:
     for value in NO_PATHS:
-        with pytest.raises(InputError, match=f"{role}.*path"):
+        with pytest.raises(InputError, match=f"{role}.*(path|file)"):
             rdmm.register(fixed=image(), moving=image(), **{role: value}, **QUICK)
 
 

@@ -148,7 +148,7 @@ def read_inputs(
     for name in IMAGE_INPUTS:
         if given[name] is not None or name in ("fixed", "moving"):
             require_image_source(given[name], name)
-    for name in ("landmarks", "fixed_keypoints", "moving_keypoints", "initial"):
+    for name in ("landmarks", "fixed_keypoints", "moving_keypoints"):
         require_path(given[name], name)
     check_memory([fixed, moving])
     target, source = (

@@ -88,6 +88,7 @@ def _ambiguity(path: str, forms: list[str]) -> str:
     return f"{path}: the file does not tell which tool wrote it: {tools} differ by their coordinates"
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused
 def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
     """Read the transform of any tool as a map of world millimeters, fixed -> moving.
 
