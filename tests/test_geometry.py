@@ -223,6 +223,8 @@ def test_single_slices_of_any_plane(tmp_path, name):
     for path, image in zip(files, images, strict=True):
         moved = images[0].moved_by(framed(Identity(), image.grid), image.grid)
         assert torch.allclose(moved.data, image.data, atol=1e-4)
+        turned_grid = image.grid.canonical()
+        assert np.allclose(turned_grid.affine, Grid.placed(turned_grid.placement).affine)
         u = 0.01 * torch.randn(1, 2, *image.grid.shape)
         io.write_image(tmp_path / "o.nii", image.data, image.grid)
         io.write_warp(tmp_path / "w.nii", u, image.grid)
@@ -249,6 +251,19 @@ def test_slices_of_two_planes_are_refused(tmp_path, one, other):
     images = [io.read_image(f) for f in files]
     with pytest.raises(InputError, match="different planes"):
         images[0].moved_by(framed(Identity(), images[1].grid), images[1].grid)
+
+
+@pytest.mark.fault(106)
+def test_a_warp_of_another_plane_is_refused(tmp_path):
+    files = [save(tmp_path / f"{n}.nii", voxels((8, 6, 1)), affine_of(PLANES[n] @ SIZES)) for n in ("axial", "coronal")]
+    axial, coronal = (io.read_image(f) for f in files)
+    io.write_warp(tmp_path / "w.nii.gz", torch.zeros(1, 2, 8, 6), coronal.grid)
+    warp = io.read_transform(str(tmp_path / "w.nii.gz"))
+    assert torch.equal(coronal.moved_by(framed(warp, coronal.grid)).data, coronal.data)
+    with pytest.raises(InputError, match="the warp and the image are slices of different planes, coronal and axial"):
+        framed(warp, axial.grid)
+    with pytest.raises(InputError, match="different planes, coronal and axial"):
+        read_inputs(files[0], files[0], initial=str(tmp_path / "w.nii.gz"))
 
 
 @pytest.mark.fault(106)

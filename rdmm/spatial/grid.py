@@ -204,7 +204,8 @@ class Grid:
             backward = linear[world, axis] < 0
             change[axis, world] = -1 if backward else 1
             change[axis, -1] = self.shape[axis] - 1 if backward else 0
-        return Grid(tuple(self.shape[a] for a in order), np.asarray(self.affine) @ change)
+        placement = None if self.placement is None else self.placement.reordered(order, change)
+        return Grid(tuple(self.shape[a] for a in order), np.asarray(self.affine) @ change, placement)
 
     def restored(self, x: Tensor, like: Grid) -> Tensor:
         """Reorder x (..., *s) on this grid to the storage order of ``like``, a grid of the same voxels."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -99,6 +100,18 @@ class Placement:
             across = _largest(self.normal)
             columns = np.delete(_rotation(self.normal, np.eye(3)[across]) @ columns, across, axis=0)
         return np.vstack([columns, np.eye(columns.shape[1])[-1]])
+
+    def reordered(self, order: Sequence[int], change: np.ndarray) -> Placement:
+        """The same voxels with the grid's axes in another order: new axis j is axis ``order[j]``.
+
+        Args:
+            change: (d+1, d+1) matrix from new to old voxel indices of the grid.
+        """
+        shape, whole = list(self.shape), np.eye(4)
+        for axis, old in zip(self.axes, order, strict=True):
+            shape[axis] = self.shape[self.axes[old]]
+        whole[np.ix_([*self.axes, 3], [*self.axes, 3])] = change
+        return replace(self, shape=tuple(shape), affine=np.asarray(self.affine) @ whole)
 
     def storable_affine(self) -> np.ndarray:
         """``affine``, with a thickness for a single slice that has none: the mean edge of a voxel."""

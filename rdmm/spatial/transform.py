@@ -15,6 +15,7 @@ import torch
 
 from rdmm.spatial.grid import Grid, apply_matrix, require_one_dimension
 from rdmm.spatial.ops import sample
+from rdmm.spatial.placement import require_same_plane
 from rdmm.types import Tensor
 
 
@@ -158,9 +159,11 @@ def framed(transform: Transform, grid: Grid) -> Transform:
     """A map between world millimeters, expressed in domain units of ``grid``'s frame; affine maps stay affine.
 
     Raises:
-        InputError: the map is 2D and the grid 3D, or the other way round.
+        InputError: the map is 2D and the grid 3D, or the other way round; or they are of slices of different planes.
     """
     require_one_dimension({"the transform": transform.ndim, "the grid": grid.ndim})
+    for warp in (m for m in flat(transform) if isinstance(m, Placed)):
+        require_same_plane(warp.grid.placement, grid.placement, "the warp and the image")
     if isinstance(transform, Identity):
         return transform
     if isinstance(transform, Affine):
