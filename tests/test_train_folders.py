@@ -5,10 +5,11 @@ import json
 
 import pytest
 from test_faults_input import make_picture, save_nifti
+from test_training import networks, training
 
 from rdmm.config.compose import compose
 from rdmm.types import ConfigError, OutputError, RdmmError
-from train.checkpoint import BEST, LAST, STATE
+from train.checkpoint import BEST, LAST, STATE, RunFolder
 from train.main import train_and_compare
 
 TINY = ["experiment=synthetic2d_net", "~models", "shape=[16,16]", "backbone.features=[4,4,4,4,4]", "data.limit=1", "table.limit=0"]
@@ -120,6 +121,47 @@ def test_resume_without_a_state_keeps_the_models(tmp_path):
     assert content(out) == before
     with pytest.raises(ConfigError, match="overwrite=true and resume=true"):
         train(out, "resume=true", "overwrite=true")
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches kill -9."""
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_any_file_every_model_file_is_there_in_the_end(tmp_path, monkeypatch, moment):
+    """Fault 50: killed before or after each file that it writes, and resumed: the files of an uninterrupted run, to the bit."""
+    more = {"max_steps": 2, "validate_every": 1, "checkpoint_every": 1, "keep": True}
+    training(tmp_path / "whole", **more).run()
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").glob("*.safetensors")}
+    assert len(whole) == 4
+    number = 0
+    while True:
+        number += 1
+        left = [number]
+
+        def killing(write, left=left):
+            def wrapped(self, *arguments):
+                left[0] -= 1
+                if left[0] == 0 and moment == "before":
+                    raise Killed
+                write(self, *arguments)
+                if left[0] == 0:
+                    raise Killed
+
+            return wrapped
+
+        with monkeypatch.context() as patched:
+            for name in ("save_state", "save_model"):
+                patched.setattr(RunFolder, name, killing(getattr(RunFolder, name)))
+            try:
+                training(tmp_path / str(number), **more).run()
+                break
+            except Killed:
+                pass
+        training(tmp_path / str(number), networks(seed=9 if number > 1 else 0), resume=True, **more).run()
+        assert {p.name: p.read_bytes() for p in (tmp_path / str(number)).glob("*.safetensors")} == whole, number
+    assert number > 8
 
 
 def test_a_run_has_a_state_from_its_first_step_on(tmp_path):

@@ -48,6 +48,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+        assert torch.load(cut / "rdmm" / STATE, weights_only=True)["progress"]["step"] in range(13)
+        assert all(read_model(path).tensors for path in (cut / "rdmm").glob("*.safetensors"))
     done = launch(cut, "trainer.max_steps=12", "resume=true")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "going on from step" in done.stdout

@@ -1,7 +1,7 @@
 """The files of a training run: ``state.pt`` to resume from; ``last``, ``best`` and numbered model files to use.
 
-``state.pt`` alone decides where a run resumes. A run writes it before its first step. Later it is written after ``best`` and before
-``last``: wherever a run is killed, the resumed run writes the same files again.
+``state.pt`` alone decides where a run resumes. A run writes it before its first step. Later it is written after ``best`` and the
+numbered model file, and before ``last``: wherever a run is killed, the resumed run writes the same files again.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class RunFolder:
         write_atomically(self.path / STATE, buffer.getvalue())
 
     def save_checkpoint(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress, numbered: bool) -> None:
-        """Write ``state.pt`` and ``last``, and a numbered model file if ``numbered``."""
-        self.save_state(networks, optimizer, progress)
-        self.save_model(LAST, networks, progress)
+        """Write a numbered model file if ``numbered``, ``state.pt`` and ``last``."""
         if numbered:
             self.save_model(f"step_{progress.step:07d}.safetensors", networks, progress)
+        self.save_state(networks, optimizer, progress)
+        self.save_model(LAST, networks, progress)
 
     def save_model(self, name: str, networks: Networks, progress: Progress) -> None:
         save(self.path / name, networks, self.settings, {"step": progress.step, "score": progress.best})
