@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.inputs import at_training_resolution
+from networks.inputs import at_training_resolution, require_trained_kind
 from networks.unet import Backbone, CoarseUNet, to_float32
 from rdmm.similarity import NCC
 from rdmm.spatial.grid import Grid
@@ -123,6 +123,10 @@ class AffineNet(nn.Module):
     @staticmethod
     def _in_frame(points: Tensor, own: Grid, frame: Grid) -> Tensor:
         return points if own.same_frame(frame) else frame.from_world(own.to_world(points))
+
+    def check(self, pair: Pair) -> None:
+        """Raise InputError if the network was trained for another number of dimensions or channels."""
+        require_trained_kind(pair, self.ndim, self.channels)
 
     def forward(self, pair: Pair[Image]) -> Result:
         begin = time.perf_counter()

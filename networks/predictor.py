@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.inputs import at_training_resolution
+from networks.inputs import at_training_resolution, require_trained_kind
 from networks.unet import Backbone, CoarseUNet, run_checkpointed, to_float32
 from rdmm.dynamics.base import InitialConditions
 from rdmm.regularizer.smoother import MultiGaussian
@@ -56,6 +56,10 @@ class Predictor(nn.Module):
         self.smoother = smoother
         self.momentum = CoarseUNet(backbone, d, 2 * channels, d, reduction)
         self.weights = CoarseUNet(backbone, d, 2 * channels, len(smoother.sigmas), reduction) if weights else None
+
+    def check(self, pair: Pair) -> None:
+        """Raise InputError if the network was trained for another number of dimensions or channels."""
+        require_trained_kind(pair, self.ndim, self.channels)
 
     def forward(self, pair: Pair[Image]) -> InitialConditions:
         """Momentum (b, d, *s) and pre-weights (b, n, *s) on the shooting grid."""

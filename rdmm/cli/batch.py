@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="CPU threads per pair.")
 @click.option("--seed", type=SEED, default=0)
-@click.option("--dry-run", is_flag=True, help="Check the list and the settings, estimate the memory, compute nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check the list, the settings and every pair, compute nothing. Exit code 2: some pairs would fail."
+)
 @common_options
 def batch(
     pairs: str,
@@ -80,9 +82,9 @@ def batch(
     chosen = whole.jobs()
     launch = choose_launcher(launcher, chosen, jobs, slurm)
     if dry_run:
-        whole.settings(chosen)
-        unusable = [f"{id}: {outcome['message']}" for id, outcome in whole.unusable(chosen).items()]
-        print_result({"pairs": len(chosen), "launcher": str(launch), "unusable": unusable}, as_json)
+        failing = whole.check(chosen, resume=resume, overwrite=overwrite)
+        unusable = [f"{id}: {outcome['message']}" for id, outcome in failing.items()]
+        print_result({"pairs": len(chosen), "launcher": launcher, "unusable": unusable}, as_json)
         return ConfigError.exit_code if unusable else 0
     return run(whole, whole.run(launch, resume=resume, overwrite=overwrite, verify=verify), list(chosen), quiet=quiet, as_json=as_json)
 

@@ -6,21 +6,21 @@ from typing import Any
 
 import click
 
-from rdmm.cli.terminal import common_options, prints_result
+from rdmm.cli.terminal import common_options, printing_options, prints_result
 
 
 @click.command(no_args_is_help=True)
 @click.argument("file")
-@common_options
+@printing_options
 @prints_result
-def info(file: str, overwrite: bool) -> dict[str, Any]:
-    """Describe a file: image, warp, affine, initial conditions, trained model or run.
+def info(file: str) -> dict[str, Any]:
+    """Describe a file: image, warp, affine, initial conditions, trained model or run; or the folder of a run.
 
     \b
     Examples:
       rdmm info fixed.nii.gz
       rdmm info out/1Warp.nii.gz
-      rdmm info out/0GenericAffine.mat --json
+      rdmm info out/ --json
     """
     from rdmm.workflows.inspect import info as describe
 

@@ -66,12 +66,13 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
     """Run a registration, or only check it, and print its result. Returns the exit code; 128 + the signal's number if interrupted."""
     from rdmm.runtime.interrupt import interruptible
 
+    if dry_run:
+        settings = job.check(overwrite=overwrite)
+        gib = round(job.memory() / 2**30, 2)
+        print_result({"fixed": job.fixed, "moving": job.moving, "out": job.out, "memory_gib": gib, "config": settings.config}, as_json)
+        return 0
     settings = job.settings()
     inputs = job.read()
-    if dry_run:
-        gib = round(job.memory() / 2**30, 2)
-        print_result({"fixed": job.fixed, "moving": job.moving, "memory_gib": gib, "config": settings.config}, as_json)
-        return 0
     with job.reserve_outputs(settings, overwrite=overwrite), interruptible() as seen, progress_bar(quiet):
         finished, written, summary = job.run(inputs, settings)
     if as_json:

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from textwrap import indent
 from typing import Any
 
 import click
@@ -61,9 +62,13 @@ class Program(click.Group):
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that writes files."""
+    return click.option("--overwrite", is_flag=True, help="Replace existing files.")(printing_options(command))
+
+
+def printing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command has."""
     for option in (
-        click.option("--overwrite", is_flag=True, help="Replace existing files."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
         click.option("--quiet", is_flag=True, help="Log only warnings on stderr."),
         click.option("--debug", is_flag=True, help="Full log, and the traceback of an error."),
@@ -152,7 +157,7 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result on stdout, as ``name: value`` lines or as JSON."""
+    """Print a result on stdout, as ``name: value`` lines (settings by name as YAML) or as JSON."""
     if as_json:
         from rdmm.registration.record import nan_to_null
 
@@ -162,5 +167,9 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
         if isinstance(value, list):
             for item in value:
                 click.echo(f"{key}: {item}")
+        elif isinstance(value, Mapping) and value:
+            from yaml import safe_dump
+
+            click.echo(f"{key}:\n{indent(safe_dump(value, sort_keys=False, allow_unicode=True), '  ').rstrip()}")
         else:
             click.echo(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rdmm.cli.numbers import VOLUME, FiniteRange
-from rdmm.cli.terminal import common_options, conversion_options, prints_result, source_format_option, transform_option
+from rdmm.cli.terminal import common_options, conversion_options, printing_options, prints_result, source_format_option, transform_option
 from rdmm.types import ConfigError
 
 DIRECTION = "A transform maps points of the fixed image to the moving image, as in ANTs: y = A(x + u(x)), RAS+ world millimeters."
@@ -149,11 +149,9 @@ def jacobian(warp: str, out: str, take_log: bool, overwrite: bool) -> dict[str, 
 @click.option("--moving-labels", help="Label map of the moving image.")
 @transform_option
 @click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimeters (RAS+).")
-@common_options
+@printing_options
 @prints_result
-def evaluate(
-    fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None, overwrite: bool
-) -> dict[str, Any]:
+def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None) -> dict[str, Any]:
     """Dice, landmark error and folds of transforms, made by any tool.
 
     \b

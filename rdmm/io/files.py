@@ -241,6 +241,18 @@ class Outputs:
             raise OutputError(f"{printable(folder)}: cannot write there: {problem}") from error
         return self
 
+    @classmethod
+    def check(cls, out: str | os.PathLike[str], names: list[str], *, overwrite: bool) -> None:
+        """Raise OutputError where ``prepare`` would, but make no folder."""
+        text = os.fspath(out)
+        if not text.endswith(("/", os.sep)) or os.path.isdir(text):
+            cls.prepare(out, names, overwrite=overwrite)
+            return
+        for name in names:
+            require_free(Path(f"{text}{name}"), overwrite=overwrite)
+        above = next(p for p in Path(text).absolute().parents if os.path.lexists(p))
+        cls.prepare(os.path.join(above, ""), [], overwrite=True)
+
     def path(self, name: str) -> Path:
         return Path(f"{self.prefix}{name}")
 

@@ -28,10 +28,15 @@ class Initializer(Protocol):
     def __call__(self, pair: Pair) -> InitialConditions: ...
 
 
-def no_momentum(pair: Pair[Image]) -> Tensor:
-    """m0 = 0 on the fixed grid."""
+def require_image(pair: Pair) -> None:
+    """Raise ConfigError for shapes, which have no momentum field."""
     if not isinstance(pair.fixed, Image):
         raise ConfigError("shapes start from control points: use initializer=controls")
+
+
+def no_momentum(pair: Pair[Image]) -> Tensor:
+    """m0 = 0 on the fixed grid."""
+    require_image(pair)
     b, d = pair.fixed.data.shape[0], pair.fixed.grid.ndim
     return pair.fixed.data.new_zeros(b, d, *pair.fixed.grid.shape)
 
@@ -39,6 +44,10 @@ def no_momentum(pair: Pair[Image]) -> Tensor:
 @dataclass(frozen=True)
 class Zero:
     """No momentum; the smoother's own weights everywhere."""
+
+    def check(self, pair: Pair) -> None:
+        """Raise ConfigError for shapes."""
+        require_image(pair)
 
     def __call__(self, pair: Pair) -> InitialConditions:
         return InitialConditions(no_momentum(pair))
@@ -71,9 +80,15 @@ class Regions:
         object.__setattr__(self, "weights", table)
         by_region(torch.zeros(1, 1, 2, 2), table, self.background)  # checks the rows
 
-    def __call__(self, pair: Pair) -> InitialConditions:
+    def check(self, pair: Pair) -> None:
+        """Raise ConfigError for shapes, and where no regions were given."""
+        require_image(pair)
         if pair.regions is None:
             raise ConfigError("initializer=regions needs a label map of the moving image: pass --regions LABELS.nii.gz")
+
+    def __call__(self, pair: Pair) -> InitialConditions:
+        self.check(pair)
+        assert pair.regions is not None
         regions, grid = pair.regions, pair.fixed.grid
         squares = by_region(regions.data, self.weights, self.background).to(pair.fixed.data)  # type: ignore[arg-type]
         transform: Transform = pair.initial
@@ -92,9 +107,13 @@ class Controls:
         if self.count < 1:
             raise ConfigError(f"initializer.count must be at least 1, not {self.count}")
 
-    def __call__(self, pair: Pair[Measure]) -> InitialConditions:
+    def check(self, pair: Pair) -> None:
+        """Raise ConfigError for images."""
         if not isinstance(pair.fixed, Measure):
             raise ConfigError("initializer=controls is for shapes (points, curves, surfaces); images start from zero or regions")
+
+    def __call__(self, pair: Pair[Measure]) -> InitialConditions:
+        self.check(pair)
         points = torch.stack([farthest_points(x, self.count) for x in pair.source.points.detach()])
         return InitialConditions(torch.zeros_like(points), None, points)
 
@@ -120,6 +139,10 @@ class Transported:
         require_finite_fields(self)
         if not self.ridge > 0:
             raise ConfigError(f"initializer.ridge must be > 0, not {self.ridge}")
+
+    def check(self, pair: Pair) -> None:
+        """Raise ConfigError for images."""
+        Controls(self.count).check(pair)
 
     def __call__(self, pair: Pair[Measure]) -> InitialConditions:
         q = controls(Controls(self.count)(pair))

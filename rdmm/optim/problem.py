@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,11 +11,16 @@ import torch
 
 from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.regularizer.penalty import NoPenalty, Penalty
+from rdmm.similarity import Sum
+from rdmm.similarity.measures import MeasureDivergence
 from rdmm.spatial import ops
 from rdmm.spatial.image import Image
+from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Dense, Transform
-from rdmm.types import ConfigError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, InputError, Tensor, require_finite_fields
+
+log = logging.getLogger(__name__)
 
 BARRIER_THRESHOLD = 0.1
 """The barrier is zero for cells that keep at least this fraction of their volume."""
@@ -35,6 +41,11 @@ class Energy:
     def as_dict(self) -> dict[str, float]:
         """Means over the batch."""
         return {f.name: float(getattr(self, f.name).detach().mean()) for f in fields(self)}
+
+
+def _compares_measures(similarity: Similarity) -> bool:
+    terms = similarity.terms.values() if isinstance(similarity, Sum) else [similarity]
+    return all(isinstance(term, MeasureDivergence) for term in terms)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,21 @@ class Problem:
                 "dynamics=points is for shapes (.vtk, .ply); its flow has no cells that could fold, so barrier must be 0. "
                 "For images use svf, lddmm or rdmm"
             )
+
+    def check(self, pair: Pair) -> None:
+        """Say what has no effect on this pair.
+
+        Raises:
+            ConfigError: landmarks are to be matched but there are none.
+            InputError: the similarity is for images, and the pair is of shapes.
+        """
+        if self.landmark_weight and pair.landmarks is None:
+            raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass --landmarks CSV")
+        if isinstance(pair.fixed, Measure) and not _compares_measures(self.similarity):
+            name = type(self.similarity).__name__
+            raise InputError(f"{name} compares images; for shapes (points, curves, surfaces) use e.g. similarity=sinkhorn_points")
+        if not isinstance(self.penalty, NoPenalty) and not self.dynamics.has_preweights:
+            log.warning("penalty has no effect: %s has no pre-weights; use dynamics=rdmm", type(self.dynamics).__name__)
 
     def energy(
         self, ic: InitialConditions, pair: Pair, step: int = 0, warp: Callable[[Transform], Any] | None = None

@@ -33,7 +33,7 @@ from rdmm.runtime.warnings import collect_warnings
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
-from rdmm.stages.base import Result, Stage
+from rdmm.stages.base import Result, Stage, require_usable
 from rdmm.types import MAX_SEED, ConfigError, Tensor, require_whole
 
 
@@ -114,16 +114,26 @@ def run(
     """
     seed = require_whole("seed", seed, 0, MAX_SEED)
     torch.manual_seed(seed)
-    target = select_device(device)
     if settings.config.get("weights"):
         inputs = replace(inputs, files={**inputs.files, "weights": str(settings.config["weights"])})
     with collect_warnings() as warnings:
-        pair = inputs.prepare(settings.intensity, target)
+        pair = prepare(inputs, settings, device)
         result = run_stages(settings.stages, pair)
     provenance = Provenance(command, seed, device, torch.get_num_threads(), [*inputs.warnings, *warnings])
     finished: type[FinishedRegistration] = Registration if isinstance(inputs, Inputs) else ShapeRegistration
     status = "interrupted" if stop.is_set() else "done"
     return finished(inputs, result, settings.config, provenance, settings.output, status)  # type: ignore[return-value]
+
+
+def prepare(inputs: Inputs | ShapeInputs, settings: Settings, device: str) -> Pair:
+    """The pair to register on ``device``. All that can be refused before anything is computed is refused here.
+
+    Raises:
+        RdmmError: inputs and settings do not fit together; its subclasses in rdmm.types say how.
+    """
+    pair = inputs.prepare(settings.intensity, select_device(device))
+    require_usable(settings.stages, pair)
+    return pair
 
 
 def run_stages(stages: Stage, pair: Pair) -> Result:

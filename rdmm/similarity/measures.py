@@ -6,11 +6,12 @@ A measure has atoms x_i of weight a_i and direction u_i (normal or tangent). Len
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 
 from rdmm.spatial.measure import Measure
+from rdmm.spatial.pair import Pair
 from rdmm.types import InputError, Tensor
 
 
@@ -22,6 +23,11 @@ class MeasureDivergence(ABC):
         """The value, a scalar, for measures of batch 1 without cells."""
 
     @final
+    def check(self, pair: Pair) -> None:
+        """Raise InputError for images."""
+        require_measure(pair.fixed)
+
+    @final
     def __call__(self, moved: Measure, target: Measure) -> Tensor:
         """(b,) values; a measure of batch 1 is compared with every item of the other.
 
@@ -29,16 +35,21 @@ class MeasureDivergence(ABC):
             InputError: the measures have different dimensions, or lack the directions that this similarity needs.
         """
         for x in (moved, target):
-            if not isinstance(x, Measure):
-                raise InputError(
-                    f"this similarity compares shapes (rdmm.Measure; files .vtk, .ply), not {type(x).__name__}; "
-                    "for images: lncc, mklncc, ncc, ssd, nmi, sinkhorn"
-                )
+            require_measure(x)
         if moved.ndim != target.ndim:
             raise InputError(f"a similarity compares measures of one dimension, both 2D or both 3D, not {moved.ndim} and {target.ndim}")
         a, b = moved.atoms(), target.atoms()
         count = max(a.points.shape[0], b.points.shape[0])
         return torch.stack([self._item(single_item(a, i), single_item(b, i)) for i in range(count)])
+
+
+def require_measure(x: Any) -> None:
+    """Raise InputError if ``x`` is no shape."""
+    if not isinstance(x, Measure):
+        raise InputError(
+            f"this similarity compares shapes (rdmm.Measure; files .vtk, .ply), not {type(x).__name__}; "
+            "for images: lncc, mklncc, ncc, ssd, nmi, sinkhorn"
+        )
 
 
 def single_item(m: Measure, i: int) -> Measure:

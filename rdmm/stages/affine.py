@@ -88,10 +88,14 @@ class AffineOpt:
         enough = bool(self.voxels) and self.iterations >= 1 and min(self.voxels) >= 8
         check_search(self.models, self.init, enough, "one level of 8 voxels or more, and one iteration are")
 
-    def __call__(self, pair: Pair) -> Result:
-        begin = time.perf_counter()
+    def check(self, pair: Pair) -> None:
+        """Raise ConfigError for shapes."""
         if not isinstance(pair.fixed, Image):
             raise ConfigError("affine=opt is for images; for shapes (points, curves, surfaces) use affine=points")
+
+    def __call__(self, pair: Pair) -> Result:
+        begin = time.perf_counter()
+        self.check(pair)
         levels = [ImageObjective(self.similarity, level) for level in self._levels(pair)]
         best = self._best_start(levels[0])
         history: History = []
@@ -180,10 +184,14 @@ class PointAffine:
         require_finite_fields(self)
         check_search(self.models, self.init, self.iterations >= 1 and self.count >= 4, "one iteration and four points are")
 
-    def __call__(self, pair: Pair[Measure]) -> Result:
-        begin = time.perf_counter()
+    def check(self, pair: Pair) -> None:
+        """Raise ConfigError for images."""
         if not isinstance(pair.fixed, Measure):
             raise ConfigError("affine=points is for shapes (points, curves, surfaces); for images use affine=opt")
+
+    def __call__(self, pair: Pair[Measure]) -> Result:
+        begin = time.perf_counter()
+        self.check(pair)
         fixed, moving = (m.thinned(self.count) for m in (pair.fixed, pair.source))
         objective = ShapeObjective(self.similarity, fixed, moving)
         low, high = fixed.bounds()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Protocol
 
 from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.optim.lbfgs import History
@@ -35,6 +35,26 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     before: Transform = field(default_factory=Identity)
     dynamics: Dynamics | None = None
+
+
+def require_usable(part: Any, pair: Pair) -> None:
+    """Let every part of a stage look at the pair before anything is computed.
+
+    A part is an object in a field, a list or a mapping of a dataclass. Those that cannot use every pair have a method ``check(pair)``.
+
+    Raises:
+        RdmmError: a part cannot use the pair, such as shapes where images are wanted, or regions that were not given.
+    """
+    if hasattr(type(part), "check"):
+        part.check(pair)
+    if is_dataclass(part):
+        parts: Iterable[Any] = (getattr(part, f.name) for f in fields(part))
+    elif isinstance(part, Mapping):
+        parts = part.values()
+    else:
+        parts = part if isinstance(part, list | tuple) else ()
+    for inner in parts:
+        require_usable(inner, pair)
 
 
 class Stage(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rdmm.dynamics.base import require_carrier
-from rdmm.optim.initializers import Initializer, Zero
+from rdmm.optim.initializers import Initializer, Regions, Zero
 from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
 from rdmm.optim.problem import Problem
 from rdmm.spatial.image import Image
@@ -30,10 +30,24 @@ class Deform:
     optimizer: Optimizer = field(default_factory=LBFGS)
     initializer: Initializer = field(default_factory=Zero)
 
+    def check(self, pair: Pair) -> None:
+        """Raise ConfigError if the dynamics does not move shapes of this kind, or has no use for the initializer's pre-weights."""
+        dynamics = self.problem.dynamics
+        require_carrier(dynamics, pair.fixed)
+        if not isinstance(self.initializer, Regions):
+            return
+        if not dynamics.has_preweights:
+            raise ConfigError("initializer=regions gives pre-weights: use dynamics=rdmm")
+        given, wanted = len(self.initializer.background), len(dynamics.smoother.sigmas)
+        if given != wanted:
+            raise ConfigError(
+                f"initializer.weights and background must have {wanted} numbers, one per Gaussian of the smoother, not {given}"
+            )
+
     def __call__(self, pair: Pair) -> Result:
         begin = time.perf_counter()
         dynamics = self.problem.dynamics
-        require_carrier(dynamics, pair.fixed)
+        self.check(pair)
         if isinstance(pair.fixed, Image):
             pair = replace(pair, fixed=pair.fixed.inpainted(), moving=pair.moving.inpainted())
             if overlap_fraction(pair) < FULL_OVERLAP:

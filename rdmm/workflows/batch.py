@@ -110,6 +110,29 @@ class Batch:
                 out[id] = failure_outcome(type(error).__name__, str(error), error.exit_code)
         return out
 
+    def check(self, jobs: Mapping[str, Job], *, resume: bool, overwrite: bool) -> dict[str, Outcome]:
+        """Check all that a run checks before it computes anything (``--dry-run``). Returns the outcomes of pairs that would fail, by id.
+
+        Raises:
+            RdmmError: the settings or the output folder cannot be used, so that no pair would be registered.
+        """
+        self.settings(jobs)
+        Outputs.check(self.out + os.sep, [], overwrite=True)
+        self._require_new(jobs, resume or overwrite)
+        out = self.unusable(jobs)
+        for id, job in jobs.items():
+            if id not in out:
+                try:
+                    job.check(overwrite=True)
+                except RdmmError as error:
+                    out[id] = failure_outcome(type(error).__name__, str(error), error.exit_code)
+        return out
+
+    def _require_new(self, jobs: Mapping[str, Job], go_on: bool) -> None:
+        existing = [id for id, job in jobs.items() if os.path.exists(os.path.join(job.out, "run.json"))]
+        if existing and not go_on:
+            raise OutputError(f"{Path(self.out, existing[0])}: already exists; use --resume to continue, or --overwrite to start again")
+
     def run(
         self, launcher: Launcher, *, resume: bool = False, overwrite: bool = False, verify: bool = False
     ) -> Iterator[tuple[str, Outcome]]:
@@ -128,9 +151,7 @@ class Batch:
         Outputs.prepare(self.out + os.sep, names, overwrite=True)
         with Outputs(str(self.path("batch."))).locked():
             rows = self._finished_rows(jobs, settings, verify) if resume else {}
-            existing = [id for id, job in jobs.items() if os.path.exists(os.path.join(job.out, "run.json"))]
-            if existing and not (resume or overwrite):
-                raise OutputError(f"{Path(self.out, existing[0])}: already exists; use --resume to continue, or --overwrite to start again")
+            self._require_new(jobs, resume or overwrite)
             if rows:
                 log.info("%d of %d pairs are already finished", len(rows), len(jobs))
             logs = Path(self.out, "logs")

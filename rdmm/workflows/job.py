@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +19,17 @@ from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory,
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.io.files import require_file
 from rdmm.kernels.available import set_threads
+from rdmm.optim.initializers import Zero
 from rdmm.registration.base import FinishedRegistration, file_names
-from rdmm.registration.entry import Settings, compose_settings, run
+from rdmm.registration.entry import Settings, compose_settings, prepare, run
 from rdmm.registration.images import MIN_WEIGHT_FILES
 from rdmm.registration.outputs import SHAPE_FILES, image_files
 from rdmm.registration.record import nan_to_null, read_summary
 from rdmm.runtime.resources import select_device
+from rdmm.stages.deform import deforms
 from rdmm.types import ConfigError, DivergenceError, RdmmError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,18 @@ class Job:
             Outputs.prepare(self.out, names, overwrite=overwrite)
             yield
 
+    def check(self, *, overwrite: bool) -> Settings:
+        """All that can be refused before anything is computed or written (``--dry-run``). Returns the settings.
+
+        Raises:
+            RdmmError: settings, inputs or output location cannot be used; its subclasses in rdmm.types say which.
+        """
+        settings = self.settings()
+        prepare(self._with_unused_named(self.read(), settings), settings, self.device)
+        self.memory()
+        Outputs.check(self.out, self.output_names(settings), overwrite=overwrite)
+        return settings
+
     def run(self, inputs: Inputs | ShapeInputs, settings: Settings) -> tuple[FinishedRegistration, list[Path], dict[str, Any]]:
         """Register and write the results. If the search is interrupted, its best result is written.
 
@@ -144,8 +161,20 @@ class Job:
             the registration, the paths of the files (run.json last), and the content of run.json.
         """
         set_threads(self.threads)
+        inputs = self._with_unused_named(inputs, settings)
         done: FinishedRegistration = run(inputs, settings, device=self.device, seed=self.seed, command=self.command)
         return done, *done.write(self.out, overwrite=True)
+
+    def _with_unused_named(self, inputs: Inputs | ShapeInputs, settings: Settings) -> Inputs | ShapeInputs:
+        """The inputs, with a warning for each that was given and that nothing will use."""
+        unused = []
+        if "regions" in self.given_inputs and all(isinstance(d.initializer, Zero) for d in deforms(settings.stages)):
+            unused.append("--regions has no effect: only initializer=regions uses it")
+        if "fixed_labels" in self.given_inputs and "moving_labels" not in self.given_inputs:
+            unused.append("--fixed-labels has no effect: Dice needs --moving-labels, too")
+        for text in unused:
+            log.warning("%s", text)
+        return replace(inputs, warnings=[*inputs.warnings, *unused])
 
     def check_folding(self, metrics: Mapping[str, Any]) -> None:
         """Raise DivergenceError if more cells fold than ``max_folding`` allows."""
