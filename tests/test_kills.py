@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import random
 import shutil
+import time
 from pathlib import Path
 
+import kills
 import pytest
 
 from rdmm import io
@@ -14,6 +18,7 @@ from rdmm.io import sha256
 from rdmm.registration import base
 from rdmm.types import OutputError
 from rdmm.workflows.job import Job
+from rdmm.workflows.launchers import PRELOADED_MODULES, run_job
 
 FAST = ["dynamics=svf", "optimizer.iterations=[1]", "optimizer.scales=[0.5]", "affine=none"]
 
@@ -95,3 +100,32 @@ def test_a_failure_before_the_first_file_keeps_the_old_run(tmp_path, images, mon
     with pytest.raises(OutputError):
         finished.write(f"{tmp_path}/", overwrite=True)
     assert not vouches_wrongly(tmp_path / "run.json") and base.PAGE_FILES[0] == "run.json"
+
+
+@pytest.mark.slow
+@pytest.mark.fault(47, 110)
+def test_killed_at_random_moments(tmp_path, images):
+    """Nothing vouches for what is missing; repeated, the job gives the undisturbed results. tests/kills.py does more, with batches."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED_MODULES)
+    out, chance = tmp_path / "out", random.Random(2)
+
+    def start(job: Job) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=run_job, args=(job,))
+        process.start()
+        return process
+
+    start(job(images, 1, f"{tmp_path}/old/", "output.composite=true")).join()
+    begin = time.monotonic()
+    start(job(images, 2, f"{tmp_path}/undisturbed/")).join()
+    seconds = time.monotonic() - begin
+    for _ in range(8):
+        shutil.copytree(tmp_path / "old", out, dirs_exist_ok=True)
+        process = start(job(images, 2, f"{out}/"))
+        time.sleep(chance.uniform(0.3, 1) * seconds)
+        process.kill()
+        process.join()
+        assert not (out / "run.json").exists() or not vouches_wrongly(out / "run.json")
+    start(job(images, 2, f"{out}/")).join()
+    assert kills.results(out) == kills.results(tmp_path / "undisturbed")
+    assert not vouches_wrongly(out / "run.json") and not list(out.glob(".*"))

@@ -126,7 +126,7 @@ class Job:
 
     def require_files(self) -> None:
         """Check that the input files exist, without reading them. Raises InputError."""
-        named = {k: v for k, v in self.given_inputs.items() if k in PAIR_FILES and k != "initial"}  # may be [AFFINE,1]
+        named = files_of({k: v for k, v in self.given_inputs.items() if k in PAIR_FILES})
         for path in (self.fixed, self.moving, *named.values()):
             require_file(path)
 
