@@ -16,6 +16,7 @@ from rdmm.registration.entry import register
 from rdmm.spatial.transform import Affine, Composed, Dense, Framed, Identity, Placed, composed, framed
 from rdmm.types import InputError
 from rdmm.workflows import transforms as commands
+from rdmm.workflows.inspect import info
 from rdmm.workflows.transport import barycenter, transfer
 
 GRIDS = {2: oblique((12, 10), (1.0, 1.4)), 3: oblique((9, 8, 7), (1.0, 1.5, 2.0))}
@@ -65,6 +66,15 @@ def test_every_transform_knows_its_dimension(files):
         affine = Affine(torch.eye(d + 1))
         assert Identity().ndim is None and Composed(Identity(), affine).ndim == Composed(affine, Identity()).ndim == d
         assert Framed(affine, grid).ndim == framed(affine, grid).ndim == d
+
+
+def test_info_says_what_each_transform_is(files):
+    kinds = ("affine", "affine", "affine", "warp", "chain", "affine")
+    for d in GRIDS:
+        for name, kind in zip(KINDS, kinds, strict=True):
+            facts = info(files[d][name])
+            assert facts["kind"].startswith(kind) and facts["dimensions"] == d and facts["form"] == "itk"
+        assert [part.split()[0] for part in info(files[d]["chain.h5"])["parts"]] == ["warp", "affine"]
 
 
 @pytest.mark.fault(107)

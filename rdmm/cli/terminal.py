@@ -97,7 +97,10 @@ def optional_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def transform_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the repeatable option -t."""
-    text = "Warp or ITK affine; [AFFINE,1] is its inverse. Repeat -t for several. For images, the last -t is applied first, as in ANTs."
+    text = (
+        "Transform of any tool whose file tells the tool (docs/formats.md); [AFFINE,1] is the inverse of an affine. Repeat -t for several."
+        " For images, the last -t is applied first, as in ANTs."
+    )
     return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
 
 
@@ -106,7 +109,7 @@ def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--fixed", metavar="IMAGE", help="Fixed image: its grid is used for a written warp, and for FSL and Learn2Reg."),
         click.option("--moving", metavar="IMAGE", help="Moving image; FSL, AFNI and Learn2Reg need it."),
-        click.option("--to", "form", metavar="FORM", help="itk, fsl, afni or learn2reg; by default chosen by the name of OUT."),
+        click.option("--to", "form", metavar="FORM", help="itk, fsl, ras (greedy), afni or learn2reg; by default as OUT is named."),
     ):
         command = option(command)
     return command
@@ -114,7 +117,7 @@ def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def source_format_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the format of the transform that is read."""
-    text = "itk, fsl, afni or learn2reg; by default found from the file's name and header."
+    text = "itk, fsl, ras (greedy, NiftyReg), afni, learn2reg, spm, niftyreg, elastix, freesurfer or minc; by default found from the file."
     return click.option("--from", "source_form", metavar="FORM", help=text)(command)
 
 

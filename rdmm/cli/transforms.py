@@ -89,12 +89,13 @@ def invert(transform: str, out: str, **options: Any) -> dict[str, Any]:
 @common_options
 @prints_result
 def convert(source: str, out: str, **options: Any) -> dict[str, Any]:
-    """Convert a transform between ITK/ANTs (.nii.gz, .mat, .txt, .tfm, .h5), FSL (.mat, .nii.gz), AFNI (.aff12.1D, .nii.gz) and
-    Learn2Reg (.npz, disp_*.nii.gz).
+    """Convert a transform between ITK/ANTs (.nii.gz, .mat, .txt, .tfm, .h5), FSL (.mat, .nii.gz), greedy (.txt), AFNI (.aff12.1D, .nii.gz)
+    and Learn2Reg (.npz, disp_*.nii.gz). Those of SPM, NiftyReg, elastix, FreeSurfer (.lta) and MINC (.xfm) are read.
 
     \b
     Examples:
       rdmm convert Composite.h5 warp.nii.gz --fixed fixed.nii.gz
+      rdmm convert out/0GenericAffine.mat for_greedy.txt
       rdmm convert out/1Warp.nii.gz fnirt.nii.gz --to fsl --fixed fixed.nii.gz --moving moving.nii.gz
       rdmm convert out/CompositeWarp.nii.gz disp_0001_0002.npz --fixed fixed.nii.gz --moving moving.nii.gz
     """

@@ -154,13 +154,13 @@ class Raw:
     array: np.ndarray
 
 
-def peek(source: Source) -> tuple[tuple[int, ...], int]:
-    """Shape and intent that a header states. Nothing else is read, checked or warned of."""
+def peek(source: Source) -> tuple[tuple[int, ...], Any]:
+    """The shape that a header states, and its fields (None for a nibabel image). Nothing else is read, checked or warned of."""
     if isinstance(source, nib.spatialimages.SpatialImage):
-        return tuple(int(n) for n in source.shape), 0
+        return tuple(int(n) for n in source.shape), None
     path = require_file(source)
     fields = _parse_header(path, read_head(path, 540))
-    return _parse_shape(path, fields), int(fields["intent_code"])
+    return _parse_shape(path, fields), fields
 
 
 def read_header(source: Source, *, strict: bool = False) -> Header:

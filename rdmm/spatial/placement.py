@@ -32,7 +32,8 @@ MIN_VOLUME = 1e-6
 
 def are_edges(columns: np.ndarray) -> bool:
     """Whether vectors, the columns of (n, k), can be the edges of a voxel: finite, not parallel, and of possible lengths."""
-    lengths = np.linalg.norm(columns, axis=0)
+    with np.errstate(over="ignore"):  # an infinite length is too long
+        lengths = np.linalg.norm(columns, axis=0)
     if not (np.isfinite(lengths).all() and lengths.min() >= LENGTHS[0] and lengths.max() <= LENGTHS[1]):
         return False
     unit = columns / lengths

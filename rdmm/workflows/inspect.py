@@ -10,12 +10,16 @@ import numpy as np
 
 from rdmm import io, metrics
 from rdmm.io.files import require_file
-from rdmm.io.nifti import axis_codes, is_image_name, peek
+from rdmm.io.nifti import axis_codes, is_image_name
+from rdmm.io.tools.start import Start
+from rdmm.io.transforms import READERS, recognise
 from rdmm.registration.record import find_outputs, read_summary
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.transform import Affine
-from rdmm.types import InputError
-from rdmm.workflows.transforms import read_displacement
+from rdmm.spatial.transform import Affine, Dense, Placed, flat
+from rdmm.types import InputError, Tensor
+
+TRANSFORM_ENDINGS = (".mat", ".txt", ".tfm", ".h5", ".lta", ".xfm", ".1d", ".npz")
+"""Endings of files of transforms, in lower case, beside those of images."""
 
 
 def info(name: str) -> dict[str, Any]:
@@ -34,18 +38,18 @@ def info(name: str) -> dict[str, Any]:
 def _content_facts(path: Path) -> dict[str, Any]:
     name, ending = os.fspath(path), path.suffix.lower()
     if is_image_name(name):
-        is_warp = peek(name)[0][3:] in ((1, 3), (1, 2))
-        return _warp_facts(name) if is_warp else _image_facts(name)
+        return _transform_facts(name) if Start.of(path).is_field else _image_facts(name)
     if io.is_mesh(name):
         return _mesh_facts(name)
-    if ending in (".mat", ".txt", ".tfm"):
-        return _affine_facts(name)
+    if ending in TRANSFORM_ENDINGS:
+        return _transform_facts(name)
     if ending in (".safetensors", ".pt", ".pth", ".ckpt"):
         return _model_facts(path) if io.models.is_model(path) else _tensor_facts(path)
     if ending == ".json":
         return _run_facts(path)
     raise InputError(
-        f"{path}: unknown kind of file; give an image or warp (.nii, .nii.gz), shape (.vtk, .ply), affine (.mat), .safetensors or run.json"
+        f"{path}: unknown kind of file; give an image or warp (.nii, .nii.gz), shape (.vtk, .ply),"
+        f" transform ({', '.join(TRANSFORM_ENDINGS)}), .safetensors or run.json"
     )
 
 
@@ -69,10 +73,27 @@ def _rounded(point: np.ndarray) -> list[float]:
     return [round(float(x), 4) for x in point]
 
 
-def _affine_facts(name: str) -> dict[str, Any]:
+def _transform_facts(name: str) -> dict[str, Any]:
+    """Whose transform a file is, and what it holds, as far as the file alone tells."""
+    forms = recognise(Path(name))
+    if len(forms) > 1:
+        return {"kind": f"transform of {' or '.join(forms)}: the file does not tell which; read it with --from", "forms": forms}
+    if READERS[forms[0]].needs_images:
+        return {"kind": f"transform of {forms[0]}: what it does depends on the grids of both images", "form": forms[0]}
     transform = io.read_transform(name)
-    assert isinstance(transform, Affine)
-    return {"kind": "affine, fixed -> moving, RAS+ mm", "matrix": np.round(transform.matrix.numpy(), 6).tolist()}
+    own = {"form": forms[0], "dimensions": transform.ndim}
+    if isinstance(transform, Affine):
+        return {"kind": "affine, fixed -> moving, RAS+ mm", **own, "matrix": np.round(transform.matrix.numpy(), 6).tolist()}
+    if isinstance(transform, Placed) and isinstance(transform.transform, Dense):
+        return {"kind": "warp, fixed -> moving", **own, **_warp_facts(transform.transform.displacement, transform.grid)}
+    parts = [
+        f"warp of {'x'.join(map(str, m.grid.shape))} voxels"
+        if isinstance(m, Placed)
+        else f"affine {np.round(m.matrix.numpy(), 6).tolist()}"
+        for m in flat(transform)
+        if isinstance(m, Affine | Placed)
+    ]
+    return {"kind": "chain of transforms, fixed -> moving, applied to a point in this order, RAS+ mm", **own, "parts": parts}
 
 
 def _folder_facts(name: str) -> dict[str, Any]:
@@ -147,11 +168,9 @@ def _image_facts(name: str) -> dict[str, Any]:
     }
 
 
-def _warp_facts(name: str) -> dict[str, Any]:
-    u, grid = read_displacement(name)
+def _warp_facts(u: Tensor, grid: Grid) -> dict[str, Any]:
     length = u.square().sum(1).sqrt() * grid.length
     return {
-        "kind": "warp, fixed -> moving",
         **_geometry(grid),
         "mean_mm": float(length.mean()),
         "max_mm": float(length.max()),

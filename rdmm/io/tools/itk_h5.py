@@ -113,8 +113,10 @@ def _read_entry(path: Path, entry: Any) -> Entry:
         raise InputError(f"{path}: {entry.name} states {kind.size} types of transforms; one is expected")
     prefix = "Transform" if "TransformParameters" in entry else "Tranform"  # some versions of ITK misspell it
     names = (f"{prefix}Parameters", f"{prefix}FixedParameters")
-    numbers = [_read_values(path, entry, n).astype(np.float64) if n in entry else np.zeros(0) for n in names]
-    return Entry(kind[0].decode(), *(x.ravel() for x in numbers))
+    numbers = [_read_values(path, entry, n) if n in entry else np.zeros(0) for n in names]
+    if any(x.dtype.kind not in "fiu" for x in numbers):
+        raise InputError(f"{path}: the parameters of {entry.name} are no numbers; copy the file again")
+    return Entry(kind[0].decode(), *(x.astype(np.float64).ravel() for x in numbers))
 
 
 def _read_values(path: Path, entry: Any, name: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdmm.io.nifti import read_header
+from rdmm.io.nifti import peek
 from rdmm.io.tools.start import Start
 from rdmm.io.vectors import Space, from_vectors, read_field
 from rdmm.spatial.transform import Transform
@@ -33,7 +33,7 @@ class NiftyReg:
         return start.in_itk_layout and start.intent_name == "NREG_TRANS"
 
     def read(self, path: Path, space: Space) -> Transform:
-        kind = float(read_header(path).fields["intent_p1"])
+        kind = float(peek(path)[1]["intent_p1"])
         if kind not in (DEFORMATION, DISPLACEMENT):
             what = OTHERS.get(int(kind) if kind == kind else -1, f"an unknown kind (intent_p1 {kind:g})")
             raise InputError(f"{path}: {what} of NiftyReg; convert it to a field: reg_transform -ref FIXED -def {path.name} OUT.nii.gz")

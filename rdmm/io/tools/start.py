@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import nibabel as nib
+
 from rdmm.io.files import require_file
-from rdmm.io.nifti import DISPLACEMENT_INTENT, Header, is_image_name, read_header
+from rdmm.io.nifti import DISPLACEMENT_INTENT, is_image_name, peek
 
 HEAD = 4096
 """Bytes of a file that are looked at: a matrix of 16 numbers is shorter, and so are the comments before the first word of a tool."""
@@ -21,28 +23,31 @@ class Start:
         path: the file.
         head: its first bytes.
         header: its header, if its name is that of a NIfTI file.
+        shape: the shape that the header states; () without a header.
     """
 
     path: Path
     head: bytes
-    header: Header | None = None
+    header: nib.Nifti1Header | None = None
+    shape: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, path: Path) -> Start:
         """Look at a file. Raises InputError if it is missing, empty, or no NIfTI file although its name says so."""
         with open(require_file(path), "rb") as file:
             head = file.read(HEAD)
-        return cls(path, head, read_header(path) if is_image_name(path) else None)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape that the header states; () without a header."""
-        return () if self.header is None else self.header.shape
+        shape, header = peek(path) if is_image_name(path) else ((), None)
+        return cls(path, head, header, shape)
 
     @property
     def has_vectors(self) -> bool:
         """Whether the file is an image of vectors: (X, Y, Z, 1, 2 or 3), or (X, Y, Z, 2 or 3) as in FSL and Learn2Reg."""
         return self.in_itk_layout or (len(self.shape) == 4 and self.shape[3] in (2, 3))
+
+    @property
+    def is_field(self) -> bool:
+        """Whether the header says that the values are vectors, not volumes: by its intent, or by the fifth axis."""
+        return self.in_itk_layout or (self.has_vectors and self.intent != 0)
 
     @property
     def in_itk_layout(self) -> bool:
@@ -51,12 +56,12 @@ class Start:
     @property
     def intent(self) -> int:
         """The NIfTI intent code; 0 without a header."""
-        return 0 if self.header is None else self.header.intent
+        return 0 if self.header is None else int(self.header["intent_code"])
 
     @property
     def intent_name(self) -> str:
         """The name that the intent has in the header; "" without one."""
-        return "" if self.header is None else bytes(self.header.fields["intent_name"]).rstrip(b"\0").decode("latin-1").strip()
+        return "" if self.header is None else bytes(self.header["intent_name"]).rstrip(b"\0").decode("latin-1").strip()
 
     @cached_property
     def text(self) -> str:
