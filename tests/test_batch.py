@@ -319,7 +319,7 @@ def test_learn2reg_keypoints_are_landmarks(tmp_path):
         (["--shard", "3/2"], "1 <= i <= n"),
         (["--shard", "half"], "must be i/n"),
         (["--shard", "1/9"], "only 4 pairs"),
-        (["--jobs", "0"], "at least 1"),
+        (["--jobs", "0"], "0 is not in the range x>=1"),
         (["--slurm", "a=b"], "--launcher submitit"),
         (["--launcher", "submitit", "--slurm", "ab"], "NAME=VALUE"),
         (["dynamics=lddm"], "did you mean 'lddmm'"),
