@@ -148,7 +148,7 @@ def test_09_to_13_not_finite(tmp_path):
         for index in where:
             array[index] = value
         path = save_nifti(tmp_path / f"{name}.nii.gz", array)
-        assert_refused(path, f"{len(where)} voxels are NaN or Inf.*--nan")
+        assert_refused(path, f"{len(where)} voxels are NaN or Inf .first at")
         assert torch.isfinite(io.read_image(path, nan="zero").data).all()
         masked = io.read_image(path, nan="mask")
         assert float((masked.mask == 0).sum()) == len(where)
@@ -177,7 +177,7 @@ def test_14_to_16_constant_images(tmp_path, good, which):
 @pytest.mark.fault(17)
 def test_17_dimensions_must_agree(tmp_path, good):
     flat = save_nifti(tmp_path / "2d.nii.gz", make_picture(shape=(20, 22)))
-    with pytest.raises(InputError, match=r"3D \(20, 22, 18\) but moving is 2D \(20, 22\)"):
+    with pytest.raises(InputError, match=r"fixed .*is 3D but moving .*is 2D"):
         read_inputs(good, flat)
     assert read_inputs(flat, flat).pair.fixed.grid.ndim == 2
 
@@ -185,7 +185,7 @@ def test_17_dimensions_must_agree(tmp_path, good):
 @pytest.mark.fault(18, 19)
 def test_18_and_19_four_dimensions(tmp_path):
     path = save_nifti(tmp_path / "4d.nii.gz", np.stack([make_picture(0), make_picture(1)], -1))
-    assert_refused(path, "choose --volume K, 0 to 1")
+    assert_refused(path, "2 volumes")
     assert_refused(path, "volumes go from 0 to 1", volume=2)
     assert torch.allclose(io.read_image(path, volume=1).data[0, 0], torch.from_numpy(make_picture(1)))
     assert io.read_image(save_nifti(tmp_path / "one.nii.gz", make_picture()[..., None])).data.shape == (1, 1, *SHAPE)
