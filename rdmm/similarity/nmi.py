@@ -19,7 +19,7 @@ class NMI:
     so that the gradient is continuous.
 
     Args:
-        bins: number of bins of each image, between its own minimum and maximum.
+        bins: number of bins of each image, between its own minimum and maximum inside the masks.
     """
 
     bins: int = 32
@@ -38,8 +38,8 @@ class NMI:
         return torch.stack(values)
 
     def _channel(self, a: Tensor, b: Tensor, weight: Tensor | None) -> Tensor:
-        ia, wa = self._bin_fractions(a)
-        ib, wb = self._bin_fractions(b)
+        ia, wa = self._bin_fractions(a, weight)
+        ib, wb = self._bin_fractions(b, weight)
         joint = a.new_zeros(self.bins * self.bins)
         for p in range(3):
             for q in range(3):
@@ -49,10 +49,13 @@ class NMI:
         both = _entropy(joint.flatten())
         return 2 - (_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / both.clamp_min(1e-6)
 
-    def _bin_fractions(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The first of the three bins of each voxel, and the fractions of the voxel in them."""
-        low, high = x.detach().min(), x.detach().max()
+    def _bin_fractions(self, x: Tensor, weight: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The first of the three bins of each voxel, and the fractions of the voxel in them. Voxels without weight may be in any bin."""
+        counted = x if weight is None else x[weight > 0]
+        low, high = counted.min(), counted.max()
         position = (x - low) / (high - low).clamp_min(1e-12) * (self.bins - 3) + 1
+        if weight is not None:
+            position = torch.where(weight > 0, position, 1)
         center = position.detach().round()
         t = position - center
         fractions = [0.5 * (0.5 - t) ** 2, 0.75 - t**2, 0.5 * (0.5 + t) ** 2]
