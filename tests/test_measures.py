@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from rdmm import ConfigError, Grid, Image, InputError, Measure
+from rdmm import ConfigError, Grid, Image, InitialConditions, InputError, Integrator, Measure, MultiGaussian, PointLDDMM
 from rdmm.kernels import pairwise as pairs
 from rdmm.similarity import EnergyDistance, GridSinkhorn, HausdorffDivergence, KernelDistance, SinkhornDivergence, SoftMinDivergence
 from rdmm.spatial.measure import frame_of, surface, voxels
@@ -286,3 +286,33 @@ def test_faults():
     ):
         with pytest.raises(ConfigError, match=message):
             make()
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("kind", ["rotation", "shear", "flow"])
+def test_normals_of_bare_points_turn_with_the_map(d, kind):
+    """Like those of small cells at the same points; their lengths stay."""
+    points, normals = (torch.rand(1, d, 40, dtype=torch.float64), torch.randn(1, d, 40, dtype=torch.float64))
+    normals = 0.5 * torch.nn.functional.normalize(normals, dim=1)
+    matrix = torch.eye(d + 1, dtype=torch.float64)
+    matrix[:2, :2] = torch.tensor([[0.6, -0.8], [0.8, 0.6]] if kind == "rotation" else [[1.0, 0.7], [0.0, 1.5]], dtype=torch.float64)
+    transform = Affine(matrix)
+    inverse = torch.linalg.inv(matrix[:d, :d]).expand(40, d, d)
+    if kind == "flow":
+        ic = InitialConditions(0.1 * torch.randn(1, d, 5, dtype=torch.float64), None, torch.rand(1, d, 5, dtype=torch.float64))
+        transform = PointLDDMM(MultiGaussian([0.2], [1.0]), Integrator(steps=10)).shoot(ic, Measure(points))
+        jacobians = torch.func.jacrev(lambda x: transform(x.T[None])[0].T)(points[0].T)
+        inverse = torch.linalg.inv(torch.stack([jacobians[i, :, i] for i in range(40)]))
+    expected = torch.nn.functional.normalize(torch.einsum("nij,bin->bjn", inverse, normals), dim=1)
+    moved = Measure(points, normals=normals).moved_by(transform)
+    assert torch.allclose(moved.points, transform(points), atol=1e-12)
+    assert torch.allclose(moved.normals, 0.5 * expected, atol=1e-4)
+    assert Measure(points).moved_by(transform).normals is None
+
+
+def test_gradients_see_normals_turn():
+    points, normals = torch.rand(1, 2, 9, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 2, 1).expand(1, 2, 9)
+    shear = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+    moved = Measure(points, normals=normals).moved_by(Affine(torch.eye(3, dtype=torch.float64) + shear))
+    (slope,) = torch.autograd.grad(moved.normals[0, 1, 0], shear)  # cof(1 + A) n has the second component -A_01
+    assert slope[0, 1] == pytest.approx(-1, abs=1e-9)

@@ -12,6 +12,9 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Transform, composed
 from rdmm.types import InputError, Tensor
 
+TANGENT_STEP = 1e-3
+"""Half the length, over the measure's longest edge, of the segments by which the derivative of a map along a tangent is measured."""
+
 
 @dataclass(frozen=True, eq=False)
 class Measure:
@@ -95,8 +98,21 @@ class Measure:
         return Measure(atoms.points[:, :, ::k], atoms.weights[:, ::k] * k, normals)
 
     def moved_by(self, transform: Transform) -> Measure:
-        """Push-forward T_# mu: every vertex x moves to T(x). Cells keep their vertices; points without cells keep weights and normals."""
-        return replace(self, points=transform(self.points))
+        """Push-forward T_# mu: every vertex x moves to T(x). Cells keep their vertices, points without cells their weights.
+
+        The normals of points turn with the planes across them: n becomes the direction of cof(DT) n, like the normals of cells.
+        """
+        if self.normals is None:
+            return replace(self, points=transform(self.points))
+        tangents = _tangents(self.normals)
+        low, high = self.bounds()
+        step = TANGENT_STEP * (float((high - low).max()) or 1.0)
+        shifted = [self.points + sign * step * t for t in tangents for sign in (1, -1)]
+        points, *ends = transform(torch.cat([self.points, *shifted], 2)).chunk(2 * len(tangents) + 1, 2)
+        along = [ahead - behind for ahead, behind in zip(ends[::2], ends[1::2], strict=True)]
+        normals = _perpendicular(*along)
+        size = self.normals.square().sum(1, keepdim=True) / normals.square().sum(1, keepdim=True).clamp_min(1e-30)
+        return replace(self, points=points, normals=normals * size.sqrt())
 
     @property
     def kind(self) -> tuple[torch.dtype, str]:
@@ -132,6 +148,24 @@ class Measure:
         """Lowest and highest coordinates over the batch, (d,) each."""
         flat = self.points.detach().movedim(1, 0).flatten(1)
         return flat.amin(1), flat.amax(1)
+
+
+def _perpendicular(*tangents: Tensor) -> Tensor:
+    """The direction (b, d, n) at right angles to d - 1 tangents: of _tangents(n), that of n."""
+    if len(tangents) == 1:
+        (t,) = tangents
+        return torch.stack([t[:, 1], -t[:, 0]], 1)
+    return torch.linalg.cross(*tangents, dim=1)
+
+
+def _tangents(normals: Tensor) -> list[Tensor]:
+    """d - 1 orthogonal unit directions at right angles to the normals (b, d, n)."""
+    n = torch.nn.functional.normalize(normals, dim=1)
+    if n.shape[1] == 2:
+        return [torch.stack([-n[:, 1], n[:, 0]], 1)]
+    axis = torch.zeros_like(n).scatter_(1, n.detach().abs().argmin(1, keepdim=True), 1.0)
+    first = torch.nn.functional.normalize(torch.linalg.cross(n, axis, dim=1), dim=1)
+    return [first, torch.linalg.cross(n, first, dim=1)]
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
