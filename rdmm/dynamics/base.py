@@ -128,19 +128,25 @@ class Dynamics(Protocol):
         """
         ...
 
-    def coordinates(self, ic: InitialConditions, source: Any, free_weights: bool) -> Coordinates:
+    def preconditioner(self, ic: InitialConditions) -> MultiGaussian:
+        """A smoother of constant weights near the metric of ``ic``, of the Gaussians in use. The search is preconditioned by it."""
+        ...
+
+    def coordinates(self, ic: InitialConditions, source: Any, free_weights: bool, preconditioner: MultiGaussian) -> Coordinates:
         """The search space around ``ic``.
 
         Args:
             free_weights: whether pre-weights are searched for, where there are any; False: they stay as in ``ic``.
+            preconditioner: that of the start of the search.
         """
         ...
 
-    def shooting_fraction(self, fixed: Any, voxel_of_sigma: float) -> float:
+    def shooting_fraction(self, fixed: Any, voxel_of_sigma: float, preconditioner: MultiGaussian) -> float:
         """Resolution of the shooting grid over that of the fixed shape, at most 1.
 
         Args:
-            voxel_of_sigma: voxel of the shooting grid over the narrowest sigma.
+            voxel_of_sigma: voxel of the shooting grid over the narrowest sigma in use.
+            preconditioner: that of the start of the search.
         """
         ...
 

@@ -17,6 +17,10 @@ PREWEIGHT_SCALE = 30.0
 """Scale of the pre-weight variables relative to the momentum variables. At 1, pre-weights hardly leave their start; 30 itself is not
 measured."""
 
+LEAST_START = 0.01
+"""Free pre-weights start no lower: at p = 0 the derivative of h = p^2 / |p^2| is 0, so an h of 0 could never rise. It changes the
+start's squared weights by 1e-4 at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class MomentumCoordinates:
@@ -52,6 +56,8 @@ class MomentumCoordinates:
 class PreweightCoordinates:
     """(z, y) in one vector: z of the momentum, and h = normalize(p + PREWEIGHT_SCALE G * y) with the p of ``start``, model (28).
 
+    Pre-weights of 0 start at LEAST_START.
+
     G is the weights' own Gaussian: components of h that G removes do not change the velocity but roughen the source term, so y is
     smoothed first.
 
@@ -76,7 +82,7 @@ class PreweightCoordinates:
     def unpack(self, x: Tensor) -> InitialConditions:
         ic, grid = self.momentum.unpack(x[: self.size]), self.momentum.grid
         y = (x[self.size :] * self.momentum.scale).view(self.start.shape)
-        p = parameters(self.start) + PREWEIGHT_SCALE * gaussian(y, self.weight_scale, grid)
+        p = parameters(self.start.clamp_min(LEAST_START)) + PREWEIGHT_SCALE * gaussian(y, self.weight_scale, grid)
         return replace(ic, weights=normalize(p))
 
     def first_step(self, direction: Tensor) -> float:

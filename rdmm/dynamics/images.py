@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
+
+import torch
 
 from rdmm.dynamics.base import Coordinates, InitialConditions, Snapshot
 from rdmm.dynamics.coordinates import MomentumCoordinates, PreweightCoordinates
 from rdmm.dynamics.integrator import Integrator
 from rdmm.regularizer.metric import Metric
 from rdmm.regularizer.penalty import Penalty
-from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.regularizer.smoother import MultiGaussian, Unit, check_length, to_domain
 from rdmm.regularizer.weights import constant, local_sigma, smooth
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Dense
 from rdmm.types import ConfigError, Tensor, require_finite_fields
+
+LEAST_WEIGHT = 1e-3
+"""A Gaussian is in use where its squared pre-weight is above this somewhere. Smoothed regions leave rounding elsewhere. Not measured."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,17 @@ class ImageDynamics(ABC):
         """``ic`` itself."""
         return ic
 
-    def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool) -> Coordinates:
-        """z of the momentum on the shooting grid."""
-        return MomentumCoordinates(self.smoother, ic.grid(source), ic)
+    def preconditioner(self, ic: InitialConditions) -> MultiGaussian:
+        """The smoother itself."""
+        return self.smoother
 
-    def shooting_fraction(self, fixed: Image, voxel_of_sigma: float) -> float:
+    def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool, preconditioner: MultiGaussian) -> Coordinates:
+        """z of the momentum on the shooting grid."""
+        return MomentumCoordinates(preconditioner, ic.grid(source), ic)
+
+    def shooting_fraction(self, fixed: Image, voxel_of_sigma: float, preconditioner: MultiGaussian) -> float:
         """Resolution of the shooting grid whose voxel is ``voxel_of_sigma`` narrowest sigmas, over that of ``fixed``; at most 1."""
-        return min(1.0, min(fixed.grid.spacing) / (voxel_of_sigma * self.smoother.narrowest(fixed.grid)))
+        return min(1.0, min(fixed.grid.spacing) / (voxel_of_sigma * preconditioner.narrowest(fixed.grid)))
 
     def resized(self, ic: InitialConditions, fixed: Image, fraction: float) -> InitialConditions:
         """``ic`` on a shooting grid of ``fraction`` of the resolution of ``fixed``."""
@@ -79,21 +87,22 @@ class PreweightedDynamics(ImageDynamics):
     """A dynamics of images whose metric differs by region: v = K(w) m with w_i = G_sigma * h_i of pre-weights h.
 
     Args:
-        weight_sigma: sigma of G, in the smoother's unit.
+        weight_sigma: sigma of G.
+        weight_unit: unit of weight_sigma: ``domain`` or ``mm``, whatever the unit of the smoother's sigmas.
     """
 
     has_preweights: ClassVar[bool] = True
 
     weight_sigma: float = 0.05
+    weight_unit: Unit = "domain"
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
-        if not 0 <= self.weight_sigma < math.inf:
-            raise ConfigError(f"dynamics.weight_sigma must be >= 0, not {self.weight_sigma}")
+        check_length("dynamics.weight_sigma", self.weight_sigma, "dynamics.weight_unit", self.weight_unit)
 
     def weight_scale(self, grid: Grid) -> float:
         """sigma of G in domain units."""
-        return self.weight_sigma / grid.length if self.smoother.unit == "mm" else self.weight_sigma
+        return to_domain(self.weight_sigma, self.weight_unit, grid)
 
     def metric(self, grid: Grid) -> Metric:
         """m -> v on a grid."""
@@ -117,10 +126,19 @@ class PreweightedDynamics(ImageDynamics):
         """``ic`` with the smoother's own weights everywhere, where it has no pre-weights."""
         return ic if ic.weights is not None else replace(ic, weights=self.preweights(ic, ic.grid(source)))
 
-    def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool) -> Coordinates:
+    def preconditioner(self, ic: InitialConditions) -> MultiGaussian:
+        """The smoother with the largest squared pre-weight of each Gaussian; itself where the pre-weights are its own everywhere."""
+        h = ic.weights
+        if h is None or torch.equal(h, constant(self.smoother.weights, Grid.unit(h.shape[2:]), h).expand_as(h)):
+            return self.smoother
+        largest = h.detach().double().square().flatten(2).amax((0, 2))
+        used = torch.where(largest > LEAST_WEIGHT, largest, 0)
+        return replace(self.smoother, weights=(used / used.sum()).tolist())
+
+    def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool, preconditioner: MultiGaussian) -> Coordinates:
         """z of the momentum and, with ``free_weights``, y of the pre-weights, where ``ic`` has them."""
         grid = ic.grid(source)
-        momentum = MomentumCoordinates(self.smoother, grid, ic)
+        momentum = MomentumCoordinates(preconditioner, grid, ic)
         return PreweightCoordinates(momentum, ic.weights, self.weight_scale(grid)) if free_weights and ic.weights is not None else momentum
 
     def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Image, step: int) -> Tensor:

@@ -191,11 +191,15 @@ class PointLDDMM:
         """``ic`` with the points of ``source`` as its control points, where it names none."""
         return ic if ic.points is not None else replace(ic, points=controls(ic, source))
 
-    def coordinates(self, ic: InitialConditions, source: Measure, free_weights: bool) -> PointCoordinates:
+    def preconditioner(self, ic: InitialConditions) -> MultiGaussian:
+        """The kernel; momenta of points are not preconditioned."""
+        return self.smoother
+
+    def coordinates(self, ic: InitialConditions, source: Measure, free_weights: bool, preconditioner: MultiGaussian) -> PointCoordinates:
         """The momenta."""
         return PointCoordinates(self.system, self.complete(ic, source))
 
-    def shooting_fraction(self, fixed: Measure, voxel_of_sigma: float) -> float:
+    def shooting_fraction(self, fixed: Measure, voxel_of_sigma: float, preconditioner: MultiGaussian) -> float:
         """1: there is no shooting grid."""
         return 1.0
 

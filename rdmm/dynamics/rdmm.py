@@ -20,7 +20,8 @@ class RDMM(Geodesic, PreweightedDynamics):
     source term + sum_i G_sigma * (m . nu_i) grad h_i: RDMM (3.10), model (12), computed by rdmm/dynamics/epdiff.py.
 
     Args:
-        weight_sigma: sigma of G, in the smoother's unit.
+        weight_sigma: sigma of G.
+        weight_unit: unit of weight_sigma: ``domain`` or ``mm``, whatever the unit of the smoother's sigmas.
     """
 
     def _initial(self, ic: InitialConditions, grid: Grid) -> tuple[Metric, Tensor | None]:

@@ -10,7 +10,7 @@ import torch
 
 from rdmm.dynamics.base import InitialConditions
 from rdmm.dynamics.points import controls, farthest_points
-from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.regularizer.smoother import MultiGaussian, Unit, check_length, to_domain
 from rdmm.regularizer.weights import by_region
 from rdmm.similarity import SinkhornDivergence
 from rdmm.spatial.gaussian import gaussian
@@ -60,13 +60,15 @@ class Regions:
     Args:
         weights: label -> squared pre-weights h^2, one per Gaussian, summing to 1.
         background: squared pre-weights of all other labels.
-        smoothing: sigma of the transitions between regions, in domain units. A metric that jumps from voxel to voxel makes a
-            rough momentum, which no solver integrates well.
+        smoothing: sigma of the transitions between regions. A metric that jumps from voxel to voxel makes a rough momentum, which no
+            solver integrates well.
+        smoothing_unit: unit of smoothing: ``domain`` or ``mm``.
     """
 
     weights: Mapping[int | str, Sequence[float]]
     background: Sequence[float]
     smoothing: float = 0.03
+    smoothing_unit: Unit = "domain"
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
@@ -75,8 +77,7 @@ class Regions:
             object.__setattr__(self, "background", [float(x) for x in self.background])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"initializer.weights must map whole-number labels to lists of numbers, not {self.weights}") from error
-        if self.smoothing < 0:
-            raise ConfigError(f"initializer.smoothing must be >= 0, not {self.smoothing}")
+        check_length("initializer.smoothing", self.smoothing, "initializer.smoothing_unit", self.smoothing_unit)
         object.__setattr__(self, "weights", table)
         by_region(torch.zeros(1, 1, 2, 2), table, self.background)  # checks the rows
 
@@ -93,7 +94,8 @@ class Regions:
         squares = by_region(regions.data, self.weights, self.background).to(pair.fixed.data)  # type: ignore[arg-type]
         transform: Transform = pair.initial
         points = regions.locate(transform(grid.identity(pair.fixed.data)), grid)
-        squares = gaussian(sample(squares, points, regions.grid), self.smoothing, grid).clamp_min(0)
+        sigma = to_domain(self.smoothing, self.smoothing_unit, grid)
+        squares = gaussian(sample(squares, points, regions.grid), sigma, grid).clamp_min(0)
         return InitialConditions(no_momentum(pair), (squares / squares.sum(1, keepdim=True).clamp_min(1e-12)).sqrt())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from rdmm.dynamics.base import Coordinates, InitialConditions
 from rdmm.optim.lbfgs import History, log, minimize
 from rdmm.optim.problem import Problem
+from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.runtime.progress import report_progress
 from rdmm.spatial.pair import Pair
 from rdmm.types import ConfigError, DivergenceError, Tensor, require_finite_fields
@@ -44,7 +45,7 @@ class LBFGS:
             thousandth of the shortest wave on the grid, no more than the search itself keeps of it (delta of MultiGaussian.precondition).
         tolerance: stop a scale when the energy falls by less than this fraction of itself, three times in a row.
         memory: number of steps from which L-BFGS estimates the curvature.
-        weights: whether pre-weights are optimized with the momentum; False: they stay as they start.
+        weights: whether pre-weights are optimized with the momentum; False: each scale takes those given, at its own resolution.
     """
 
     scales: Sequence[float] = (0.25, 0.5, 1.0)
@@ -74,12 +75,15 @@ class LBFGS:
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
         history: History = []
+        given, preconditioner = ic.weights, problem.dynamics.preconditioner(ic)
         for level, (scale, iterations, fraction) in enumerate(zip(self.scales, self.iterations, self._shooting(), strict=True)):
             level_pair = pair.scaled(scale)
             if fraction is None:
-                fraction = problem.dynamics.shooting_fraction(level_pair.fixed, self.voxel_of_sigma)
+                fraction = problem.dynamics.shooting_fraction(level_pair.fixed, self.voxel_of_sigma, preconditioner)
+            if not self.weights:
+                ic = replace(ic, weights=given)
             ic = problem.dynamics.resized(ic, pair.fixed, scale * fraction)
-            ic = self._search(_Level(problem, level_pair, level, iterations, history), ic)
+            ic = self._search(_Level(problem, level_pair, level, iterations, history, preconditioner), ic)
         return ic, history
 
     def _shooting(self) -> list[float | None]:
@@ -89,7 +93,7 @@ class LBFGS:
 
     def _search(self, level: _Level, ic: InitialConditions) -> InitialConditions:
         """Better initial conditions on one level."""
-        space = level.problem.dynamics.coordinates(ic, level.pair.source, self.weights)
+        space = level.problem.dynamics.coordinates(ic, level.pair.source, self.weights, level.preconditioner)
         before = len(level.history)
         x, f = minimize(
             partial(level.objective, space),
@@ -116,6 +120,7 @@ class _Level:
     number: int
     iterations: int
     history: History
+    preconditioner: MultiGaussian
     terms: dict[str, float] = field(default_factory=dict)
 
     def objective(self, space: Coordinates, x: Tensor) -> tuple[float, Tensor]:

@@ -30,13 +30,14 @@ Similarity = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Energy:
-    """Terms of the objective, (b,) each."""
+    """The objective and its terms, weighted, (b,) each: ``total`` is the sum of the others."""
 
     total: Tensor
     similarity: Tensor
     velocity: Tensor
     weights: Tensor
     landmarks: Tensor
+    barrier: Tensor
 
     def as_dict(self) -> dict[str, float]:
         """Means over the batch."""
@@ -138,7 +139,8 @@ class Problem:
         landmarks = torch.zeros_like(velocity)
         if self.landmark_weight:
             landmarks = self.landmark_weight * self.landmark_error(pair, transform)
-        total = similarity + velocity + weights + landmarks
+        barrier = torch.zeros_like(velocity)
         if self.barrier and isinstance(transform, Dense):
-            total = total + self.barrier * ops.barrier(transform.displacement, transform.grid, BARRIER_THRESHOLD)
-        return Energy(total, similarity, velocity, weights, landmarks)
+            barrier = self.barrier * ops.barrier(transform.displacement, transform.grid, BARRIER_THRESHOLD)
+        total = similarity + velocity + weights + landmarks + barrier
+        return Energy(total, similarity, velocity, weights, landmarks, barrier)

@@ -15,6 +15,23 @@ from rdmm.types import ConfigError, Tensor
 Unit = Literal["domain", "mm"]
 
 
+def check_length(name: str, value: float, unit_name: str, unit: Unit) -> None:
+    """Raise ConfigError for a length that is negative, wider than the image, or in an unknown unit."""
+    if unit not in get_args(Unit):
+        raise ConfigError(f"{unit_name} must be one of {', '.join(get_args(Unit))}, not {unit!r}")
+    if value < 0:
+        raise ConfigError(f"{name} must be >= 0, not {value}")
+    if unit == "domain" and value > 1:
+        raise ConfigError(
+            f"{name} is in units of the image's longest edge, and {value} is wider than the image; for millimeters set {unit_name}=mm"
+        )
+
+
+def to_domain(value: float, unit: Unit, grid: Grid) -> float:
+    """A length in domain units of ``grid``."""
+    return value / grid.length if unit == "mm" else value
+
+
 @dataclass(frozen=True)
 class MultiGaussian:
     """K = sum_i w_i^2 K_{sigma_i}, and its region-specific form K(w) m = sum_i w_i K_{sigma_i} * (w_i m): model (8), model (7).
@@ -50,7 +67,7 @@ class MultiGaussian:
 
     def scales(self, grid: Grid) -> tuple[float, ...]:
         """The sigmas in domain units of ``grid``."""
-        return tuple(s / grid.length for s in self.sigmas) if self.unit == "mm" else tuple(self.sigmas)
+        return tuple(to_domain(s, self.unit, grid) for s in self.sigmas)
 
     def narrowest(self, grid: Grid) -> float:
         """The smallest sigma in use, in domain units."""
