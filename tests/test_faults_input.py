@@ -177,7 +177,7 @@ def test_14_to_16_constant_images(tmp_path, good, which):
 @pytest.mark.fault(17)
 def test_17_dimensions_must_agree(tmp_path, good):
     flat = save_nifti(tmp_path / "2d.nii.gz", make_picture(shape=(20, 22)))
-    with pytest.raises(InputError, match=r"fixed .*is 3D but moving .*is 2D"):
+    with pytest.raises(InputError, match=r"good\.nii\.gz \(20, 22, 18\) is 3D but moving .*2d\.nii\.gz \(20, 22\) is 2D"):
         read_inputs(good, flat)
     assert read_inputs(flat, flat).pair.fixed.grid.ndim == 2
 

@@ -76,6 +76,10 @@ def recognise(path: Path) -> list[str]:
     start = Start.of(path)
     forms = [form for form, reader in READERS.items() if reader.recognises(start)]
     named = [form for form in forms if form in ("spm", "niftyreg")]  # they fill in the intent's name, which ITK leaves empty
+    if start.header is not None and not start.has_vectors:
+        raise InputError(
+            f"{path}: an image of shape {start.shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is expected"
+        )
     if not forms:
         raise InputError(f"{path}: not a transform of a known tool ({', '.join(READERS)}); docs/formats.md lists the files of each")
     if path.name.startswith("disp_") and "learn2reg" in forms:
