@@ -248,8 +248,8 @@ def test_what_killed_writers_left_is_removed_and_what_lives_is_kept(tmp_path):
     dead.send_signal(signal.SIGKILL)
     dead.wait()
     assert len(list(tmp_path.glob(".rdmm-*.part"))) == 2
-    Outputs.prepare(f"{tmp_path}/", [], overwrite=False)
-    assert len(list(tmp_path.glob(".rdmm-*.part"))) == 1
+    with Outputs(f"{tmp_path}/").locked():
+        assert len(list(tmp_path.glob(".rdmm-*.part"))) == 1
     alive.kill()
     alive.wait()
     check_output(tmp_path / "x", overwrite=False)

@@ -269,7 +269,7 @@ class Outputs:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing to this prefix, until the context ends.
+        """Keep other processes from writing to this prefix, until the context ends. What killed runs left in the folder is removed.
 
         Raises:
             OutputError: another run is writing there.
@@ -287,6 +287,7 @@ class Outputs:
             if not isinstance(error, NotImplementedError) and error.errno not in LOCKS_UNSUPPORTED:
                 raise OutputError(f"{path}: cannot write it: {path_problem(path, error)}") from error
             log.warning("%s: this file system has no locks: make sure that no other run writes there", folder)
+        remove_abandoned(folder)
         try:
             yield
         finally:
