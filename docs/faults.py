@@ -102,6 +102,7 @@ FAULTS = {
         61: ("weights negative, above 1, not summing to 1", "ConfigError; optimized ones stay on the sphere"),
         62: ("no iterations, no levels, a kernel wider than the image", "ConfigError"),
         63: ("identical images", "identity"),
+        95: ("a result that cannot be trusted", "verdict check or failed with reasons, on every surface; failed is code 5"),
     },
     "Determinism": {
         64: ("the same seed twice", "files equal to the bit"),

@@ -169,7 +169,7 @@ def _evaluate_case(
         if isinstance(registration, Registration) and registration.dynamics is not None:
             metrics["similarity"] = registration.energy["similarity"] / how.config["similarity_weight"]
         cost = {"seconds": registration.result.seconds["total"], "peak_memory_mb": peak_memory() / 2**20}
-        return {"status": registration.status, **metrics, **cost}, registration
+        return {"status": registration.status, "verdict": str(registration.verdict), **metrics, **cost}, registration
     except RdmmError as error:
         return {"status": _error_text(error)}, None
 

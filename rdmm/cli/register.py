@@ -10,7 +10,7 @@ import click
 from rdmm.cli.numbers import PERCENT, SEED, THREADS, VOLUME
 from rdmm.cli.terminal import common_options, optional_file_options, print_result, progress_bar, set_log, split_arguments
 from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS
-from rdmm.types import InputError, nearest
+from rdmm.types import DivergenceError, InputError, nearest
 
 if TYPE_CHECKING:
     from rdmm.workflows.job import Job
@@ -81,10 +81,11 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
         numbers = {k: v for k, v in finished.metrics.items() if isinstance(v, float | int)}
         files = [str(p) for p in written]
         print_result({**numbers, "seconds": finished.result.seconds["total"], "files": files}, as_json)
+        click.echo(f"verdict: {finished.verdict}")
     if seen:
         return 128 + seen["signal"]
     job.check_folding(finished.metrics)
-    return 0
+    return DivergenceError.exit_code if finished.verdict.grade == "failed" else 0
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -19,7 +19,12 @@ from rdmm.types import ConfigError, DivergenceError, Tensor, require_finite_fiel
 
 
 class Optimizer(Protocol):
-    """(problem, pair, start) -> better initial conditions, and what happened."""
+    """(problem, pair, start) -> better initial conditions, and what happened: one row per iteration.
+
+    ``searches``: whether it is meant to change the initial conditions.
+    """
+
+    searches: ClassVar[bool]
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]: ...
 
@@ -27,6 +32,8 @@ class Optimizer(Protocol):
 @dataclass(frozen=True)
 class NoOptimizer:
     """The initial conditions as they are: learned mode."""
+
+    searches: ClassVar[bool] = False
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
         return ic, []
@@ -55,6 +62,7 @@ class LBFGS:
     memory: int = 8
     weights: bool = True
     voxel_of_sigma: float = 0.845
+    searches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_finite_fields(self)

@@ -15,6 +15,7 @@ from rdmm.dynamics.base import Dynamics
 from rdmm.io.files import Outputs, write_text
 from rdmm.registration.outputs import Output, OutputFile
 from rdmm.registration.record import Provenance, run_summary, write_run
+from rdmm.registration.verdict import Verdict
 from rdmm.stages.base import Result
 
 PAGE_FILES = ("run.json", "report.html")
@@ -57,6 +58,11 @@ class FinishedRegistration(ABC):
     def metrics(self) -> dict[str, Any]:
         """Metrics of accuracy and regularity, by name."""
 
+    @cached_property
+    @abstractmethod
+    def verdict(self) -> Verdict:
+        """Whether the result can be trusted, with reasons."""
+
     @abstractmethod
     def compute(self) -> None:
         """Compute what may fail, so that a failure comes before the first file is written."""
@@ -87,7 +93,7 @@ class FinishedRegistration(ABC):
     @final
     def summary(self) -> dict[str, Any]:
         """The content of run.json, without the checksums of the written files."""
-        return run_summary(self.inputs, self.result, self.config, self.provenance, self.status, self.metrics)
+        return run_summary(self.inputs, self.result, self.config, self.provenance, self.status, self.metrics, self.verdict)
 
     @final
     def save(self, out: str | os.PathLike[str], *, overwrite: bool = False, report: bool = True) -> list[Path]:

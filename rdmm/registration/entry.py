@@ -21,6 +21,7 @@ from rdmm.data.intensity import Normalize
 from rdmm.io.images import NanPolicy
 from rdmm.io.nifti import Source
 from rdmm.kernels.available import set_threads
+from rdmm.optim.problem import Similarity
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.images import Registration
 from rdmm.registration.outputs import Output
@@ -33,8 +34,9 @@ from rdmm.runtime.warnings import collect_warnings
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
-from rdmm.stages.base import Result, Stage, require_usable
-from rdmm.types import MAX_SEED, ConfigError, Tensor, require_whole
+from rdmm.spatial.transform import Identity, Transform
+from rdmm.stages.base import Result, Stage, last_similarity, require_usable
+from rdmm.types import MAX_SEED, ConfigError, DivergenceError, Tensor, require_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +143,23 @@ def run_stages(stages: Stage, pair: Pair) -> Result:
     reset_peak_memory()
     begin = time.perf_counter()
     result = stages(pair)
+    result = replace(result, similarities=_similarities(last_similarity(stages), pair, result.transform))
     cpu = torch.device("cpu")
     result = replace(result, **{k: _move_to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
     result.seconds["total"] = time.perf_counter() - begin
     return result
+
+
+def _similarities(similarity: Similarity | None, pair: Pair, transform: Transform) -> tuple[float, float] | None:
+    """The similarity of the whole shapes as they were placed at first, and as ``transform`` moves them; None if it cannot be computed."""
+    if similarity is None:
+        return None
+    try:
+        with torch.no_grad():
+            before, after = (float(similarity(pair.moved_by(t), pair.fixed).sum()) for t in (Identity(), transform))
+        return before, after
+    except DivergenceError:  # masks that do not overlap
+        return None
 
 
 def _move_to(x: Any, device: torch.device) -> Any:

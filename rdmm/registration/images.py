@@ -16,6 +16,7 @@ from rdmm.data.inputs import Inputs
 from rdmm.dynamics.base import Snapshot, energy_drift
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.outputs import OutputFile, image_files
+from rdmm.registration.verdict import Verdict, judge_images
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -218,8 +219,13 @@ class Registration(FinishedRegistration):
             "sd_log_jacobian_outside": metrics.sd_log_jacobian(self.deformation, self.grid, 1 - fixed),
         }
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the result can be trusted: judge_images."""
+        return judge_images(self)
+
     def compute(self) -> None:
-        for name in ("deformation", "inverse_deformation", "warped", "metrics"):
+        for name in ("deformation", "inverse_deformation", "warped", "metrics", "verdict"):
             getattr(self, name)
 
     def files(self) -> list[OutputFile]:

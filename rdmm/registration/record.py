@@ -20,6 +20,7 @@ from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
 from rdmm.registration.schema import FIELDS, read_fields
+from rdmm.registration.verdict import Verdict
 from rdmm.runtime.resources import peak_memory
 from rdmm.stages.base import Result
 from rdmm.types import InputError
@@ -52,10 +53,13 @@ def run_summary(
     provenance: Provenance,
     status: str,
     metrics: Mapping[str, Any],
+    verdict: Verdict,
 ) -> dict[str, Any]:
     """The content of run.json, without the checksums of the written files."""
     return {
         "status": status,
+        "verdict": verdict.grade,
+        "reasons": list(verdict.reasons),
         "inputs": {k: {"path": v, "sha256": io.sha256(v)} for k, v in inputs.files.items()},
         "reading": dict(inputs.reading),
         "versions": {"rdmm": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -81,6 +85,17 @@ def nan_to_null(x: Any) -> Any:
 def null_to_nan(numbers: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a run.json by name, where null stands for a number that is not finite."""
     return {k: float("nan") if v is None else v for k, v in numbers.items()}
+
+
+def table_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a run.json in a table of pairs: status, verdict, message (reasons and warnings), and metrics.
+
+    The status of a run whose verdict is ``failed`` is ``failed``. Runs of earlier versions have no verdict.
+    """
+    reasons, verdict = list(summary.get("reasons", [])), summary.get("verdict", "")
+    warnings = [w for w in map(str, summary.get("warnings", [])) if not any(reason in w for reason in reasons)]
+    status = "failed" if verdict == "failed" else summary["status"]
+    return {"status": status, "verdict": verdict, "message": "; ".join([*reasons, *warnings]), **table_metrics(summary)}
 
 
 def warning_text(summary: Mapping[str, Any]) -> str:

@@ -95,6 +95,8 @@ def _is_reading(x: Any) -> bool:
 
 FIELDS: Mapping[str, Field] = {
     "status": Field(_is_word, "a text"),
+    "verdict": Field(lambda x: x in ("good", "check", "failed"), "good, check or failed", required=False),
+    "reasons": Field(_lists(_is_text), "a list of texts", required=False),
     "inputs": Field(_maps_to(_is_input), "a path and a sha256 for each input"),
     "reading": Field(_is_reading, f"the options for reading that were given ({', '.join(READING_OPTIONS)})", required=False),
     "versions": Field(_maps_to(_is_text), "texts by name"),

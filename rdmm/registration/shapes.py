@@ -17,6 +17,7 @@ from rdmm.dynamics.base import energy_drift
 from rdmm.dynamics.points import PointSnapshot
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.outputs import SHAPE_FILES, OutputFile
+from rdmm.registration.verdict import Verdict, judge_shapes
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
@@ -99,8 +100,13 @@ class ShapeRegistration(FinishedRegistration):
         """The fixed shape, moved to the moving one, in domain units."""
         return self.pair.fixed.moved_by(self.result.inverse)
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the result can be trusted: judge_shapes."""
+        return judge_shapes(self)
+
     def compute(self) -> None:
-        for name in ("warped", "fixed_warped_back", "metrics"):
+        for name in ("warped", "fixed_warped_back", "metrics", "verdict"):
             getattr(self, name)
 
     def files(self) -> Sequence[OutputFile]:

@@ -44,6 +44,8 @@ def render(
     return _load_template("pair.html").render(
         title=title,
         status=summary["status"],
+        verdict=summary.get("verdict", ""),
+        reasons=summary.get("reasons", []),
         warnings=summary.get("warnings", []),
         pictures=pictures,
         frames=list(frames),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -97,7 +97,7 @@ class AffineOpt:
         begin = time.perf_counter()
         self.check(pair)
         levels = [ImageObjective(self.similarity, level) for level in self._levels(pair)]
-        best = self._best_start(levels[0])
+        best, remarks = self._best_start(levels[0])
         history: History = []
         for k, level in enumerate(levels):
             models = self.models if k == 0 else self.models[-1:]
@@ -107,15 +107,15 @@ class AffineOpt:
                 size = "x".join(map(str, level.pair.fixed.grid.shape))
                 log.info("affine level %d %s %s: similarity %.5f", k, size, best.model, best.similarity)
         transform = in_frame(world_matrix(best.parameters.double(), best.start, pair.fixed.grid.length), pair.fixed.grid)
-        return affine_result(transform, best.similarity, history, begin)
+        return replace(affine_result(transform, best.similarity, history, begin), remarks=remarks)
 
     def _levels(self, pair: Pair) -> list[Pair]:
         longest = max(pair.fixed.grid.shape)
         factors = sorted({min(1.0, n / longest) for n in self.voxels})
         return [with_field_of_view(pair.scaled(f)) for f in factors]
 
-    def _best_start(self, level: ImageObjective) -> Candidate:
-        """The start whose rigid search ends lowest; another orientation must clearly beat that of the files."""
+    def _best_start(self, level: ImageObjective) -> tuple[Candidate, list[str]]:
+        """The start whose rigid search ends lowest, and doubts about it; another orientation must clearly beat that of the files."""
         fixed, moving = (image_center_and_covariance(x) for x in (level.pair.fixed, level.pair.moving))
         middle = level.pair.fixed.grid.corners().mean(0)
         model: Model = "rigid" if "rigid" in self.models else self.models[0]
@@ -131,9 +131,10 @@ class AffineOpt:
             raise InputError("no start of the affine search makes the images overlap; check the files' geometry, or try --init com")
         best = min(candidates, key=_rank)
         log.info("affine start: %s", best.start.name)
-        if self.init == "auto":
-            _warn_of_rotation(best, candidates)
-        return best
+        remarks = _doubts_of_orientation(best, candidates) if self.init == "auto" else []
+        for remark in remarks:
+            log.warning("affine: %s", remark)
+        return best, remarks
 
 
 def _rank(candidate: Candidate) -> float:
@@ -142,25 +143,23 @@ def _rank(candidate: Candidate) -> float:
     return AXES_HANDICAP * f + SIMILARITY_NOISE if candidate.start.name == "axes" else f
 
 
-def _warn_of_rotation(best: Candidate, candidates: Sequence[Candidate]) -> None:
-    """Warn if the result rotates the image by more than 45 degrees against its header, or if another orientation fits almost as well."""
-    chosen = best.matrix()
+def _doubts_of_orientation(best: Candidate, candidates: Sequence[Candidate]) -> list[str]:
+    """Doubts if the result rotates the image by more than 45 degrees against its header, or if another orientation fits almost as well."""
+    chosen, doubts = best.matrix(), []
     if (angle := rotation_degrees(chosen)) > WARN_ROTATION_DEG:
-        log.warning(
-            "affine: the moving image was rotated by %.0f degrees against the files' geometry; if that is wrong, use --init header", angle
+        doubts.append(
+            f"the moving image was rotated by {angle:.0f} degrees against the files' geometry; if that is wrong, use --init header"
         )
     inverse = torch.linalg.inv(chosen)
     others = [(c.similarity, rotation_degrees(c.matrix() @ inverse)) for c in candidates]
     others = [(f, angle) for f, angle in others if angle > WARN_ROTATION_DEG]
     if others and min(others)[0] < AMBIGUITY_RATIO * best.similarity + SIMILARITY_NOISE:
         similarity, angle = min(others)
-        log.warning(
-            "affine: rotated by another %.0f degrees the images agree about as well (similarity %.3g; that of the result is %.3g); "
-            "if the result is wrong, use --init header or --initial",
-            angle,
-            similarity,
-            best.similarity,
+        doubts.append(
+            f"rotated by another {angle:.0f} degrees the images agree about as well (similarity {similarity:.3g}; that of the result is "
+            f"{best.similarity:.3g}); if the result is wrong, use --init header or --initial"
         )
+    return doubts
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.optim.lbfgs import History
+from rdmm.optim.problem import Similarity
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Identity, Transform
 
@@ -25,6 +26,9 @@ class Result:
         seconds: per stage, by name.
         before: the map, fixed frame -> moving, that the last deformable stage went on from.
         dynamics: by which the last deformable stage shoots ``ic``.
+        remarks: doubts that the stages have about the result, for the verdict.
+        has_stalled: whether the search of the last deformable stage made no iteration.
+        similarities: the similarity of the last stage that has one, of the whole shapes before and after all stages; smaller is better.
     """
 
     transform: Transform
@@ -35,6 +39,9 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     before: Transform = field(default_factory=Identity)
     dynamics: Dynamics | None = None
+    remarks: Sequence[str] = ()
+    has_stalled: bool = False
+    similarities: tuple[float, float] | None = None
 
 
 def require_usable(part: Any, pair: Pair) -> None:
@@ -90,5 +97,13 @@ class Chain:
                 seconds[name] = seconds.get(name, 0.0) + value
             history = total.history + result.history
             last = result if result.ic is not None else total
-            total = Result(transform, inverse, result.energy or total.energy, last.ic, history, seconds, last.before, last.dynamics)
+            energy, remarks = result.energy or total.energy, [*total.remarks, *result.remarks]
+            total = Result(transform, inverse, energy, last.ic, history, seconds, last.before, last.dynamics, remarks, last.has_stalled)
         return total
+
+
+def last_similarity(stage: Stage) -> Similarity | None:
+    """The similarity of the last stage that has one."""
+    if isinstance(stage, Chain):
+        return next((found for s in reversed(stage.stages) if (found := last_similarity(s)) is not None), None)
+    return getattr(stage, "similarity", None)

@@ -11,7 +11,7 @@ import torch
 from rdmm.dynamics.base import require_carrier
 from rdmm.optim.initializers import Initializer, Regions, Zero
 from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
-from rdmm.optim.problem import Problem
+from rdmm.optim.problem import Problem, Similarity
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
 from rdmm.stages.base import Chain, Result, Stage
@@ -29,6 +29,10 @@ class Deform:
     problem: Problem
     optimizer: Optimizer = field(default_factory=LBFGS)
     initializer: Initializer = field(default_factory=Zero)
+
+    @property
+    def similarity(self) -> Similarity:
+        return self.problem.similarity
 
     def check(self, pair: Pair) -> None:
         """Raise ConfigError if the dynamics does not move shapes of this kind, or has no use for the initializer's pre-weights."""
@@ -59,7 +63,8 @@ class Deform:
             transform, inverse = dynamics.flow(ic, pair.source)
             energy = self.problem.evaluate(ic, transform, pair, len(history)).as_dict()
         seconds = {"deform": time.perf_counter() - begin}
-        return Result(transform, inverse, energy, ic, history, seconds, pair.initial, dynamics)
+        has_stalled = self.optimizer.searches and not history
+        return Result(transform, inverse, energy, ic, history, seconds, pair.initial, dynamics, has_stalled=has_stalled)
 
 
 def learned(affine: Stage, deform: Deform, steps: int) -> Chain:

@@ -22,7 +22,7 @@ from rdmm.data.pair_list import Row, read_pairs
 from rdmm.io import Outputs
 from rdmm.io.files import require_free
 from rdmm.registration.entry import Settings
-from rdmm.registration.record import nan_to_null, table_metrics, warning_text
+from rdmm.registration.record import nan_to_null, table_row
 from rdmm.runtime.occasionally import Occasionally
 from rdmm.runtime.resources import available_memory
 from rdmm.types import ConfigError, OutputError, RdmmError
@@ -33,7 +33,7 @@ from rdmm.workflows.slurm import Slurm, has_slurm, parse_options, require_submit
 
 log = logging.getLogger(__name__)
 
-LEADING_COLUMNS = ("id", "status", "exit_code", "message", "seconds", "peak_memory_mb")
+LEADING_COLUMNS = ("id", "status", "verdict", "exit_code", "message", "seconds", "peak_memory_mb")
 
 RESERVED_NAMES = re.compile(r"\..*|logs|(table(_\d+of\d+)?\.csv)|(failures(_\d+of\d+)?\.json)|index\.html", re.IGNORECASE)
 """Names in the output folder that no pair can have: those of the batch's own files, with and without shards."""
@@ -178,7 +178,7 @@ class Batch:
         for id, job in jobs.items():
             run = job.find_finished_run(settings[job.for_shapes], verify=verify)
             if run is not None:
-                rows[id] = {"status": "done", "message": warning_text(run), "exit_code": 0, **table_metrics(run)}
+                rows[id] = {**table_row(run), "exit_code": 0}
         return rows
 
     def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome]) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from rdmm.io import Outputs
 from rdmm.io.files import encode_text, write_text
-from rdmm.registration.record import find_outputs, read_summary, table_metrics, warning_text
+from rdmm.registration.record import find_outputs, read_summary, table_row
 from rdmm.registration.schema import read_plain_json
 from rdmm.registration.stored import read_run
 from rdmm.report.html import render_study
@@ -37,8 +37,7 @@ def study_rows(folder: Path) -> list[dict[str, Any]]:
         except InputError as error:
             rows.append({"id": id, "status": "unreadable", "message": str(error)})
             continue
-        shown = {"id": id, "status": run["status"], "message": warning_text(run), **table_metrics(run)}
-        rows.append({**shown, "thumbnail": run.get("thumbnail"), "link": link})
+        rows.append({"id": id, **table_row(run), "thumbnail": run.get("thumbnail"), "link": link})
     return rows + [row for _, row in failures.values()]
 
 
