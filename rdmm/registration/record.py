@@ -90,11 +90,11 @@ def null_to_nan(numbers: Mapping[str, Any]) -> dict[str, float]:
 def table_row(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a run.json in a table of pairs: status, verdict, message (reasons and warnings), and metrics.
 
-    The status of a run whose verdict is ``failed`` is ``failed``. Runs of earlier versions have no verdict.
+    The status of a finished run whose verdict is ``failed`` is ``failed``. Runs of earlier versions have no verdict.
     """
     reasons, verdict = list(summary.get("reasons", [])), summary.get("verdict", "")
     warnings = [w for w in map(str, summary.get("warnings", [])) if not any(reason in w for reason in reasons)]
-    status = "failed" if verdict == "failed" else summary["status"]
+    status = "failed" if (summary["status"], verdict) == ("done", "failed") else summary["status"]
     return {"status": status, "verdict": verdict, "message": "; ".join([*reasons, *warnings]), **table_metrics(summary)}
 
 
