@@ -115,8 +115,9 @@ def _doubts_of_search(result: Result, status: str, has_stalled: bool, is_equal: 
     if after > before + MIN_GAIN * abs(before) and not is_equal:
         yield Doubt("failed", f"the images agree less than before (dissimilarity {before:.4g} before, {after:.4g} after)")
     if has_stalled and not is_equal:
-        improved = after < before - MIN_GAIN * abs(before)
-        yield Doubt("check" if improved or status == "interrupted" else "failed", "the deformation made no progress: it moves nothing, though the images differ")
+        is_improved = after < before - MIN_GAIN * abs(before)
+        grade: Literal["check", "failed"] = "check" if is_improved or status == "interrupted" else "failed"
+        yield Doubt(grade, "the deformation made no progress: it moves nothing, though the images differ")
 
 
 def _doubts_of_metrics(values: Mapping[str, Any]) -> Iterator[Doubt]:
