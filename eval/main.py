@@ -22,7 +22,7 @@ from rdmm.io import write_atomically
 from rdmm.kernels.available import set_threads
 from rdmm.report.html import render_study
 from rdmm.runtime.occasionally import Occasionally
-from rdmm.types import MAX_SEED, require_whole
+from rdmm.types import MAX_SEED, ConfigError, require_whole
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
     Returns:
         The path of ``table.md``.
     """
+    if not isinstance(config["study"], Mapping):
+        raise ConfigError(f"study must keep its entries; got {config['study']!r}: leave it out, or set study.KEY=VALUE")
     study: Study = build({"_target_": "eval.study.Study", **config["study"]}, "study")
     set_threads(config["threads"])
     seed = require_whole("seed", config["seed"], 0, MAX_SEED)

@@ -45,6 +45,8 @@ def test_an_experiment_writes_table_and_figures(tmp_path):
     ("keys", "code", "message"),
     [
         (["experiment=synthetic_predefinde"], 1, "synthetic_predefined"),
+        (["study=5"], 2, "study must keep its entries"),
+        (["experiment=synthetic_predefined", "seed=a"], 2, "seed must be"),
         (["experimnt=x"], 2, "did you mean 'experiment'"),
         ([], 2, "experiment=synthetic_optimized"),
         (["experiment=lung_predefined", "study.data.ct.root=/nowhere", "study.data.masks.root=/nowhere"], 3, "RDMM_DATA"),

@@ -201,9 +201,8 @@ def _require_option_names(group: str, value: str) -> None:
     found = NO_OPTION_NAME.search(value)
     if found or value == "null":
         wrong = f"an option is a name, without {found.group()!r}" if found else "no option"
-        raise ConfigError(
-            f"{group}={brief(value)}: {wrong}; there are {', '.join(options_of(group))}. Entries of {group} are set by {group}.KEY=VALUE"
-        )
+        entries = "" if group == "experiment" else f"; entries of {group} are set by {group}.KEY=VALUE"
+        raise ConfigError(f"{group}={brief(value)}: {wrong}; there are {', '.join(options_of(group))}{entries}")
 
 
 NO_OPTION_NAME = re.compile(r"[./\\{:]")

@@ -138,7 +138,9 @@ def read_plain_json(path: Path, what: str) -> Any:
     try:
         content = json.loads(require_file(path).read_text(encoding="utf-8"))
         _require_plain(content, "", 0)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: not a {what}: it is nested too deeply") from None
+    except ValueError as error:
         raise InputError(f"{path}: not a {what} ({_short(error)})") from None
     return content
 
