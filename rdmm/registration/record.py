@@ -23,7 +23,7 @@ from rdmm.registration.schema import FIELDS, read_fields
 from rdmm.registration.verdict import Verdict
 from rdmm.runtime.resources import peak_memory
 from rdmm.stages.base import Result
-from rdmm.types import InputError
+from rdmm.types import DivergenceError, InputError
 from rdmm.version import __version__
 
 
@@ -88,14 +88,16 @@ def null_to_nan(numbers: Mapping[str, Any]) -> dict[str, float]:
 
 
 def table_row(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a run.json in a table of pairs: status, verdict, message (reasons and warnings), and metrics.
+    """The row of a run.json in a table of pairs: status, verdict, exit code, message (reasons and warnings), and metrics.
 
     The status of a finished run whose verdict is ``failed`` is ``failed``. Runs of earlier versions have no verdict.
     """
     reasons, verdict = list(summary.get("reasons", [])), summary.get("verdict", "")
     warnings = [w for w in map(str, summary.get("warnings", [])) if not any(reason in w for reason in reasons)]
     status = "failed" if (summary["status"], verdict) == ("done", "failed") else summary["status"]
-    return {"status": status, "verdict": verdict, "message": "; ".join([*reasons, *warnings]), **table_metrics(summary)}
+    code = {"failed": DivergenceError.exit_code, "interrupted": 130}.get(status, 0)
+    message = "; ".join([*reasons, *warnings])
+    return {"status": status, "verdict": verdict, "exit_code": code, "message": message, **table_metrics(summary)}
 
 
 def warning_text(summary: Mapping[str, Any]) -> str:

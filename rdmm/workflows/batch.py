@@ -178,7 +178,7 @@ class Batch:
         for id, job in jobs.items():
             run = job.find_finished_run(settings[job.for_shapes], verify=verify)
             if run is not None:
-                rows[id] = {**table_row(run), "exit_code": 0}
+                rows[id] = table_row(run)
         return rows
 
     def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome]) -> None:

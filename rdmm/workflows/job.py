@@ -198,7 +198,7 @@ class Job:
             if not (self._has_same_settings(run, settings) and self._has_same_files(run, settings, outputs, verify)):
                 return None
             self.check_folding(run["metrics"])
-            return None if run.get("verdict") == "failed" else run
+            return run
         except (OSError, KeyError, TypeError, RdmmError):
             return None
 

@@ -24,7 +24,7 @@ from rdmm import kernels
 from rdmm.registration.record import table_row
 from rdmm.runtime.interrupt import interruptible, stop
 from rdmm.runtime.memory import memory_errors
-from rdmm.types import DivergenceError, RdmmError
+from rdmm.types import RdmmError
 from rdmm.workflows.job import Job
 
 Outcome = dict[str, Any]
@@ -57,8 +57,7 @@ def run_job(job: Job) -> Outcome:
     except Exception as error:
         logging.getLogger("rdmm").exception("unexpected")
         return failure_outcome(type(error).__name__, f"unexpected: {error}", 1)
-    code = 130 if done.status == "interrupted" else DivergenceError.exit_code if done.verdict.grade == "failed" else 0
-    return {**table_row(summary), "exit_code": code}
+    return table_row(summary)
 
 
 def failure_outcome(status: str, message: str, code: int) -> Outcome:
