@@ -23,7 +23,7 @@ from rdmm.config.location import bundled_model, share
 from rdmm.config.renamed import RENAMED, current
 from rdmm.config.trust import conf_targets
 from rdmm.io.models import read_model
-from train.checkpoint import LAST, STATE
+from train.checkpoint import LAST, STATE, flatten
 from train.parallel import World
 from train.plan import train
 
@@ -62,6 +62,15 @@ def test_renamed_targets_lead_to_todays_names():
     named = {t for path in (share() / "conf").rglob("*.yaml") for t in targets(yaml.safe_load(path.read_text()))}
     assert named <= conf_targets() and not named & set(RENAMED)
     assert current({"a": [{"_target_": "rdmm.problem.Problem"}]}) == {"a": [{"_target_": "rdmm.optim.Problem"}]}
+
+
+@pytest.mark.parametrize("unit", ["domain", "mm"])
+def test_keys_added_since_have_the_value_that_was_in_effect(unit):
+    """A sigma of the weights was in the smoother's unit, in nested settings and in those with dotted keys."""
+    old = {"dynamics": {"_target_": "rdmm.dynamics.RDMM", "smoother": {"unit": unit}, "weight_sigma": 0.05}}
+    assert current(old)["dynamics"]["weight_unit"] == unit
+    assert current(flatten(old)) == flatten(current(old))
+    assert current(current(old)) == current(old)
 
 
 def test_the_bundled_model_names_earlier_classes_and_loads():

@@ -104,13 +104,13 @@ def test_regions_that_are_fixed_follow_the_first_step():
     assert near > far
 
 
-def test_weights_reach_zero_and_stay_there():
-    """h = p^2 / |p^2| holds a 0 exactly, which a softmax never does; the others are free."""
+def test_a_weight_of_zero_is_free_too_and_a_price_keeps_it_low():
+    """Its h^2 starts at 1e-4, so that it can rise; here the narrowest Gaussian has the highest price."""
     pair, _, _ = shapes_pair(0, (40, 40))
     config = compose([*QUICK, "dynamics=rdmm", "smoother.weights=[0.0,0.4,0.6]", "penalty=omt"])
     deform = build(config["stages"], "stages").stages[-1]
     weights = deform(pair).ic.weights
-    assert float(weights[:, 0].abs().max()) == 0
+    assert float(weights[:, 0].abs().max()) < 0.01
     assert float(weights[:, 1].std()) > 0
     assert torch.allclose(weights.square().sum(1), torch.ones_like(weights[:, 0]), atol=1e-4)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from networks.model import Networks, save
-from rdmm.config.renamed import RENAMED, current
+from rdmm.config.renamed import current
 from rdmm.io.files import require_file, write_atomically
 from rdmm.types import ConfigError, InputError, RdmmError
 
@@ -72,7 +72,7 @@ class RunFolder:
             return None
         try:
             state = torch.load(require_file(path), map_location="cpu", weights_only=True)
-            self._require_same_settings(path, _with_current_targets(json.loads(state["identity"])))
+            self._require_same_settings(path, current(json.loads(state["identity"])))
             networks.load_state_dict(state["networks"])
             optimizer.load_state_dict(state["optimizer"])
             return _read_progress(state["progress"])
@@ -121,11 +121,6 @@ def _read_progress(numbers: Mapping[str, Any]) -> Progress:
         if name != "best" and value < 0:
             raise ValueError(f"{name} is {value!r}")
     return Progress(**numbers)
-
-
-def _with_current_targets(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a run of an earlier version, with today's names of classes."""
-    return {k: RENAMED.get(v, v) if k.endswith("_target_") and isinstance(v, str) else current(v) for k, v in identity.items()}
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Earlier names of classes, which stored files still hold: model files, run.json, and training states.
+"""Earlier names of classes, and keys that earlier settings lack, in stored files: models, run.json, and training states.
 
 ``current`` is applied wherever a configuration is read from a file or compared with one.
 """
@@ -53,8 +53,36 @@ RENAMED = {
 """Today's ``_target_`` for each earlier one."""
 
 
+ADDED: dict[str, dict[str, str | None]] = {
+    "rdmm.dynamics.RDMM": {"weight_unit": "smoother.unit"},
+    "rdmm.optim.Regions": {"smoothing_unit": None},
+}
+"""Keys that earlier files lack, by today's ``_target_``, each with the key whose value was in effect; None: ``domain`` was."""
+
+
 def current(settings: Any) -> Any:
-    """``settings`` (plain data) with every earlier ``_target_`` replaced by today's."""
-    if isinstance(settings, dict):
-        return {k: RENAMED.get(v, v) if k == "_target_" and isinstance(v, str) else current(v) for k, v in settings.items()}
-    return [current(v) for v in settings] if isinstance(settings, list) else settings
+    """``settings`` (plain data, nested or with dotted keys) with today's names of classes, and with the keys of ADDED."""
+    if isinstance(settings, list):
+        return [current(v) for v in settings]
+    if not isinstance(settings, dict):
+        return settings
+    named = {k: RENAMED.get(v, v) if _is_target(k, v) else current(v) for k, v in settings.items()}
+    for key, value in list(named.items()):
+        if _is_target(key, value):
+            prefix = key.removesuffix("_target_")
+            for name, source in ADDED.get(value, {}).items():
+                named.setdefault(prefix + name, "domain" if source is None else _lookup(named, prefix + source, "domain"))
+    return named
+
+
+def _is_target(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and key.endswith("_target_") and isinstance(value, str)
+
+
+def _lookup(settings: dict[str, Any], key: str, default: Any) -> Any:
+    """The value of a dotted key, in nested settings or in those with dotted keys."""
+    if key in settings:
+        return settings[key]
+    first, _, rest = key.partition(".")
+    inner = settings.get(first)
+    return _lookup(inner, rest, default) if rest and isinstance(inner, dict) else default
