@@ -70,7 +70,7 @@ def current(settings: Any) -> Any:
     for key, value in list(named.items()):
         if _is_target(key, value):
             prefix = key.removesuffix("_target_")
-            for name, source in ADDED.get(value, {}).items():
+            for name, source in ADDED.get(str(value), {}).items():
                 named.setdefault(prefix + name, "domain" if source is None else _lookup(named, prefix + source, "domain"))
     return named
 
