@@ -168,7 +168,8 @@ def tests_by_fault() -> dict[int, list[str]]:
 
 def render_page() -> str:
     tests = tests_by_fault()
-    lines = ["# Faults and what happens", "", "Each row is a kind of fault: its tests draw cases from the whole kind, not only one example. Written by `python docs/faults.py` from the marks of the tests.", ""]
+    intro = "Each row is a kind of fault: its tests draw cases from the whole kind, not only one example."
+    lines = ["# Faults and what happens", "", intro, "Written by `python docs/faults.py` from the marks of the tests.", ""]
     for heading, faults in FAULTS.items():
         lines += [f"## {heading}", "", "| | fault | what happens | tests |", "|---|---|---|---|"]
         for number, (fault, outcome) in faults.items():
