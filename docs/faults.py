@@ -147,6 +147,13 @@ FAULTS = {
         99: ("malformed run.json, failures.json", "InputError that names the field; no page is replaced"),
         87: ("configuration from a file that names a class conf/ does not name", "ConfigError; nothing is called"),
     },
+    "Any file, setting and command": {
+        112: (
+            "hostile values in any field, drawn by the thousand",
+            "a finite, exact result that can be written and read; or one error",
+        ),
+        113: ("characters that control a terminal", "messages show them as escapes"),
+    },
     "Where it runs": {
         93: ("read-only installation, no HOME, a cache of others", "compiled for this run alone, with a notice; torch instead of KeOps"),
         94: ("the run that compiles the kernels", "the bits of every later run"),

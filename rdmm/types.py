@@ -42,12 +42,16 @@ def __getattr__(name: str) -> Any:
 
 
 class RdmmError(Exception):
-    """Base of the errors that a user can correct. The message is one line; ``exit_code`` is the exit code of a command."""
+    """Base of the errors that a user can correct. The message is one line; ``exit_code`` is the exit code of a command.
+
+    Characters of a file or a name that do not print, which could control a terminal, are shown as escapes (\\x1b).
+    """
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(" ".join(part.strip() for part in str(message).splitlines()))
+        line = " ".join(part.strip() for part in str(message).splitlines())
+        super().__init__(line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 class ConfigError(RdmmError):

@@ -85,13 +85,13 @@ def require_trusted_yaml(folder: Path) -> None:
     """
     paths = (Path(folder, name) for name in glob.glob("**", root_dir=folder, recursive=True, include_hidden=True))
     for path in sorted(p for p in paths if p.suffix in (".yaml", ".yml") and p.is_file()):
-        text = _read_plain_yaml(path)
+        text, content = _read_plain_yaml(path)
         places = [*path.relative_to(folder).parts, *re.findall(r"@package(.*)", text)]  # of its settings in the configuration
-        require_trusted([places, yaml.safe_load(text)], str(path), composed=True)
+        require_trusted([places, content], str(path), composed=True)
 
 
-def _read_plain_yaml(path: Path) -> str:
-    """The text of a YAML file, if it is small plain data without tags that make objects and with few aliases."""
+def _read_plain_yaml(path: Path) -> tuple[str, Any]:
+    """The text of a YAML file and what it holds, if it is small plain data without tags that make objects and with few aliases."""
     if path.stat().st_size > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size} bytes; a configuration has at most {MAX_YAML_BYTES}")
     aliases = depth = 0
@@ -106,6 +106,6 @@ def _read_plain_yaml(path: Path) -> str:
                 raise ConfigError(f"{path}: line {line}: the tag {tag!r} is not allowed in a configuration")
             if aliases > MAX_ALIASES or depth > MAX_ALIASES:
                 raise ConfigError(f"{path}: more than {MAX_ALIASES} aliases or levels, so it is no configuration")
-        return text
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        return text, yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error

@@ -124,8 +124,8 @@ def require_list(x: Any, where: str) -> list[Any]:
 
 
 def require_mapping(x: Any, where: str, wanted: Sequence[str]) -> dict[str, str]:
-    """The texts of the JSON object ``x``; raises ConfigError if it is none, or a key of ``wanted`` is missing."""
-    if not isinstance(x, dict) or any(not isinstance(x.get(k), str) for k in wanted):
+    """The texts of the JSON object ``x``; raises ConfigError if it is none, or a key of ``wanted`` is missing or empty."""
+    if not isinstance(x, dict) or any(not isinstance(x.get(k), str) or not x[k].strip() for k in wanted):
         raise ConfigError(f"{where}: must be an object with {', '.join(wanted)} (texts), not {json.dumps(x)[:80]}")
     return {k: v for k, v in x.items() if isinstance(v, str)}
 

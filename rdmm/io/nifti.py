@@ -239,7 +239,7 @@ def _header_in_memory(image: nib.spatialimages.SpatialImage, *, strict: bool) ->
     if affine is None or np.allclose(affine, fields.get_best_affine(), equal_nan=True):
         placement = _parse_placement(path, fields, shape, strict=strict)
     else:
-        placement = Placement(shape[:3], affine, _parse_unit(fields), max(1, int(fields["sform_code"])))
+        placement = Placement(shape[:3], affine, _parse_unit(fields), _parse_code(path, fields, "sform"))
     return Header(path, shape, placement, int(fields["intent_code"]), fields)
 
 
@@ -277,8 +277,8 @@ def _parse_unit(header: nib.Nifti1Header) -> Unit:
 def _parse_placement(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...], *, strict: bool) -> Placement:
     """The s-form, else the q-form, else the voxel sizes on the diagonal; warns if the forms disagree, are singular or missing."""
     unit, space = _parse_unit(header), shape[:3]
-    sform = Placement(space, header.get_sform(), unit, int(header["sform_code"])) if header["sform_code"] > 0 else None
-    qform = None if (affine := _parse_qform(path, header)) is None else Placement(space, affine, unit, int(header["qform_code"]))
+    sform = Placement(space, header.get_sform(), unit, _parse_code(path, header, "sform")) if header["sform_code"] > 0 else None
+    qform = None if (affine := _parse_qform(path, header)) is None else Placement(space, affine, unit, _parse_code(path, header, "qform"))
     if sform is not None and qform is not None:
         if qform.is_usable() and not sform.is_usable():
             log.warning("%s: the s-form is singular or not finite; the q-form is used", path)
@@ -300,6 +300,14 @@ def _parse_placement(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...
     return Placement(space, np.diag([*sizes, 1.0]), unit)
 
 
+def _parse_code(path: Path, header: nib.Nifti1Header, form: str) -> int:
+    """What the s-form or q-form says of the world, 1 to 5; 1 if it has no such code."""
+    code = int(header[f"{form}_code"])
+    if code > 0 and code not in nib.nifti1.xform_codes:
+        log.warning("%s: %s_code %d has no meaning in NIfTI: taken as 1 (scanner)", path, form, code)
+    return code if code > 0 and code in nib.nifti1.xform_codes else 1
+
+
 def _voxel_sizes(header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
     """Absolute voxel sizes (3,), with 1 for those that are 0 or not finite; and whether all were good."""
     sizes = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
@@ -307,6 +315,7 @@ def _voxel_sizes(header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
     return np.where(good, sizes, 1.0), bool(good.all())
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is not used
 def _parse_qform(path: Path, header: nib.Nifti1Header) -> np.ndarray | None:
     """The q-form (4, 4), read as nifti1.h and its library do: handedness 0 is 1, sizes are absolute, a long quaternion is shortened."""
     if header["qform_code"] <= 0:

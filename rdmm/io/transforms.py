@@ -22,7 +22,7 @@ from rdmm.io.tools.spm import SPM
 from rdmm.io.tools.start import Start
 from rdmm.io.vectors import Space, is_like_positions
 from rdmm.spatial.grid import require_one_dimension
-from rdmm.spatial.transform import Affine, Transform, compose_all
+from rdmm.spatial.transform import Affine, Dense, Placed, Transform, compose_all, flat
 from rdmm.types import ConfigError, InputError, nearest
 
 
@@ -109,11 +109,19 @@ def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
         raise ConfigError(f"there is no format {form!r}{nearest(form, READERS)}; there are {', '.join(READERS)}")
     path = Path(name)
     if form is not None:
-        return READERS[form].read(path, space)
+        return _require_finite(path, READERS[form].read(path, space))
     forms = recognise(path)
     if len(forms) > 1:
         raise ConfigError(f"{_ambiguity(name, forms)}; pass --from {'|'.join(forms)}")
-    return _require_displacement(path, READERS[forms[0]].read(path, space), forms[0])
+    return _require_displacement(path, _require_finite(path, READERS[forms[0]].read(path, space)), forms[0])
+
+
+def _require_finite(path: Path, transform: Transform) -> Transform:
+    """Raise InputError for a field of vectors that are finite in the file, but not in float32."""
+    for part in flat(transform):
+        if isinstance(part, Placed) and isinstance(part.transform, Dense) and not bool(part.transform.displacement.isfinite().all()):
+            raise InputError(f"{path}: its vectors are beyond the largest number of float32; write it again with its tool")
+    return transform
 
 
 def _require_displacement(path: Path, transform: Transform, form: str) -> Transform:

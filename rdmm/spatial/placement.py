@@ -115,11 +115,11 @@ class Placement:
         return replace(self, shape=tuple(shape), affine=np.asarray(self.affine) @ whole)
 
     def storable_affine(self) -> np.ndarray:
-        """``affine``, with a thickness for a single slice that has none: the mean edge of a voxel."""
+        """``affine``, with a thickness for a single slice that has none, or none that can be: the mean edge of a voxel."""
         affine = np.array(self.affine)
         if self.normal is not None:
             (thin,) = set(range(3)) - set(self.axes)
-            if not np.linalg.norm(affine[:3, thin]) > 0:
+            if not are_edges(affine[:3, :3]):
                 affine[:3, thin] = self.normal * np.linalg.norm(affine[:3, self.axes], axis=0).mean()
         return affine
 

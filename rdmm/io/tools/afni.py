@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rdmm.io.files import finite_float32
-from rdmm.io.nifti import DISPLACEMENT_INTENT, encode_nifti, write_nifti
+from rdmm.io.nifti import DISPLACEMENT_INTENT, encode_nifti, is_image_name, write_nifti
 from rdmm.io.tools.start import Start, has_unnamed_vectors
 from rdmm.io.vectors import (
     IMAGES,
@@ -44,7 +44,7 @@ class AFNI:
         return has_unnamed_vectors(start) or start.path.suffix == ".1D" or start.text.startswith("# 3dvolreg matrices")
 
     def read(self, path: Path, space: Space) -> Transform:
-        if path.name.endswith(IMAGES):
+        if is_image_name(path):
             values, grid, _ = read_vectors(path, space.fixed)
             _require_axis_aligned(grid)
             return from_vectors(values @ ras_to_lps(3)[:3, :3], grid)
@@ -54,7 +54,7 @@ class AFNI:
         return affine_map(path, np.asarray(linear.to_ras(*_nibabel_images(space))))
 
     def write(self, path: Path, transform: Transform, space: Space) -> None:
-        if not path.name.endswith(IMAGES):
+        if not is_image_name(path):
             linear = _import_linear_class().from_ras(affine_matrix(transform, path), *_nibabel_images(space))
             rows = np.asarray(linear.structarr["parameters"])[:3]
             return write_matrix(path, rows.reshape(1, 12), "# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Elastix:
 
 def _read_chain(path: Path, seen: Sequence[Path]) -> Transform:
     """The transform of a file, after those that it names as its start."""
-    if path.resolve() in seen:
+    if require_file(path).resolve() in seen:
         raise InputError(f"{path}: names itself as its initial transform, by {len(seen)} files; correct InitialTransformParametersFileName")
     fields = _read_fields(path)
     own = _read_own(path, fields)
@@ -59,7 +60,7 @@ def _read_chain(path: Path, seen: Sequence[Path]) -> Transform:
     if how != ["Compose"]:
         raise InputError(f"{path}: HowToCombineTransforms {' '.join(how)} cannot be read, only Compose")
     places = [path.parent / name, path.parent / Path(name).name, Path(name)]  # a file names another as elastix saw it
-    first = next((place for place in places if place.is_file()), places[0])
+    first = next((place for place in places if os.path.isfile(place)), places[0])
     return compose_all([_read_chain(first, [*seen, path.resolve()]), own])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rdmm.io.files import finite_float32
-from rdmm.io.nifti import encode_nifti, write_nifti
+from rdmm.io.nifti import encode_nifti, is_image_name, write_nifti
 from rdmm.io.tools.start import Start, has_unnamed_vectors
 from rdmm.io.vectors import (
     IMAGES,
@@ -48,7 +48,7 @@ class FSL:
     def read(self, path: Path, space: Space) -> Transform:
         fixed, moving = space.both("FSL's transform")
         a, b = _fsl_to_world(fixed), _fsl_to_world(moving)
-        if not path.name.endswith(IMAGES):
+        if not is_image_name(path):
             return affine_map(path, b @ np.linalg.inv(read_matrix(path, (4, 4))) @ np.linalg.inv(a))
         values, grid, intent = read_vectors(path, fixed)
         if intent in COEFFICIENT_INTENTS:
@@ -64,7 +64,7 @@ class FSL:
         fixed, moving = space.both("FSL's transform")
         require_3d(fixed, "FSL")
         a, b = _fsl_to_world(fixed), _fsl_to_world(moving)
-        if not path.name.endswith(IMAGES):
+        if not is_image_name(path):
             matrix = np.linalg.inv(np.linalg.inv(b) @ affine_matrix(transform, path) @ a)
             return write_matrix(path, matrix)
         ends = fixed.voxel_to_world(voxel_indices(fixed)) + world_vectors(transform, fixed)

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,8 @@ def _read_mat(path: Path) -> list[Entry]:
     try:
         if matfile_version(path, appendmat=False)[0] != 0:
             raise InputError(f"{path}: a MATLAB file of another version than 4, which ITK writes")
-        listed = whosmat(path, appendmat=False)
+        with warnings.catch_warnings(action="error"):  # of byte orders that no machine has any more
+            listed = whosmat(path, appendmat=False)
         names = [name for name, _, _ in listed if name != "fixed"]
         if names and names[0].startswith(COMPOSITE):
             raise InputError(f"{path}: a .mat file does not hold the parts of a CompositeTransform; write it as .h5 or .tfm")

@@ -1,0 +1,198 @@
+"""NIfTI images, label maps and masks: every field of the header, every type of voxels, and gzip streams of every build."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from fuzzing.case import NUMBERS, Case, Rng, chance, count, damage, number, perhaps_damaged, pick
+from rdmm import Grid, Image, io
+from rdmm.spatial.grid import is_invertible
+from rdmm.workflows import inspect
+
+SHAPES = ((5, 4, 6), (5, 4, 6), (6, 5), (6, 5, 1), (1, 5, 6), (5, 1, 6), (5, 4, 6, 2), (5, 4, 6, 1), (5, 4, 6, 1, 3), (3, 4, 5), (6,))
+INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
+NAMES = ("x.nii.gz", "x.nii", "x.NII.GZ", "x.Nii")
+
+
+def affine_of(rng: Rng, hostile: float = 0.0) -> np.ndarray:
+    """A 4x4 matrix of turned axes with voxels of about a millimeter."""
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0] if chance(rng, 0.5) else np.eye(3)
+    out = np.eye(4)
+    out[:3, :3] = turn * rng.uniform(0.5, 2, 3)
+    out[:3, 3] = rng.normal(size=3) * 20
+    for k in np.ndindex(3, 4):
+        out[k] = pick(rng, NUMBERS) if chance(rng, hostile) else out[k]
+    return out
+
+
+@np.errstate(all="ignore")
+def header_of(rng: Rng, shape: tuple[int, ...], dtype: np.dtype, hostile: float, affine: np.ndarray | None = None) -> nib.Nifti1Header:
+    """A header, of which some fields hold hostile values in this share of the cases."""
+    header = (nib.Nifti2Header if chance(rng, 0.2) else nib.Nifti1Header)(endianness=pick(rng, "<>"))
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    affine = affine_of(rng) if affine is None else affine
+    header.set_sform(affine, int(rng.integers(0, 5)))
+    header.set_qform(affine, int(rng.integers(0, 5)))
+    header["xyzt_units"] = pick(rng, (0, 2, 2, 10, 1, 3, 8, 255))
+    header["scl_slope"] = header["scl_inter"] = np.nan
+    header["vox_offset"] = 544 if isinstance(header, nib.Nifti2Header) else 352
+    header["magic"] = b"n+2" if isinstance(header, nib.Nifti2Header) else b"n+1"
+    fields = header.structarr
+    names = [n for n in fields.dtype.names if fields[n].dtype.kind in "iuf"]
+    names += ["dim", "pixdim", "srow_x", "srow_y", "srow_z", "scl_slope", "scl_inter", "vox_offset", "quatern_b", "datatype"]
+    while chance(rng, hostile):
+        values = fields[pick(rng, names)].reshape(-1)
+        k = int(rng.integers(len(values)))
+        if values.dtype.kind == "f":
+            values[k] = pick(rng, NUMBERS)
+        else:
+            small = int(rng.integers(-2, 4)) if chance(rng, 0.7) else int(rng.integers(-(2**62), 2**62))
+            values[k] = np.array(small).astype(values.dtype)
+    return header
+
+
+def voxels_of(rng: Rng, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Voxels over the whole range of a type of integers, or floats of which some are hostile."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        ends = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+        return np.where(rng.random(shape) < pick(rng, (0.0, 0.1, 1.0)), ends, rng.integers(0, 5, shape).astype(dtype)).astype(dtype)
+    values = rng.normal(size=shape)
+    if chance(rng, 0.3):
+        values[tuple(int(rng.integers(n)) for n in shape)] = pick(rng, NUMBERS)
+    with np.errstate(all="ignore"):
+        return (np.rint(values) if chance(rng, 0.5) else values).astype(dtype)
+
+
+def file_bytes(rng: Rng, header: nib.Nifti1Header, array: np.ndarray) -> bytes:
+    """A whole file; in some cases voxels are missing or too many."""
+    body = array.astype(array.dtype.newbyteorder(header.endianness)).tobytes("F")
+    body = body[: max(0, count(rng, len(body), 0.05))] if chance(rng, 0.1) else body
+    return header.binaryblock + b"\0" * 4 + body
+
+
+def zipped(rng: Rng, data: bytes) -> bytes:
+    """A gzip file of the data: in one or several members, with empty ones, with far more behind it, or damaged."""
+    kind = int(rng.integers(10))
+    if kind == 0:
+        cut = int(rng.integers(len(data)))
+        return gzip.compress(data[:cut], 1) + gzip.compress(data[cut:], 1)
+    if kind == 1:
+        return gzip.compress(b"", 1) * pick(rng, (1, 50, 20000)) + gzip.compress(data, 1)
+    if kind == 2:
+        return gzip.compress(data, 1) + _zeros(pick(rng, (10**4, 10**6, 3 * 10**7)))
+    if kind == 3:
+        return damage(rng, gzip.compress(data, 1))
+    if kind == 4:
+        return gzip.compress(data, 1) + rng.bytes(20)
+    return gzip.compress(data, 0 if kind == 5 else 1)
+
+
+@functools.cache
+def _zeros(size: int) -> bytes:
+    return gzip.compress(bytes(size), 9)
+
+
+def stored(rng: Rng, name: str, data: bytes) -> bytes:
+    """The content of a file of this name, damaged before or after it is compressed in some cases."""
+    harmed = perhaps_damaged(rng, data, 0.15)
+    wants_gzip = name.lower().endswith(".gz") != chance(rng, 0.03)
+    return zipped(rng, harmed) if wants_gzip else harmed
+
+
+def require_laws(image: Image, folder: Path, *, integer: bool = False) -> None:
+    """A result is finite, its geometry can be inverted, and it is the same after it was written and read again."""
+    grid = image.grid
+    assert bool(torch.isfinite(image.data.double()).all()), "voxels that are not finite"
+    assert is_invertible(np.asarray(grid.affine)) and np.isfinite(np.linalg.inv(np.asarray(grid.affine))).all(), "a singular geometry"
+    assert grid.length > 0 and np.isfinite(grid.corners()).all(), "a box that is not finite"
+    again = folder / "again.nii.gz"
+    io.write_image(again, image.data, grid, integer=integer)
+    back = io.read_labels(again) if integer else io.read_image(again)
+    assert torch.equal(back.data, image.data), "voxels differ after writing and reading"
+    assert back.grid.shape == grid.shape and grid.offset(back.grid) < 0.01, "the geometry differs after writing and reading"
+
+
+def draw_image(rng: Rng) -> Case:
+    """An image of any type."""
+    dtype, shape, name = np.dtype(pick(rng, (*INTEGERS, "f4", "f4", "f8", "c8", "f2"))), pick(rng, SHAPES), pick(rng, NAMES)
+    try:
+        header = header_of(rng, shape, dtype, 0.5)
+    except nib.spatialimages.HeaderDataError:
+        dtype = np.dtype("f4")
+        header = header_of(rng, shape, dtype, 0.5)
+    data = stored(rng, name, file_bytes(rng, header, voxels_of(rng, shape, dtype)))
+    nan, volume, strict = pick(rng, ("error", "zero", "mask")), pick(rng, (None, None, None, None, 0, 1)), chance(rng, 0.2)
+
+    def run(folder: Path) -> None:
+        path = folder / name
+        way = len(data) % 4
+        if way == 0:
+            inspect.info(str(path))
+        if way == 1:
+            assert is_invertible(np.asarray(io.read_grid(path).affine))
+        if way == 2:
+            for image in io.read_volumes(path):
+                require_laws(image, folder)
+        require_laws(io.read_image(path, nan=nan, volume=volume, strict=strict), folder)
+
+    return Case(run, {name: data}, f"{dtype} {shape} {nan} {volume}")
+
+
+def draw_labels(rng: Rng) -> Case:
+    """A label map of integers of any width, or of floats; the labels that are read are those that were written."""
+    dtype, shape, name = np.dtype(pick(rng, (*INTEGERS, "f4", "f8"))), pick(rng, SHAPES[:5]), pick(rng, NAMES)
+    array = voxels_of(rng, shape, dtype)
+    is_sound = chance(rng, 0.6)
+    header = header_of(rng, shape, dtype, 0.0 if is_sound else 0.5)
+    whole = file_bytes(rng, header, array)
+    data = stored(rng, name, whole) if not is_sound else gzip.compress(whole, 1) if name.lower().endswith(".gz") else whole
+
+    def run(folder: Path) -> None:
+        labels = io.read_labels(folder / name)
+        require_laws(labels, folder, integer=True)
+        if is_sound:
+            expected = np.rint(array).astype(np.int64) if dtype.kind == "f" else array.astype(np.int64)
+            assert np.array_equal(labels.data.numpy().ravel(), expected.ravel()), "other labels than those of the file"
+            assert dtype != np.uint64 or array.max() < 2**63, "labels above int64 are read"
+
+    return Case(run, {name: data}, f"{dtype} {shape}")
+
+
+def draw_mask(rng: Rng) -> Case:
+    """A mask, on the grid of its image or on another one."""
+    dtype, shape, name = np.dtype(pick(rng, ("u1", "f4", "i2"))), pick(rng, SHAPES[:5]), pick(rng, NAMES)
+    array = np.clip(voxels_of(rng, shape, dtype), 0, pick(rng, (0, 1, 2, 2, 2)))
+    data = stored(rng, name, file_bytes(rng, header_of(rng, shape, dtype, 0.3, np.eye(4) if chance(rng, 0.8) else None), array))
+    grid = Grid.unit(shape if len(shape) < 4 and min(shape) > 1 and chance(rng, 0.8) else (7, 6, 5))
+
+    def run(folder: Path) -> None:
+        mask = io.read_mask(folder / name, Image(torch.ones(1, 1, *grid.shape), grid)).mask
+        assert mask is not None and set(mask.unique().tolist()) <= {0.0, 1.0} and bool(mask.any()), "not a mask of 0 and 1"
+        assert mask.shape[2:] == grid.shape
+
+    return Case(run, {name: data}, f"{dtype} {shape}")
+
+
+def vectors_file(rng: Rng, shape: tuple[int, ...], hostile: float) -> bytes:
+    """A file of small vectors with the intents of all tools."""
+    dtype = np.dtype(pick(rng, ("f4", "f4", "f8", "i2")))
+    header = header_of(rng, shape, dtype, hostile)
+    header["intent_code"] = pick(rng, (1007, 1007, 1007, 1006, 0, 2006, 2008))
+    header["intent_name"] = pick(rng, (b"", b"", b"NREG_TRANS", b"Mapping", b"\xff\x1b"))
+    header["intent_p1"] = pick(rng, (0, 1, 2, np.nan, 1e38))
+    values = rng.normal(size=shape)
+    if chance(rng, 0.15):
+        values[tuple(int(rng.integers(n)) for n in shape)] = number(rng, 1.0)
+    with np.errstate(all="ignore"):
+        return file_bytes(rng, header, values.astype(dtype))
+
+
+GENERATORS = {"image": draw_image, "labels": draw_labels, "mask": draw_mask}
