@@ -110,15 +110,19 @@ def try_kind(kind: Kind, folder: Path, moments: int, chance: random.Random) -> K
     seconds = finish(kind.words, undisturbed)
     if kind.before is not None:
         finish(kind.before, old)
+    ended = False
     for moment in range(moments):
         if kind.before is not None:
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(old, out)
+        elif ended:
+            shutil.rmtree(out)
         before, process = warps(out), start(kind.words, out)
         while moment % 2 and process.poll() is None and warps(out) == before:
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.5 if moment % 2 else seconds))
-        kind.counts["ended before" if process.poll() is not None else "killed"] += 1
+        time.sleep(chance.uniform(0, 0.3 if moment % 2 else 0.8 * seconds))
+        ended = process.poll() is not None
+        kind.counts["ended before" if ended else "killed"] += 1
         kill(process)
         kind.counts["left without run.json"] += any(not (p.parent / "run.json").exists() for p in out.rglob("1Warp.nii.gz"))
         assert not wrong_claims(out), (kind.name, moment, wrong_claims(out))

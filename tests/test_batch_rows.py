@@ -87,6 +87,18 @@ def test_the_dry_run_names_them(images, capsys):
     assert ended.value.code == 0
 
 
+@pytest.mark.fault(78, 101)
+@pytest.mark.parametrize("root", ["none", "f.nii.gz", "x" * 300, "x/" * 3000, "f\0"])
+def test_a_root_that_is_no_folder(images, root):
+    """Each row says so, or the list is refused at once."""
+    batch = Batch(write_rows(images, [("a", "f.nii.gz", "m.nii.gz")]), f"{images}/out", root=f"{images}/{root}")
+    if "\0" in root:
+        with pytest.raises(ConfigError, match="line 2"):
+            batch.jobs()
+    else:
+        assert set(batch.unusable(batch.jobs())) == {"a"}
+
+
 @pytest.mark.fault(75)
 @pytest.mark.parametrize("shard", [(1, 1), (1, 2)])
 def test_ids_of_the_batchs_own_files(images, shard):

@@ -64,6 +64,7 @@ def unusable_inputs(folder: Path) -> dict[str, tuple[str, str]]:
         "name of a folder too long": (f"{folder}/{'x' * 300}/f.nii", "too long"),
         "path of 5000 bytes": (f"{folder}/{'x/' * 2500}f.nii", "too long"),
         "NUL": (f"{folder}/f\0.nii", r"NUL character"),
+        "half a character, as JSON may hold": (f"{folder}/\ud800.nii", "half a character"),
         "through a file": (f"{folder}/file.nii/f.nii", "file.nii is a file, not a folder"),
         "dangling": (f"{folder}/dangling.nii", f"is a link to {folder}/gone.nii, which does not exist"),
         "below a dangling link": (f"{folder}/gone/f.nii", f"{folder}/gone is a link to {folder}/nowhere, which does not exist"),
@@ -173,7 +174,6 @@ def unusable_outputs(folder: Path) -> dict[str, tuple[str, str]]:
 def test_outputs_that_cannot_be_written(tmp_path, images, monkeypatch, capsys, overwrite):
     """One line, before anything is computed; nothing is left."""
     monkeypatch.setattr("rdmm.workflows.job.run", lambda *_, **__: pytest.fail("it computes"))
-    monkeypatch.setattr("rdmm.workflows.transforms.io.read_transforms", lambda *_: pytest.fail("it computes"))
     for what, (out, message) in unusable_outputs(tmp_path).items():
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SystemExit) as ended:

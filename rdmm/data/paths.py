@@ -39,11 +39,11 @@ def resolve_below(root: Path, name: str, where: str, absolute: bool = False) -> 
         ConfigError: the path leads out of ``root``.
     """
     try:
-        is_path = b"\0" not in os.fsencode(name)
+        is_path = b"\0" not in os.fsencode(root / name)
     except UnicodeEncodeError:  # half a character of JSON
         is_path = False
     if not is_path:
-        raise ConfigError(f"{where}: {name!r} is not a path")
+        raise ConfigError(f"{where}: {os.path.join(root, name)!r} is not a path")
     return Path(name) if absolute and Path(name).is_absolute() else require_inside(root, root / name, where)
 
 

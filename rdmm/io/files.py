@@ -58,7 +58,7 @@ def printable(path: str | os.PathLike[str]) -> str:
 def path_problem(path: Path, error: OSError | ValueError) -> str:
     """What is wrong with a path that the system cannot follow, and what to do. ``error`` is what the system said."""
     if not isinstance(error, OSError):
-        return "the name holds a NUL character, which no name of a file can; remove it"
+        return "the name holds a NUL character or half a character, which no name of a file can; remove it"
     number = error.errno
     if number == errno.ENAMETOOLONG:
         return "the name is too long: most systems allow 255 bytes for a name and 4095 for a path; choose a shorter one"
