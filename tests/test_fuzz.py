@@ -10,15 +10,15 @@ import zlib
 
 import numpy as np
 import pytest
-from fuzzing import images, lists, shapes, transforms
+from fuzzing import commands, images, lists, settings, shapes, transforms
 from fuzzing.case import Case
 from fuzzing.oracle import judge
 
 CASES = int(os.environ.get("RDMM_FUZZ_CASES", "3000"))
 
-GENERATORS = images.GENERATORS | transforms.GENERATORS | shapes.GENERATORS | lists.GENERATORS
+GENERATORS = images.GENERATORS | transforms.GENERATORS | shapes.GENERATORS | lists.GENERATORS | settings.GENERATORS | commands.GENERATORS
 
-SHARES = {"image": 4.0, "labels": 2.0, "transform_warp": 2.0, "mesh_vtk": 2.0, "list_run": 0.3}
+SHARES = {"image": 4.0, "labels": 2.0, "transform_warp": 2.0, "mesh_vtk": 2.0, "list_run": 0.3, "command": 1.5, "settings": 0.8}
 """How many cases a kind gets for each of another kind."""
 
 

@@ -156,6 +156,12 @@ def test_altered_states(training):
         others += [{**whole, name: v} for v in (*NONSENSE, torch.ones(2))] + [{k: v for k, v in whole.items() if k != name}]
     for name in whole["progress"]:
         others += [{**whole, "progress": {**whole["progress"], name: v}} for v in (float("nan"), "x", [], -5 if name != "best" else "y")]
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        moments = {**whole["optimizer"]["state"]}
+        for value in (None, [], "x", torch.ones(3), torch.full((2, 2), torch.nan)):
+            moments[0] = {**whole["optimizer"]["state"][0], name: value}
+            others.append({**whole, "optimizer": {**whole["optimizer"], "state": dict(moments)}})
+    others += [{**whole, "networks": {k: v * torch.inf for k, v in whole["networks"].items()}}]
     others += [{**whole, "identity": text} for text in ("", "[]", "5", "null", "{", "[" * 10000, '{"a":' * 2000 + "1" + "}" * 2000)]
     for other in others:
         torch.save(other, folder.path / STATE)

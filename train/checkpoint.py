@@ -6,6 +6,7 @@ numbered model file, and before ``last``: wherever a run is killed, the resumed 
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -75,6 +76,7 @@ class RunFolder:
             self._require_same_settings(path, current(json.loads(state["identity"])))
             networks.load_state_dict(state["networks"])
             optimizer.load_state_dict(state["optimizer"])
+            _require_usable(networks, optimizer)
             return _read_progress(state["progress"])
         except (RdmmError, MemoryError):
             raise
@@ -106,6 +108,16 @@ class RunFolder:
 
     def save_model(self, name: str, networks: Networks, progress: Progress) -> None:
         save(self.path / name, networks, self.settings, {"step": progress.step, "score": progress.best})
+
+
+def _require_usable(networks: Networks, optimizer: torch.optim.Optimizer) -> None:
+    """Take a step without gradients, with copies: torch raises what does not fit each other. Raises ValueError for numbers not finite."""
+    networks, optimizer = copy.deepcopy((networks, optimizer))
+    for x in networks.parameters():
+        x.grad = torch.zeros_like(x)
+    optimizer.step()
+    if not all(bool(x.isfinite().all()) for x in networks.state_dict().values()):
+        raise ValueError("its parameters are not finite, or not after a step")
 
 
 def _read_progress(numbers: Mapping[str, Any]) -> Progress:

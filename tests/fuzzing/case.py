@@ -22,11 +22,13 @@ class Case:
         run: what is done in the folder of the files. It raises AssertionError if a result breaks a law.
         files: contents by name.
         shown: what was drawn, for the message of a failure.
+        longest: characters of the longest message.
     """
 
     run: Callable[[Path], object]
     files: Mapping[str, bytes] = field(default_factory=dict)
     shown: str = ""
+    longest: int = 1500
 
 
 Generator = Callable[[Rng], Case]

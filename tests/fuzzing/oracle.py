@@ -20,9 +20,6 @@ from rdmm.types import RdmmError
 SECONDS, BYTES = 5, 2**30
 """CPU time and address space of one case."""
 
-LONGEST = 1500
-"""Characters of the longest message, without the names of files."""
-
 
 class TooSlowError(BaseException):
     """A case has used its CPU time. No handler of Exception catches it."""
@@ -71,7 +68,19 @@ def _logged() -> Iterator[list[str]]:
 
 
 def judge(case: Case) -> tuple[str | None, str | None]:
-    """What is wrong with the outcome of a case, and the message with which it was refused; None for neither."""
+    """What is wrong with the outcome of a case, and the message with which it was refused; None for neither.
+
+    A case that is too slow is tried again: what it calls may have been compiled.
+    """
+    try:
+        return _judge_once(case)
+    except TooSlowError:
+        with contextlib.suppress(TooSlowError):
+            return _judge_once(case)
+        return f"more than {SECONDS} s of CPU time", None
+
+
+def _judge_once(case: Case) -> tuple[str | None, str | None]:
     with tempfile.TemporaryDirectory(prefix="rdmm-fuzz-") as name:
         folder = Path(name)
         for file, data in case.files.items():
@@ -85,7 +94,7 @@ def judge(case: Case) -> tuple[str | None, str | None]:
             except RdmmError as error:
                 refusal = str(error)
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
+                if isinstance(error, KeyboardInterrupt | TooSlowError):
                     raise
                 return _where(error), None
         wrong = [_fault_of_line(text, case, folder) for text in [*lines, *([] if refusal is None else [refusal])]]
@@ -99,7 +108,7 @@ def _fault_of_line(text: str, case: Case, folder: Path) -> str | None:
     length = len(text) - sum(text.count(name) * len(name) for name in {str(folder), *case.files})
     if not text.strip() or not text.isprintable():
         return f"not one line of printable text: {text[:300]!r}"
-    return f"a message of {len(text)} characters: {text[:300]}" if length > LONGEST else None
+    return f"a message of {len(text)} characters: {text[:300]}" if length > case.longest else None
 
 
 def _where(error: BaseException) -> str:
