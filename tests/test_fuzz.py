@@ -41,4 +41,4 @@ def test_hostile_inputs(kind):
         if fault is not None:
             found.append(f"{kind} {number}: {fault} [{case.shown}]")
     assert not found, f"{len(found)} of {len(numbers)}\n" + "\n".join(found[:50])
-    assert len(numbers) < 50 or 0 < refused < len(numbers)
+    assert len(numbers) < 50 or kind.startswith("sound") or 0 < refused < len(numbers)

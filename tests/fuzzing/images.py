@@ -13,6 +13,7 @@ import torch
 from fuzzing.case import NUMBERS, Case, Rng, chance, count, damage, number, perhaps_damaged, pick
 from rdmm import Grid, Image, io
 from rdmm.spatial.grid import is_invertible
+from rdmm.types import RdmmError
 from rdmm.workflows import inspect
 
 SHAPES = ((5, 4, 6), (5, 4, 6), (6, 5), (6, 5, 1), (1, 5, 6), (5, 1, 6), (5, 4, 6, 2), (5, 4, 6, 1), (5, 4, 6, 1, 3), (3, 4, 5), (6,))
@@ -71,10 +72,10 @@ def voxels_of(rng: Rng, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return (np.rint(values) if chance(rng, 0.5) else values).astype(dtype)
 
 
-def file_bytes(rng: Rng, header: nib.Nifti1Header, array: np.ndarray) -> bytes:
-    """A whole file; in some cases voxels are missing or too many."""
+def file_bytes(rng: Rng, header: nib.Nifti1Header, array: np.ndarray, *, whole: bool = False) -> bytes:
+    """A file; in some cases, but never if it is to be ``whole``, bytes are missing or too many."""
     body = array.astype(array.dtype.newbyteorder(header.endianness)).tobytes("F")
-    body = body[: max(0, count(rng, len(body), 0.05))] if chance(rng, 0.1) else body
+    body = body[: max(0, count(rng, len(body), 0.05))] if not whole and chance(rng, 0.1) else body
     return header.binaryblock + b"\0" * 4 + body
 
 
@@ -146,13 +147,45 @@ def draw_image(rng: Rng) -> Case:
     return Case(run, {name: data}, f"{dtype} {shape} {nan} {volume}")
 
 
+def draw_sound_image(rng: Rng) -> Case:
+    """A sound image of any type, byte order, unit, shape and scaling: the voxels that are read are those that were written."""
+    dtype, shape, name = np.dtype(pick(rng, (*INTEGERS, "f4", "f8"))), pick(rng, SOUND_SHAPES), pick(rng, NAMES)
+    array, header = voxels_of(rng, shape, dtype), header_of(rng, shape, dtype, 0.0)
+    array = np.where(np.abs(array.astype(np.float64)) < 1e30, array, 0).astype(dtype)  # False for NaN
+    slope, inter = (float(rng.uniform(0.5, 2)), float(rng.normal())) if chance(rng, 0.5) else (1.0, 0.0)
+    header["scl_slope"], header["scl_inter"] = (slope, inter) if (slope, inter) != (1.0, 0.0) else (np.nan, np.nan)
+    whole = file_bytes(rng, header, array, whole=True)
+    data = gzip.compress(whole, 1) if name.lower().endswith(".gz") else whole
+
+    def run(folder: Path) -> None:
+        try:
+            image = io.read_image(folder / name)
+        except RdmmError as error:
+            raise AssertionError(f"a sound image is refused: {error}") from error
+        require_laws(image, folder)
+        factors = [float(header[k]) if np.isfinite(header[k]) else default for k, default in (("scl_slope", 1.0), ("scl_inter", 0.0))]
+        expected = (array.astype(np.float64) * factors[0] + factors[1]).ravel()
+        assert np.allclose(image.data.numpy().ravel(), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max()), "other voxels"
+        placed = header.get_best_affine() * np.array([*[UNITS[int(header["xyzt_units"]) & 7]] * 3, 1])[:, None]
+        far = np.array([*(n - 1 for n in (*shape, 1)[:3]), 1.0])
+        if image.grid.ndim == 3 and header["sform_code"] > 0:
+            assert np.allclose(image.grid.voxel_to_world(far[None, :3])[0], (placed @ far)[:3], rtol=1e-4, atol=1e-2), "another place"
+
+    return Case(run, {name: data}, f"{dtype} {shape} {slope}")
+
+
+SOUND_SHAPES = ((5, 4, 6), (5, 4, 6), (6, 5), (6, 5, 1), (1, 5, 6), (5, 1, 6), (5, 4, 6, 1))
+UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001, 7: 1.0}
+"""Millimeters of NIfTI's units of length; of unknown ones as of millimeters."""
+
+
 def draw_labels(rng: Rng) -> Case:
     """A label map of integers of any width, or of floats; the labels that are read are those that were written."""
     dtype, shape, name = np.dtype(pick(rng, (*INTEGERS, "f4", "f8"))), pick(rng, SHAPES[:5]), pick(rng, NAMES)
     array = voxels_of(rng, shape, dtype)
     is_sound = chance(rng, 0.6)
     header = header_of(rng, shape, dtype, 0.0 if is_sound else 0.5)
-    whole = file_bytes(rng, header, array)
+    whole = file_bytes(rng, header, array, whole=is_sound)
     data = stored(rng, name, whole) if not is_sound else gzip.compress(whole, 1) if name.lower().endswith(".gz") else whole
 
     def run(folder: Path) -> None:
@@ -195,4 +228,4 @@ def vectors_file(rng: Rng, shape: tuple[int, ...], hostile: float) -> bytes:
         return file_bytes(rng, header, values.astype(dtype))
 
 
-GENERATORS = {"image": draw_image, "labels": draw_labels, "mask": draw_mask}
+GENERATORS = {"image": draw_image, "sound_image": draw_sound_image, "labels": draw_labels, "mask": draw_mask}
