@@ -118,3 +118,11 @@ def test_the_case_of_an_ending_does_not_matter(tmp_path, tool):
     path.write_bytes(image.to_bytes())
     transform = read_transform_as(str(path), tool, Space(grid, grid))
     assert torch.equal(transform(torch.ones(1, 3, 1)), torch.ones(1, 3, 1))
+
+
+@pytest.mark.fault(103)
+@pytest.mark.parametrize("source", [None, 5, b"x.nii", [], {}, np.zeros((4, 4))])
+def test_what_is_no_name_of_a_file(source):
+    for read in (io.read_image, io.read_labels, io.read_grid, io.read_mesh, io.read_landmarks):
+        with pytest.raises(InputError, match=type(source).__name__):
+            read(source)

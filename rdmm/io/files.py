@@ -34,7 +34,10 @@ def require_file(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: it is missing (with the nearest name in its folder), is a folder or a pipe, is empty, or its path cannot be followed.
     """
-    path = Path(path)
+    try:
+        path = Path(path)
+    except TypeError as error:
+        raise InputError(f"the name of a file is a text or a pathlib.Path, not {type(path).__name__}") from error
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
