@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "LENGTHS",
+    "MAX_FLOAT32",
     "MAX_SEED",
     "MAX_THREADS",
     "ConfigError",
@@ -28,6 +30,7 @@ __all__ = [
     "Tensor",
     "nearest",
     "require_finite_fields",
+    "require_length",
     "require_whole",
 ]
 
@@ -89,6 +92,19 @@ MAX_SEED = 2**64 - 1
 
 MAX_THREADS = 4096
 """More threads than any machine has; torch cannot start arbitrarily many."""
+
+
+LENGTHS = (1e-9, 1e9)
+"""Shortest and longest length that is computed with: its square, too, is a number of float32. Not measured."""
+
+MAX_FLOAT32 = 3.4e38
+"""Largest number of settings: computations are in float32."""
+
+
+def require_length(name: str, value: float) -> None:
+    """Raise ConfigError unless ``value``, the setting ``name``, is a length within LENGTHS."""
+    if not LENGTHS[0] <= value <= LENGTHS[1]:
+        raise ConfigError(f"{name} is a length > 0, from {LENGTHS[0]:g} to {LENGTHS[1]:g}, not {value}")
 
 
 def require_whole(name: str, value: Any, low: int, high: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rdmm.types import MAX_SEED, MAX_THREADS
+from rdmm.types import LENGTHS, MAX_FLOAT32, MAX_SEED, MAX_THREADS
 
 
 class FiniteRange(click.FloatRange):
@@ -22,9 +22,24 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class VoxelValue(FiniteRange):
+    """A value of a voxel: a number of float32, or a whole number of 64 bits, which stays exact."""
+
+    def __init__(self) -> None:
+        super().__init__(-MAX_FLOAT32, MAX_FLOAT32)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        try:
+            return int(value)
+        except ValueError:
+            return number
+
+
 SEED = click.IntRange(0, MAX_SEED)
 THREADS = click.IntRange(1, MAX_THREADS)
 JOBS = click.IntRange(1)
 VOLUME = click.IntRange(0)
 PERCENT = FiniteRange(0, 100)
-LENGTH = FiniteRange(0, min_open=True)
+LENGTH = FiniteRange(*LENGTHS)
+VALUE = VoxelValue()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rdmm.cli.numbers import VOLUME, FiniteRange
+from rdmm.cli.numbers import VALUE, VOLUME
 from rdmm.cli.terminal import common_options, conversion_options, printing_options, prints_result, source_format_option, transform_option
 from rdmm.types import ConfigError
 
@@ -20,7 +20,7 @@ DIRECTION = "A transform maps points of the fixed image to the moving image, as 
 @click.option("-o", "--out", required=True)
 @click.option("--labels", is_flag=True, help="IMAGE is a label map: nearest neighbor, integers.")
 @click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together; a warp is inverted by iteration.")
-@click.option("--default-value", type=FiniteRange(), default=0.0, show_default=True, help="Value outside the field of view of IMAGE.")
+@click.option("--default-value", type=VALUE, default=0, show_default=True, help="Value outside the field of view of IMAGE.")
 @click.option("--volume", type=VOLUME, help="Volume of a 4D IMAGE, from 0; by default all, one after the other.")
 @common_options
 @prints_result

@@ -41,7 +41,7 @@ def parse_weights(text: str | None, count: int) -> list[float]:
     Raises:
         ConfigError: it is not a list of finite numbers >= 0, or not one per image.
     """
-    if not text:
+    if text is None:
         return []
     try:
         weights = [float(w) for w in text.split(",")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from rdmm.config.node import with_origins
 from rdmm.config.renamed import current
 from rdmm.config.trust import require_trusted
 from rdmm.io.models import read_model
-from rdmm.types import ConfigError, InputError, nearest
+from rdmm.types import MAX_FLOAT32, ConfigError, InputError, nearest
 
 
 def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, Any]:
@@ -66,10 +65,10 @@ def _require_nodes(raw: Any, overrides: Sequence[str], name: str) -> None:
 
 
 def _require_finite(settings: Any) -> None:
-    """Raise ConfigError for a number that is NaN or infinite: no setting can be. A value that others refer to goes by its own key."""
+    """Raise ConfigError for a number that float32 cannot hold: no setting can be. A value that others refer to goes by its own key."""
     found = sorted(_not_finite(settings, ""), key=lambda item: item[0].count("."))
     if found:
-        raise ConfigError(f"{found[0][0]} must be a finite number; got {found[0][1]}")
+        raise ConfigError(f"{found[0][0]} must be a finite number, at most {MAX_FLOAT32:g} in size; got {brief(found[0][1])}")
 
 
 def _not_finite(node: Any, key: str) -> Iterator[tuple[str, float]]:
@@ -79,7 +78,7 @@ def _not_finite(node: Any, key: str) -> Iterator[tuple[str, float]]:
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from _not_finite(value, f"{key}[{i}]")
-    elif isinstance(node, float) and not math.isfinite(node):
+    elif isinstance(node, int | float) and not abs(node) <= MAX_FLOAT32:
         yield key, node
 
 

@@ -311,6 +311,9 @@ def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | No
     shapes = [x if isinstance(x, Measure) else io.read_mesh(x) for x in (fixed, moving)]
     is_planar = all(np.ptp(shape.points[:, 2]) == 0 for shape in shapes if isinstance(shape, io.Mesh))
     measures = [_to_measure(shape, 2 if is_planar else 3) if isinstance(shape, io.Mesh) else shape for shape in shapes]
+    for name, measure in zip(("fixed", "moving"), measures, strict=True):
+        if len(measure.points) != 1:
+            raise InputError(f"{name} is a batch of {len(measure.points)} measures; one is expected: points of shape (1, d, n)")
     if measures[0].ndim != measures[1].ndim:
         raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D; give two shapes of the same dimension")
     kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]

@@ -269,7 +269,8 @@ def write_image(
     if integer:
         values = _smallest_integers(path, require_finite_result(path, array))
     else:
-        values = array.astype(np.float32) if missing else finite_float32(path, array)
+        values = finite_float32(path, np.where(np.isnan(array), 0, array) if missing else array)
+        values[np.isnan(array)] = np.nan
     write_nifti(path, encode_nifti(values, grid))
 
 

@@ -174,15 +174,14 @@ def read_header(source: Source, *, strict: bool = False) -> Header:
     path = require_file(source)
     fields = _parse_header(path, read_head(path, 540))
     shape = _parse_shape(path, fields)
-    placement = _parse_placement(path, fields, shape, strict=strict)
-    return Header(path, shape, placement, int(fields["intent_code"]), fields)
+    return Header(path, shape, _parse_placement(path, fields, shape, strict=strict), int(fields["intent_code"]), fields)
 
 
 def _extent(header: Header) -> tuple[int, int]:
     """First byte and number of bytes of the voxels in the file's content; checks that the file can hold them."""
     offset = float(header.fields["vox_offset"])
-    if not (math.isfinite(offset) and offset >= 348):
-        raise InputError(f"{header.path}: the header's voxel offset is {offset:g}; a single-file NIfTI has at least 348")
+    if not (math.isfinite(offset) and offset >= 348 and offset.is_integer()):
+        raise InputError(f"{header.path}: the header's voxel offset is {offset:g}; a single-file NIfTI has a whole number of at least 348")
     count = math.prod(header.shape) * _parse_dtype(header.path, header.fields).itemsize
     require_promised_size(header.path, int(offset) + count, "x".join(map(str, header.shape)))
     return int(offset), count
@@ -235,7 +234,6 @@ def _header_in_memory(image: nib.spatialimages.SpatialImage, *, strict: bool) ->
         if affine is None:
             raise InputError(f"{path}: the image has no affine; give one to nibabel")
         return Header(path, shape, Placement(shape[:3], affine))
-    placement = None
     if affine is None or np.allclose(affine, fields.get_best_affine(), equal_nan=True):
         placement = _parse_placement(path, fields, shape, strict=strict)
     else:
@@ -264,6 +262,9 @@ def _apply_scaling(path: Path, array: np.ndarray, header: nib.Nifti1Header) -> n
         inter = 0.0
     if (slope, inter) == (1.0, 0.0):
         return array
+    whole = array.dtype.kind in "iu" and slope.is_integer() and inter.is_integer()
+    if whole and all(abs(int(x) * int(slope)) + abs(int(inter)) < 2**63 for x in (array.min(), array.max(), 1)):
+        return array.astype(np.int64) * int(slope) + int(inter)  # labels stay exact
     with np.errstate(over="ignore", invalid="ignore"):  # read_image handles Inf and NaN
         scaled = array * slope
         scaled += inter
@@ -285,8 +286,7 @@ def _parse_placement(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...
             return qform
         if _differ(np.asarray(sform.affine), np.asarray(qform.affine)):
             log.warning("%s: s-form and q-form disagree; the s-form is used", path)
-    found = sform or qform
-    if found is not None:
+    if found := sform or qform:
         return found
     if strict:
         raise InputError(

@@ -122,7 +122,7 @@ def _read_markups(path: Path) -> tuple[Table, np.ndarray]:
         points = [(p, m.get("coordinateSystem"), m.get("coordinateUnits", "mm")) for m in lists for p in m["controlPoints"]]
         rows = []
         for number, (p, _, unit) in enumerate(points, 1):
-            if len(p["position"]) != 3 or unit not in ("mm", ["mm", "mm", "mm"]):
+            if not isinstance(p["position"], list) or len(p["position"]) != 3 or unit not in ("mm", ["mm", "mm", "mm"]):
                 raise InputError(f"{path}: row {number}: the position must be three numbers in mm, not {str(p['position'])[:60]} {unit}")
             texts = {k: str(p.get(k, "")) for k in ("id", "label", "description")}
             rows.append(texts | {a: str(x) for a, x in zip("xyz", p["position"], strict=True)})

@@ -15,7 +15,7 @@ from rdmm.io.files import require_file, write_text
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.pair import format_boxes
-from rdmm.types import InputError, RdmmError, nearest
+from rdmm.types import LENGTHS, InputError, RdmmError, nearest
 
 MEMORY_PER_BYTE = 70
 """Bytes of memory that a byte of a table takes at most. Measured: 65 for rows of three digits, the shortest."""
@@ -96,7 +96,7 @@ def require_rows(table: Table, path: str | os.PathLike[str], wanted: Sequence[st
 
 
 def parse_numbers(path: str | os.PathLike[str], table: Table, columns: Sequence[str]) -> np.ndarray:
-    """Finite numbers (rows, columns).
+    """Coordinates (rows, columns), finite and within LENGTHS.
 
     Raises:
         InputError: a cell does not hold one; the message names the row by its line in the file.
@@ -109,8 +109,9 @@ def parse_numbers(path: str | os.PathLike[str], table: Table, columns: Sequence[
                 out[i, j] = float(text if text.isascii() and "_" not in text else "")
             except ValueError:
                 raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]!r}, not a number") from None
-            if not np.isfinite(out[i, j]):
-                raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]}, not finite")
+            if not abs(out[i, j]) <= LENGTHS[1]:
+                what = f"more than {LENGTHS[1]:g} mm" if np.isfinite(out[i, j]) else "not finite"
+                raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]}, {what}")
     return out
 
 

@@ -23,7 +23,7 @@ from rdmm.io.tools.start import Start
 from rdmm.io.vectors import Space, is_like_positions
 from rdmm.spatial.grid import require_one_dimension
 from rdmm.spatial.transform import Affine, Dense, Placed, Transform, compose_all, flat
-from rdmm.types import ConfigError, InputError, nearest
+from rdmm.types import LENGTHS, ConfigError, InputError, nearest
 
 
 class TransformReader(Protocol):
@@ -109,18 +109,19 @@ def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
         raise ConfigError(f"there is no format {form!r}{nearest(form, READERS)}; there are {', '.join(READERS)}")
     path = Path(name)
     if form is not None:
-        return _require_finite(path, READERS[form].read(path, space))
+        return _require_lengths(path, READERS[form].read(path, space))
     forms = recognise(path)
     if len(forms) > 1:
         raise ConfigError(f"{_ambiguity(name, forms)}; pass --from {'|'.join(forms)}")
-    return _require_displacement(path, _require_finite(path, READERS[forms[0]].read(path, space)), forms[0])
+    return _require_displacement(path, _require_lengths(path, READERS[forms[0]].read(path, space)), forms[0])
 
 
-def _require_finite(path: Path, transform: Transform) -> Transform:
-    """Raise InputError for a field of vectors that are finite in the file, but not in float32."""
-    for part in flat(transform):
-        if isinstance(part, Placed) and isinstance(part.transform, Dense) and not bool(part.transform.displacement.isfinite().all()):
-            raise InputError(f"{path}: its vectors are beyond the largest number of float32; write it again with its tool")
+def _require_lengths(path: Path, transform: Transform) -> Transform:
+    """Raise InputError for displacements beyond LENGTHS: computing with them gives NaN."""
+    for warp in (m for m in flat(transform) if isinstance(m, Placed) and isinstance(m.transform, Dense)):
+        longest = float(warp.transform.displacement.abs().max()) * warp.grid.length  # type: ignore[attr-defined]
+        if not longest <= LENGTHS[1]:
+            raise InputError(f"{path}: its displacements reach {longest:.2g} mm, more than {LENGTHS[1]:g}; write it again with its tool")
     return transform
 
 

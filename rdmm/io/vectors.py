@@ -169,7 +169,7 @@ def affine_matrix(transform: Transform, path: Path) -> np.ndarray:
     """The world matrix (d+1, d+1) of an affine map, or of a chain of affine maps.
 
     Raises:
-        OutputError: a map of the chain is not affine; the message names ``path``.
+        OutputError: a map of the chain is not affine, or the matrix is singular or not finite; the message names ``path``.
     """
     maps = flat(transform)
     wrong = [m for m in maps if not isinstance(m, Affine)]
@@ -178,7 +178,10 @@ def affine_matrix(transform: Transform, path: Path) -> np.ndarray:
     matrices = [m.matrix.double().numpy() for m in maps if isinstance(m, Affine)]
     out = np.eye(len(matrices[0]) if matrices else 4)
     for m in matrices:
-        out = m @ out
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not invertible
+            out = m @ out
+    if not is_invertible(out):
+        raise OutputError(f"{path}: not written: the affine is singular, or holds NaN or Inf; check the transforms")
     return out
 
 

@@ -17,6 +17,7 @@ from rdmm.registration.outputs import Output, OutputFile
 from rdmm.registration.record import Provenance, run_summary, write_run
 from rdmm.registration.verdict import Verdict
 from rdmm.stages.base import Result
+from rdmm.types import OutputError
 
 PAGE_FILES = ("run.json", "report.html")
 
@@ -110,6 +111,8 @@ class FinishedRegistration(ABC):
         Raises:
             OutputError: a file already exists, or cannot be written.
         """
+        if not isinstance(out, str | os.PathLike):
+            raise OutputError(f"out is of type {type(out).__name__}; the prefix of the file names, or a folder that ends in /, is expected")
         return self.write(out, overwrite=overwrite, report=report)[0]
 
     @final

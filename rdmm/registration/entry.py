@@ -188,8 +188,10 @@ def _compose_arguments(
 
 @contextlib.contextmanager
 def _ordinary_tensors() -> Iterator[None]:
-    """Gradients, and tensors that can have them, also if the caller is inside torch.no_grad or torch.inference_mode."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Gradients, and tensors that can have them, on the CPU unless told otherwise: also if the caller is inside torch.no_grad,
+    torch.inference_mode or torch.device."""
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu") if elsewhere else contextlib.nullcontext():
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import final
@@ -10,7 +9,7 @@ from typing import final
 from rdmm.kernels.pairwise import half_squared_distance, reduce_pairs
 from rdmm.similarity.measures import MeasureDivergence, weights_of
 from rdmm.spatial.measure import Measure
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, require_length
 
 
 class _DistanceFieldDivergence(MeasureDivergence):
@@ -49,7 +48,7 @@ class SoftMinDivergence(_DistanceFieldDivergence):
     blur: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_blur(self.blur)
+        require_length("similarity.blur", self.blur)
 
     def _log_weights(self, x: Tensor, a: Tensor) -> Tensor:
         return a.clamp_min(1e-37).log()
@@ -69,7 +68,7 @@ class HausdorffDivergence(_DistanceFieldDivergence):
     iterations: int = 12
 
     def __post_init__(self) -> None:
-        _check_blur(self.blur)
+        require_length("similarity.blur", self.blur)
         if self.iterations < 1:
             raise ConfigError(f"similarity.iterations must be at least 1, not {self.iterations}")
 
@@ -79,8 +78,3 @@ class HausdorffDivergence(_DistanceFieldDivergence):
         for _ in range(self.iterations):
             p = 0.5 * (p + soft_minimum(x, x, log_a + p / eps, self.blur))
         return log_a + p / eps
-
-
-def _check_blur(blur: float) -> None:
-    if not 0 < blur < math.inf:
-        raise ConfigError(f"similarity.blur is a length > 0, not {blur}")

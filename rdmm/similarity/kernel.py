@@ -11,7 +11,7 @@ import torch
 from rdmm.kernels.pairwise import Pairwise, half_squared_distance, reduce_pairs
 from rdmm.similarity.measures import MeasureDivergence, directions_of, weights_of
 from rdmm.spatial.measure import Measure
-from rdmm.types import ConfigError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, Tensor, require_finite_fields, require_length
 
 Kernel = Literal["gaussian", "laplacian", "energy"]
 Directions = Literal["none", "current", "varifold"]
@@ -45,8 +45,10 @@ class KernelDistance(MeasureDivergence):
                 f"similarity.directions={self.directions} with the energy kernel has no lower bound; choose directions=none, or "
                 "similarity=kernel with kernel=gaussian or laplacian"
             )
-        if self.kernel != "energy" and (not self.sigmas or any(not s > 0 for s in self.sigmas)):
-            raise ConfigError(f"similarity.sigmas must be > 0, not {list(self.sigmas)}")
+        if self.kernel != "energy" and not self.sigmas:
+            raise ConfigError("similarity.sigmas must be one length or more, not []")
+        for sigma in self.sigmas:
+            require_length("similarity.sigmas", sigma)
 
     def _formula(self, d: int) -> Pairwise:
         def values(p: Any, q: Any) -> Any:

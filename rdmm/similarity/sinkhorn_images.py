@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.ops import expand_like, total
 from rdmm.transport.on_grids import potentials
 from rdmm.transport.sinkhorn import Potentials, divergence
-from rdmm.types import ConfigError, DivergenceError, InputError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, DivergenceError, InputError, Tensor, require_finite_fields, require_length
 
 NEGATIVE_FRACTION = 1e-3
 """Negative intensities up to this fraction of the highest one count as 0: the low-pass of the pyramid makes such values. Not measured."""
@@ -47,10 +46,9 @@ class GridSinkhorn:
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
-        if not 0 < self.blur < math.inf:
-            raise ConfigError(f"similarity.blur is a length > 0 in domain units, not {self.blur}")
-        if self.reach is not None and not 0 < self.reach < math.inf:
-            raise ConfigError(f"similarity.reach is a length > 0 in domain units, or null (balanced), not {self.reach}")
+        require_length("similarity.blur", self.blur)
+        if self.reach is not None:
+            require_length("similarity.reach", self.reach)
         if self.p != 2:
             raise ConfigError(f"similarity.p must be 2: on grids only the cost |x - y|^2 / 2 is separable; got {self.p}")
         if not self.tolerance > 0 or self.iterations < 1:

@@ -13,7 +13,7 @@ from rdmm.similarity.measures import MeasureDivergence, directions_of, single_it
 from rdmm.spatial.measure import Measure
 from rdmm.transport.on_points import Cloud, Solver, tile_order
 from rdmm.transport.sinkhorn import Potentials, divergence
-from rdmm.types import ConfigError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, Tensor, require_finite_fields, require_length
 
 Cost = Literal["points", "sum", "product"]
 
@@ -51,8 +51,9 @@ class SinkhornDivergence(MeasureDivergence):
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
-        if not 0 < self.blur < math.inf or (self.reach is not None and not 0 < self.reach < math.inf):
-            raise ConfigError(f"similarity: blur and reach are lengths > 0, not {self.blur}, {self.reach}")
+        require_length("similarity.blur", self.blur)
+        if self.reach is not None:
+            require_length("similarity.reach", self.reach)
         if self.p != 2:
             raise ConfigError(f"similarity.p must be 2, the cost |x - y|^2 / 2; got {self.p}")
         if self.cost not in get_args(Cost):

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from rdmm.runtime.resources import require_memory
-from rdmm.spatial.placement import LENGTHS, Matrix, Placement, are_edges
-from rdmm.types import InputError, Tensor
+from rdmm.spatial.placement import Matrix, Placement, are_edges
+from rdmm.types import LENGTHS, InputError, Tensor
 
 Points = TypeVar("Points", np.ndarray, Tensor)
 
@@ -80,7 +80,11 @@ class Grid:
     @classmethod
     def unit(cls, shape: Sequence[int]) -> Grid:
         """The papers' domain [0, 1]^d: spacing 1 / (n - 1) along each axis, origin 0."""
-        return cls(tuple(shape), np.diag([*(1.0 / (n - 1) for n in shape), 1.0]))
+        try:
+            spacing = [1.0 / max(operator.index(n) - 1, 1) for n in shape]
+        except TypeError as error:
+            raise InputError(f"a grid's shape is a list of whole numbers, e.g. (64, 64), not {shape!r}") from error
+        return cls(tuple(shape), np.diag([*spacing, 1.0]))
 
     @property
     def ndim(self) -> int:

@@ -48,7 +48,17 @@ class Measure:
         if not bool(torch.isfinite(self.points.detach()).all()):
             raise InputError("a measure's points must be finite")
         b, d, n = self.points.shape
+        for name, x in (("weights", self.weights), ("normals", self.normals)):
+            if x is not None and (x.dtype, x.device) != (self.points.dtype, self.points.device):
+                raise InputError(
+                    f"a measure's {name} are {x.dtype} on {x.device}, but its points {self.points.dtype} on {self.points.device};"
+                    f" convert them: {name}.to(points)"
+                )
         if self.cells is not None:
+            if not isinstance(self.cells, Tensor) or self.cells.dtype not in (torch.int32, torch.int64):
+                raise InputError(
+                    f"a measure's cells are a tensor of torch.int64, not {getattr(self.cells, 'dtype', type(self.cells).__name__)}"
+                )
             if self.weights is not None or self.normals is not None:
                 raise InputError(
                     "a measure with cells takes weights and normals from its cells; give cells alone, or weights and normals without cells"
@@ -58,13 +68,13 @@ class Measure:
             if int(self.cells.min()) < 0 or int(self.cells.max()) >= n:
                 raise InputError(f"a measure's cells name vertices from {int(self.cells.min())} to {int(self.cells.max())}; there are {n}")
         if self.weights is not None:
-            if self.weights.shape[-1] != n or self.weights.ndim != 2:
+            if self.weights.ndim != 2 or self.weights.shape[0] not in (1, b) or self.weights.shape[1] != n:
                 raise InputError(f"a measure's weights are (b, n) = ({b}, {n}), not {tuple(self.weights.shape)}")
             masses = self.weights.sum(1)
             if bool((self.weights < 0).any()) or not bool(((masses > 0) & masses.isfinite()).all()):
                 raise InputError("a measure's weights must be finite, >= 0, and not all 0")
         if self.normals is not None:
-            if self.normals.ndim != 3 or self.normals.shape[1:] != (d, n):
+            if self.normals.ndim != 3 or self.normals.shape[0] not in (1, b) or self.normals.shape[1:] != (d, n):
                 raise InputError(f"a measure's normals are (b, d, n) = ({b}, {d}, {n}), not {tuple(self.normals.shape)}")
             if not bool(torch.isfinite(self.normals.detach()).all()):
                 raise InputError("a measure's normals must be finite")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from rdmm.types import InputError
+from rdmm.types import LENGTHS, InputError
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -22,9 +22,6 @@ PLANES = ("sagittal", "coronal", "axial")
 
 SAME_PLANE = np.cos(np.radians(1))
 """Cosine of the largest angle between two slices of one plane. Not measured."""
-
-LENGTHS = (1e-9, 1e9)
-"""Shortest and longest edge of a voxel, and so the scale of an affine map; also the farthest origin. Millimeters. Not measured."""
 
 MIN_VOLUME = 1e-6
 """Smallest volume between unit vectors along the axes, below which these are parallel to rounding in float32. Not measured."""

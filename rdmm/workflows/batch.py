@@ -61,6 +61,8 @@ class Batch:
     shard: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
+        if not self.out:
+            raise ConfigError("-o is an empty text; name a folder for the results")
         i, n = self.shard
         if not 1 <= i <= n:
             raise ConfigError(f"--shard {i}/{n}: must be i/n with 1 <= i <= n, e.g. 1/4")

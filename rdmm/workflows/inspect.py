@@ -163,7 +163,7 @@ def _image_facts(name: str) -> dict[str, Any]:
         **_geometry(image.grid),
         "min": float(x.min()),
         "max": float(x.max()),
-        "mean": float(x.mean()),
+        "mean": float(x.double().mean()),
         "not_finite": bad,
     }
 

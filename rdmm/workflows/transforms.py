@@ -46,7 +46,7 @@ def apply(
     *,
     labels: bool = False,
     invert: bool = False,
-    default_value: float = 0.0,
+    default_value: float = 0,
     volume: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def apply(
         InputError: a file cannot be used, or the dimensions differ.
         DivergenceError: with ``invert``, the transforms fold, so that they have no inverse.
     """
-    if labels and default_value != round(default_value):
-        raise ConfigError(f"--default-value {default_value:g}: with --labels it is a whole number")
+    if labels and not (isinstance(default_value, int) and -(2**63) <= default_value < 2**63):
+        raise ConfigError(f"--default-value {default_value}: with --labels it is a whole number of 64 bits, such as 0")
     path = check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
     volumes, grid = io.read_volumes(image, volume, labels=labels), io.read_grid(reference)
     source = volumes[0].grid
@@ -259,6 +259,8 @@ def evaluate(names: list[str], fixed_labels: str | None, moving_labels: str | No
     """``rdmm evaluate``: metrics of transforms made by any tool, composed: regularity, Dice, landmark error in mm."""
     transform = io.read_transforms(names)
     out: dict[str, Any] = _regularity(transform)
+    if not out and isinstance(transform, Affine):  # it has no folds, and without labels and landmarks this is all that can be said
+        out["determinant"] = float(torch.linalg.det(transform.matrix.double()))
     if fixed_labels is not None and moving_labels is not None:
         fixed, moving = io.read_labels(fixed_labels), io.read_labels(moving_labels)
         require_one_dimension({fixed_labels: fixed.grid.ndim, moving_labels: moving.grid.ndim, " ".join(names): transform.ndim})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,10 +13,14 @@ from rdmm.io.files import check_output, require_ending
 from rdmm.io.nifti import ENDINGS
 from rdmm.similarity.sinkhorn_images import GridSinkhorn, require_density
 from rdmm.spatial.grid import Grid, require_one_dimension
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import format_boxes
 from rdmm.spatial.transform import Identity, framed
 from rdmm.transport.barycenter import barycenter as barycenter_of
 from rdmm.transport.barycenter import transfer_along_plan
 from rdmm.types import InputError, Tensor
+
+log = logging.getLogger(__name__)
 
 
 def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool, blur: float, overwrite: bool) -> dict[str, Any]:
@@ -32,13 +37,30 @@ def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool
     images = [read(f) for f in files]
     grid = images[0].grid
     require_one_dimension({name: image.grid.ndim for name, image in zip(files, images, strict=True)})
-    mode: Literal["nearest", "linear"] = "nearest" if labels else "linear"
-    data = torch.cat([image.moved_by(framed(Identity(), grid), grid, mode=mode).data[:, 0] for image in images])
+    data = torch.cat([_onto(image, grid, name, labels=labels).data[:, 0] for name, image in zip(files, images, strict=True)])
     fractions = weights or [1 / len(files)] * len(files)
     mean = _mean_labels(data, fractions, grid, blur) if labels else _mean_density(data, fractions, grid, blur)
     io.write_image(path, mean[None, None], grid, integer=labels)
     size = {"voxels": float(mean.gt(0).sum())} if labels else {"mass": float(mean.sum())}
     return {"written": str(path), **size}
+
+
+def _onto(image: Image, grid: Grid, name: str, *, labels: bool = False) -> Image:
+    """An image on another grid, 0 outside its field of view. The log says which share of its mass (or labels) lies outside the grid.
+
+    Raises:
+        InputError: all of it does; ``name`` is the file.
+    """
+    moved = image.moved_by(framed(Identity(), grid), grid, mode="nearest" if labels else "linear", outside=0)
+    own = image.grid
+    inside = grid.contains(grid.from_world(own.to_world(own.identity(torch.zeros(1, dtype=torch.float64)))))
+    mass = (image.data != 0).double() if labels else image.data.double().clamp_min(0)
+    lost = 1 - float(mass[inside].sum() / mass.sum()) if bool(mass.any()) else 0.0
+    if not bool(inside.any()) or lost == 1:
+        raise InputError(f"{name}: nothing of it lies on the grid of the first image: {format_boxes([own, grid])}; align them first")
+    if lost > 1e-6:
+        log.warning("%s: %.2g %% of it lies outside the grid of the first image, and is left out", name, 100 * lost)
+    return moved
 
 
 def _mean_density(data: Tensor, weights: list[float], grid: Grid, blur: float) -> Tensor:
@@ -88,10 +110,9 @@ def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, rea
     target, source = io.read_image(fixed), io.read_image(moving)
     require_one_dimension({fixed: target.grid.ndim, moving: source.grid.ndim})
     grid = target.grid
-    onto = framed(Identity(), grid)
-    names = io.read_labels(labels, source).moved_by(onto, grid, mode="nearest").data[0, 0]
+    names = _onto(io.read_labels(labels, source), grid, labels, labels=True).data[0, 0]
     similarity = GridSinkhorn(blur, reach, tolerance=0.02)
-    densities = source.moved_by(onto, grid), target
+    densities = _onto(source, grid, moving), target
     found = similarity.potentials(*densities)
     a = densities[0].data[0, 0]
     values = names[a > 0].unique().tolist()

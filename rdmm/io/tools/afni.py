@@ -41,7 +41,7 @@ class AFNI:
     needs_images = True
 
     def recognises(self, start: Start) -> bool:
-        return has_unnamed_vectors(start) or start.path.suffix == ".1D" or start.text.startswith("# 3dvolreg matrices")
+        return has_unnamed_vectors(start) or start.path.suffix.lower() == ".1d" or start.text.startswith("# 3dvolreg matrices")
 
     def read(self, path: Path, space: Space) -> Transform:
         if is_image_name(path):

@@ -81,7 +81,10 @@ def decode(path: Path, entries: Sequence[Entry]) -> Transform:
             f"{path}: holds {len(parts)} transforms, and no CompositeTransform that says to compose them; write one file for each"
         )
     maps = [_decode_one(path, entry) for entry in parts]
-    require_one_dimension({f"{path}: {e.kind} (transform {k + 1})": e.ndim for k, e in enumerate(parts)})
+    require_one_dimension(
+        {f"{path}: {e.kind} (transform {k + 1})": e.ndim for k, e in enumerate(parts)}
+        | ({f"{path}: {entries[0].kind}": entries[0].ndim} if composite else {})
+    )
     whole = compose_all(reversed(maps))
     return Affine(torch.eye(max(entries[0].ndim, 2) + 1, dtype=torch.float64)) if isinstance(whole, Identity) else whole
 
@@ -107,7 +110,7 @@ def _decode_field(path: Path, entry: Entry) -> Transform:
     if d and entry.fixed.size == d * d + 3 * d:
         shape, origin, voxel, axes = np.split(entry.fixed, [d, 2 * d, 3 * d])
         size = tuple(int(n) for n in shape)
-        if min(size) > 0 and entry.parameters.size == d * int(np.prod(size, dtype=object)):
+        if min(size) > 0 and (shape == size).all() and entry.parameters.size == d * int(np.prod(size, dtype=object)):
             affine = np.eye(d + 1)
             affine[:d, :d], affine[:d, d] = axes.reshape(d, d) * voxel, origin
             grid = make_grid(path, size, ras_to_lps(d) @ affine)
