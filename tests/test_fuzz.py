@@ -5,7 +5,9 @@ RDMM_FUZZ_CASES is the number of cases of a run. A failure names its kind and nu
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 import zlib
 
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 from fuzzing import commands, images, lists, settings, shapes, transforms
 from fuzzing.case import Case
 from fuzzing.oracle import judge
+
+from rdmm.types import InputError
 
 CASES = int(os.environ.get("RDMM_FUZZ_CASES", "3000"))
 
@@ -31,7 +35,6 @@ def draw(kind: str, number: int) -> Case:
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_hostile_inputs(kind):
     """Nothing but an RdmmError in one line of printable text, within five seconds and a gibibyte; and no result that breaks a law."""
-    judge(draw(kind, 0))  # compiles and caches what the kind needs
     numbers = range(int(CASES * SHARES.get(kind, 1) / sum(SHARES.get(k, 1) for k in GENERATORS)))
     found, refused = [], 0
     for number in numbers:
@@ -42,3 +45,31 @@ def test_hostile_inputs(kind):
             found.append(f"{kind} {number}: {fault} [{case.shown}]")
     assert not found, f"{len(found)} of {len(numbers)}\n" + "\n".join(found[:50])
     assert len(numbers) < 50 or kind.startswith("sound") or 0 < refused < len(numbers)
+
+
+def loop(folder):
+    while True:
+        pass
+
+
+def refuse(folder):
+    raise InputError("x" * 2000)
+
+
+FAULTS = {
+    "TooSlowError": loop,
+    "MemoryError": lambda folder: np.ones(2**28),
+    "ValueError": lambda folder: int("x"),
+    "broken law": lambda folder: pytest.fail("broken law"),
+    "a warning escapes": lambda folder: warnings.warn("w", RuntimeWarning, stacklevel=1),
+    "printable": lambda folder: logging.getLogger("rdmm").warning("a\nb"),
+    "a message of 2000": refuse,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_oracle_sees_each_kind_of_fault(fault, monkeypatch):
+    monkeypatch.setattr("fuzzing.oracle.SECONDS", 0.2)
+    found, _ = judge(Case(FAULTS[fault]))
+    assert found is not None and fault in found
+    assert judge(Case(lambda folder: None)) == (None, None)

@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -27,10 +28,12 @@ class TooSlowError(BaseException):
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """Inside the block, TooSlowError after SECONDS of CPU time, and MemoryError after BYTES more of memory."""
+    """Inside the block, TooSlowError after SECONDS of CPU time, without that of compiling; MemoryError after BYTES more of memory."""
 
-    def stop(number: int, frame: object) -> None:
-        raise TooSlowError
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not any("/numba/" in f.f_code.co_filename for f, _ in traceback.walk_stack(frame)):
+            raise TooSlowError
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
 
     before = signal.signal(signal.SIGPROF, stop)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -68,19 +71,7 @@ def _logged() -> Iterator[list[str]]:
 
 
 def judge(case: Case) -> tuple[str | None, str | None]:
-    """What is wrong with the outcome of a case, and the message with which it was refused; None for neither.
-
-    A case that is too slow is tried again: what it calls may have been compiled.
-    """
-    try:
-        return _judge_once(case)
-    except TooSlowError:
-        with contextlib.suppress(TooSlowError):
-            return _judge_once(case)
-        return f"more than {SECONDS} s of CPU time", None
-
-
-def _judge_once(case: Case) -> tuple[str | None, str | None]:
+    """What is wrong with the outcome of a case, and the message with which it was refused; None for neither."""
     with tempfile.TemporaryDirectory(prefix="rdmm-fuzz-") as name:
         folder = Path(name)
         for file, data in case.files.items():
@@ -94,7 +85,7 @@ def _judge_once(case: Case) -> tuple[str | None, str | None]:
             except RdmmError as error:
                 refusal = str(error)
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt | TooSlowError):
+                if isinstance(error, KeyboardInterrupt):
                     raise
                 return _where(error), None
         wrong = [_fault_of_line(text, case, folder) for text in [*lines, *([] if refusal is None else [refusal])]]
