@@ -12,6 +12,7 @@ import pytest
 from test_faults_input import make_deformed_picture, make_picture, save_nifti
 
 from rdmm.cli import main
+from rdmm.workflows import inspect
 
 FAST = ["optimizer.scales=[0.5,1.0]", "optimizer.iterations=[10,5]", "affine.iterations=10"]
 COMMANDS = ["register", "apply", "points", "invert", "jacobian", "evaluate", "info", "demo"]
@@ -45,6 +46,14 @@ def study(tmp_path_factory):
         main.main(args=[str(c) for c in command], prog_name="rdmm")
     assert not caught.value.code
     return folder
+
+
+def test_an_unexpected_error_is_one_line_too(cli, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("one\n\n    two\nthree")
+
+    monkeypatch.setattr(inspect, "info", fail)
+    assert cli("info", "x") == (1, "", "rdmm: unexpected RuntimeError: one two three (--debug shows where)\n")
 
 
 @pytest.mark.fault(70)

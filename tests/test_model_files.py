@@ -48,7 +48,7 @@ def refusals(file):
         lambda: model_settings(str(file)),
     )
     said = [refusal(use) for use in uses]
-    assert not any("\n" in s or len(s) > 700 for s in said if s)
+    assert not any("\n" in s or "unexpected" in s or len(s) > 700 for s in said if s)
     return said
 
 

@@ -57,7 +57,8 @@ class Program(click.Group):
                 sys.exit(130)
             if debug:
                 raise
-            click.echo(f"rdmm: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
+            text = " ".join(str(error).split())
+            click.echo(f"rdmm: unexpected {type(error).__name__}: {text} (--debug shows where)", err=True)
             sys.exit(1)
 
 

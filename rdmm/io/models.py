@@ -130,7 +130,7 @@ def _require_settings(path: os.PathLike[str], settings: Mapping[str, Any]) -> No
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 100:
         wrong.append("steps")
     if wrong:
-        raise InputError(f"{path}: {wrong[0]!r} in its settings has an unexpected form: {str(settings[wrong[0]])[:80]}; train it again")
+        raise InputError(f"{path}: {wrong[0]!r} in its settings cannot be {str(settings[wrong[0]])[:80]!r}; train it again")
     if not parts:
         raise InputError(f"{path}: its settings name no network ('affine' or 'predictor'); give a file that train.py wrote")
 

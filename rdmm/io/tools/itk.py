@@ -168,7 +168,7 @@ def _read_text(path: Path) -> list[Entry]:
             if key == "Transform":
                 found.append({})
             if not colon or key not in ("Transform", "Parameters", "FixedParameters") or key in found[-1]:
-                raise ValueError(f"unexpected line {line[:40]!r}")
+                raise ValueError(f"a line that ITK does not write: {line[:40]!r}")
             found[-1][key] = value.strip()
         entries = []
         for fields in found:
