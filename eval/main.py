@@ -17,6 +17,7 @@ from urllib.parse import quote
 from eval import figures, tables
 from eval.study import Study, table_rows
 from rdmm.config.build import build
+from rdmm.config.compose import compose
 from rdmm.config.program import run_program
 from rdmm.io import write_atomically
 from rdmm.kernels.available import set_threads
@@ -32,7 +33,7 @@ PROGRAM_KEYS = ("study.", "device=", "threads=", "seed=", "hydra.", "hydra/")
 
 def main() -> None:
     """The program eval.py."""
-    run_program("eval", evaluate_and_show)
+    run_program("eval", evaluate_and_show, check=compose)
 
 
 def evaluate_and_show(config: dict[str, Any], overrides: list[str], folder: Path) -> int:

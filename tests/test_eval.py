@@ -44,7 +44,7 @@ def test_an_experiment_writes_table_and_figures(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "code", "message"),
     [
-        (["experiment=synthetic_predefinde"], 1, "synthetic_predefined"),
+        (["experiment=synthetic_predefinde"], 2, "synthetic_predefined"),
         (["study=5"], 2, "study must keep its entries"),
         (["experiment=synthetic_predefined", "seed=a"], 2, "seed must be"),
         (["experimnt=x"], 2, "did you mean 'experiment'"),

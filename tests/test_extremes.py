@@ -1,6 +1,7 @@
 """Siblings of known faults: numbers at the edge of their types, names in capitals, parts that do not fit, places outside."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import eval.main
 import rdmm
+import train.main
 from rdmm import ConfigError, Grid, Image, InputError, io
 from rdmm.cli import main
 from rdmm.config import compose
@@ -267,3 +270,13 @@ def test_default_device_of_the_caller_and_a_missing_prefix(here: Path) -> None:
     for out in (None, 5):
         with pytest.raises(OutputError, match="prefix"):
             done.save(out)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("typed", ["experiment=nope", "study.methods=[]", "study._target_=os.system", "study.lmit=3", "barrier=nan"])
+@pytest.mark.parametrize("program", [eval.main.main, train.main.main])
+@pytest.mark.fault(67, 68, 69)
+def test_settings_of_programs(program: Callable[[], None], typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["program", typed])
+    with pytest.raises(SystemExit) as ended:
+        program()
+    assert ended.value.code == 2
