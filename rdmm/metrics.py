@@ -99,6 +99,23 @@ def overlap(moved: Tensor, fixed: Tensor, before: Tensor, voxel: Sequence[float]
     return {**out, "dice_per_label": values, "hd95_per_label": distances}
 
 
+def correlation_ratio(a: Tensor, b: Tensor, weight: Tensor, bins: int = 16) -> float:
+    """Share of the variance of ``a`` that a function of ``b`` explains (Roche et al. 1998): 1 if a = f(b), about 0 if they are unrelated.
+
+    Args:
+        a, b, weight: (b, 1, *s); ``weight``, 0 or more, says how much each voxel counts.
+        bins: number of intervals of ``b``, between its 0.5th and its 99.5th percentile.
+    """
+    a, b, weight = (x.detach().flatten().double() for x in (a, b, weight))
+    low, high = np.percentile(b[weight > 0].cpu().numpy(), [0.5, 99.5]) if (weight > 0).any() else (0.0, 0.0)
+    index = ((b - low) / max(high - low, 1e-300) * bins).clamp(0, bins - 1).long()
+    counts = torch.zeros(bins).to(a).index_add_(0, index, weight)
+    means = torch.zeros(bins).to(a).index_add_(0, index, weight * a) / counts.clamp_min(1e-300)
+    mean = (weight * a).sum() / weight.sum().clamp_min(1e-300)
+    variance = float((weight * (a - mean) ** 2).sum())
+    return 1 - float((weight * (a - means[index]) ** 2).sum()) / variance if variance > 0 else 0.0
+
+
 def tre(fixed: np.ndarray, moving: np.ndarray, transform: Transform | None = None) -> np.ndarray:
     """Target registration error: distances (n,) from the mapped fixed landmarks to the moving ones.
 

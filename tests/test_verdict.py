@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rdmm
-from rdmm import Grid, Image, io
+from rdmm import Grid, Image, Measure, io, metrics
 from rdmm.cli.program import main
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.registration.background import find_background
@@ -187,3 +187,50 @@ def test_batch_table(scene, tmp_path, capsys):
 def test_an_affine_result_has_no_deformation_to_judge(done):
     result = Result(Affine(torch.eye(3)), Affine(torch.eye(3)), {})
     assert Registration(done.inputs, result, {}).verdict.grade == "good"
+
+
+@pytest.mark.fault(95)
+@pytest.mark.parametrize("shape", [(64, 60), (30, 28, 26)])
+def test_unrelated_images(shape):
+    """Noise registered to an anatomy, or to noise, is no result; another contrast is."""
+    pair = shapes_pair(3, shape)[0]
+    generator = torch.Generator().manual_seed(0)
+    noise = [Image(torch.rand(pair.fixed.data.shape, generator=generator), pair.fixed.grid) for _ in range(2)]
+    for fixed, moving in ((pair.fixed, noise[0]), (noise[0], noise[1])):
+        verdict = rdmm.register(fixed=fixed, moving=moving, affine="none", **FAST).verdict
+        assert verdict.grade == "failed" and "hardly agree" in str(verdict)
+    contrast = Image((pair.moving.data - 0.4).abs(), pair.moving.grid)
+    assert "hardly agree" not in str(rdmm.register(fixed=pair.fixed, moving=contrast, **FAST).verdict)
+
+
+def test_correlation_ratio():
+    """1 for any function of the other image, about 0 for unrelated ones; only voxels with weight count."""
+    a = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    b, weight = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(1)), torch.ones_like(a)
+    assert metrics.correlation_ratio((a - 0.5) ** 2, a, weight) > 0.97
+    assert abs(metrics.correlation_ratio(a, b, weight)) < 0.05
+    weight[..., 20:, :] = 0
+    mixed = torch.where(weight > 0, a, b)
+    assert metrics.correlation_ratio(a, mixed, weight) > 0.97 and metrics.correlation_ratio(a, mixed, 1 - weight) < 0.1
+    assert metrics.correlation_ratio(torch.ones_like(a), a, weight) == 0 == metrics.correlation_ratio(a, b, 0 * weight)
+
+
+@pytest.mark.fault(95)
+def test_sizes_that_differ(scene):
+    """A header whose voxels are twice as large as they are."""
+    doubled = Grid(scene.moving.grid.shape, torch.diag(torch.tensor([2.0, 2.0, 1.0])).numpy())
+    verdict = rdmm.register(fixed=scene.fixed, moving=Image(scene.moving.data, doubled), **FAST).verdict
+    assert verdict.grade == "check" and any("differ by a factor of" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.fault(95)
+def test_shapes():
+    """A circle onto a moved circle is good, one onto a turned L says so, and points that end farther apart have failed."""
+    t = torch.linspace(0, 6.28, 80)
+    circle = torch.stack([20 * t.cos(), 14 * t.sin()])[None]
+    settings = {"optimizer__iterations": [10]}
+    done = rdmm.register_shapes(fixed=Measure(circle), moving=Measure(circle * 1.1 + 2), **settings)
+    assert done.verdict.grade == "good"
+    done.__dict__["metrics"] = {**done.metrics, "distance_after_mm": 2 * done.metrics["distance_before_mm"]}
+    del done.__dict__["verdict"]
+    assert done.verdict.grade == "failed" and "farther apart" in str(done.verdict)

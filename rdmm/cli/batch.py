@@ -107,7 +107,9 @@ def run(batch: Batch, ended: Iterator[tuple[str, Outcome]], ids: list[str], *, q
         print_result({"pairs": len(ids), "done": done, "failed": failed, "rows": rows}, as_json)
     else:
         click.echo(format_table(rows))
-        click.echo(f"{done} of {len(ids)} pairs done; {batch.path('table.csv')}")
+        grades = [row.get("verdict") for row in rows]
+        counts = ", ".join(f"{grades.count(grade)} {grade}" for grade in ("good", "check", "failed") if grade in grades)
+        click.echo(f"{done} of {len(ids)} pairs done{f' ({counts})' if counts else ''}; {batch.path('table.csv')}")
     if seen:
         return 128 + seen["signal"]
     return 4 if failed else 0

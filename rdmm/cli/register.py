@@ -70,6 +70,8 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
         settings = job.check(overwrite=overwrite)
         gib = round(job.memory() / 2**30, 2)
         print_result({"fixed": job.fixed, "moving": job.moving, "out": job.out, "memory_gib": gib, "config": settings.config}, as_json)
+        if not as_json:
+            click.echo("nothing was computed or written: inputs, settings and places of the results are fine")
         return 0
     settings = job.settings()
     inputs = job.read()
@@ -111,6 +113,6 @@ def demo(name: str, out: str, seed: int, overwrite: bool, as_json: bool, quiet: 
     files = make_demo(out, seed, overwrite=overwrite)
     labels = {k: files[k] for k in ("fixed_labels", "moving_labels", "regions")}
     job = Job(files["fixed"], files["moving"], out, ["experiment=synthetic_predefined"], labels)
-    code = run(job, overwrite=True, quiet=quiet, as_json=as_json)
-    click.echo(f"report: {os.path.join(out, 'report.html')}")
-    return code
+    if not as_json:
+        click.echo(f"report: {os.path.join(out, 'report.html')} (the registration takes about half a minute)")
+    return run(job, overwrite=True, quiet=quiet, as_json=as_json)

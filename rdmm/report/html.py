@@ -46,7 +46,7 @@ def render(
         status=summary["status"],
         verdict=summary.get("verdict", ""),
         reasons=summary.get("reasons", []),
-        warnings=summary.get("warnings", []),
+        warnings=[w for w in summary.get("warnings", []) if not any(reason in w for reason in summary.get("reasons", []))],
         pictures=pictures,
         frames=list(frames),
         lines=[{"t": frame["t"], "lines": [plane["lines"] for plane in frame["planes"]]} for frame in frames],
@@ -58,7 +58,7 @@ def render(
 
 
 def render_study(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page of a study: a table with failures first, then from worst to best (WORST_FIRST).
+    """The page of a study: a table with failures first, then doubtful results, each from worst to best (WORST_FIRST).
 
     Args:
         rows: each has ``status`` and ``message``, and metrics and texts by name, the row's own name first; optionally ``link`` and
@@ -71,7 +71,8 @@ def render_study(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     def badness(row: Mapping[str, Any]) -> tuple[int, float]:
         value = row.get(metric) if metric else None
         known = isinstance(value, int | float) and math.isfinite(value)
-        return (0 if row["status"] != "done" else 1 if not known else 2), WORST_FIRST[str(metric)] * float(value or 0) if known else 0.0
+        doubt = 0 if row["status"] != "done" else 1 if row.get("verdict") == "check" else 2 if not known else 3
+        return doubt, WORST_FIRST[str(metric)] * float(value or 0) if known else 0.0
 
     shown = [
         {

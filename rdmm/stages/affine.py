@@ -22,6 +22,7 @@ from rdmm.stages.affine_model import (
     in_frame,
     parameter_count,
     rotation_degrees,
+    scale_factor,
     shape_center_and_covariance,
     starts,
     world_matrix,
@@ -38,7 +39,7 @@ from rdmm.stages.affine_search import (
     history_row,
 )
 from rdmm.stages.base import Result
-from rdmm.types import ConfigError, DivergenceError, InputError, require_finite_fields
+from rdmm.types import ConfigError, DivergenceError, InputError, Tensor, require_finite_fields
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ SIMILARITY_NOISE = 1e-3
 
 WARN_ROTATION_DEG = 45.0
 """Warn if the search rotates by more."""
+
+MAX_SCALE = 1.6
+"""Warn if the search makes the image larger or smaller by more: heads of adults differ by less than 1.3."""
 
 AMBIGUITY_RATIO = 1.15
 """Orientations whose similarities differ by a smaller factor are reported as ambiguous. On the benchmark's pairs the wrong
@@ -97,7 +101,7 @@ class AffineOpt:
         begin = time.perf_counter()
         self.check(pair)
         levels = [ImageObjective(self.similarity, level) for level in self._levels(pair)]
-        best, remarks = self._best_start(levels[0])
+        best, ambiguity = self._best_start(levels[0])
         history: History = []
         for k, level in enumerate(levels):
             models = self.models if k == 0 else self.models[-1:]
@@ -106,7 +110,10 @@ class AffineOpt:
                 history.append(history_row(best, k))
                 size = "x".join(map(str, level.pair.fixed.grid.shape))
                 log.info("affine level %d %s %s: similarity %.5f", k, size, best.model, best.similarity)
-        transform = in_frame(world_matrix(best.parameters.double(), best.start, pair.fixed.grid.length), pair.fixed.grid)
+        matrix = world_matrix(best.parameters.double(), best.start, pair.fixed.grid.length)
+        transform, remarks = in_frame(matrix, pair.fixed.grid), [*_doubts_of_placement(matrix, "image"), *ambiguity]
+        for remark in remarks:
+            log.warning("affine: %s", remark)
         return replace(affine_result(transform, best.similarity, history, begin), remarks=remarks)
 
     def _levels(self, pair: Pair) -> list[Pair]:
@@ -131,10 +138,7 @@ class AffineOpt:
             raise InputError("no start of the affine search makes the images overlap; check the files' geometry, or try --init com")
         best = min(candidates, key=_rank)
         log.info("affine start: %s", best.start.name)
-        remarks = _doubts_of_orientation(best, candidates) if self.init == "auto" else []
-        for remark in remarks:
-            log.warning("affine: %s", remark)
-        return best, remarks
+        return best, _doubts_of_orientation(best, candidates) if self.init == "auto" else []
 
 
 def _rank(candidate: Candidate) -> float:
@@ -143,20 +147,28 @@ def _rank(candidate: Candidate) -> float:
     return AXES_HANDICAP * f + SIMILARITY_NOISE if candidate.start.name == "axes" else f
 
 
-def _doubts_of_orientation(best: Candidate, candidates: Sequence[Candidate]) -> list[str]:
-    """Doubts if the result rotates the image by more than 45 degrees against its header, or if another orientation fits almost as well."""
-    chosen, doubts = best.matrix(), []
-    if (angle := rotation_degrees(chosen)) > WARN_ROTATION_DEG:
+def _doubts_of_placement(matrix: Tensor, what: str) -> list[str]:
+    """Doubts if a map turns by more than 45 degrees against the files' geometry, or changes the size by more than MAX_SCALE."""
+    doubts = []
+    if (angle := rotation_degrees(matrix)) > WARN_ROTATION_DEG:
         doubts.append(
-            f"the moving image was rotated by {angle:.0f} degrees against the files' geometry; if that is wrong, use --init header"
+            f"the moving {what} was rotated by {angle:.0f} degrees against the files' geometry; if that is wrong, use --init header"
         )
+    if not 1 / MAX_SCALE < (scale := scale_factor(matrix)) < MAX_SCALE:
+        doubts.append(f"the sizes in the files differ by a factor of {max(scale, 1 / scale):.2g}; are the units and voxel sizes right?")
+    return doubts
+
+
+def _doubts_of_orientation(best: Candidate, candidates: Sequence[Candidate]) -> list[str]:
+    """A doubt if another orientation fits almost as well."""
+    chosen, doubts = best.matrix(), []
     inverse = torch.linalg.inv(chosen)
     others = [(c.similarity, rotation_degrees(c.matrix() @ inverse)) for c in candidates]
     others = [(f, angle) for f, angle in others if angle > WARN_ROTATION_DEG]
     if others and min(others)[0] < AMBIGUITY_RATIO * best.similarity + SIMILARITY_NOISE:
         similarity, angle = min(others)
         doubts.append(
-            f"rotated by another {angle:.0f} degrees the images agree about as well (similarity {similarity:.3g}; that of the result is "
+            f"rotated by another {angle:.0f} degrees the images agree about as well (dissimilarity {similarity:.3g}; that of the result is "
             f"{best.similarity:.3g}); if the result is wrong, use --init header or --initial"
         )
     return doubts
@@ -201,5 +213,8 @@ class PointAffine:
             p = torch.zeros(parameter_count("translation", fixed.ndim), dtype=torch.float64)
             candidates.append(list(fit_models(objective, start, p, self.models, self.iterations, self.tolerance))[-1])
         best = min(candidates, key=lambda c: c.similarity)
+        remarks = _doubts_of_placement(best.matrix(), "shape")
+        for remark in remarks:
+            log.warning("affine: %s", remark)
         log.info("affine of shapes, start %s: similarity %.6f", best.start.name, best.similarity)
-        return affine_result(Affine(best.matrix()), best.similarity, [history_row(best)], begin)
+        return replace(affine_result(Affine(best.matrix()), best.similarity, [history_row(best)], begin), remarks=remarks)

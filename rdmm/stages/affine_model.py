@@ -88,6 +88,12 @@ def rotation_degrees(matrix: Tensor) -> float:
     return math.degrees(math.acos(max(-1.0, min(1.0, (float((left @ right).trace()) - (len(linear) - 2)) / 2))))
 
 
+def scale_factor(matrix: Tensor) -> float:
+    """By which a homogeneous matrix (d+1, d+1) changes lengths, on the average: the d-th root of its determinant."""
+    linear = matrix[:-1, :-1].detach().double().cpu()
+    return abs(float(torch.linalg.det(linear))) ** (1 / len(linear))
+
+
 def in_frame(matrix: Tensor, grid: Grid) -> Affine:
     """A world matrix as a transform in the frame of ``grid``."""
     frame = torch.as_tensor(grid.frame, dtype=matrix.dtype, device=matrix.device)

@@ -276,16 +276,17 @@ def format_outcome(id: str, row: Outcome) -> str:
     if has_failed(row):
         return f"{id}: {row['status']}: {row['message']}"
     warning = f"; warning: {row['message']}" if row["message"] else ""
-    return f"{id}: " + ", ".join(f"{k} {row[k]:.4g}" for k in SUMMARY_COLUMNS if k in row) + warning
+    numbers = [f"{k} {row[k]:.4g}" for k in SUMMARY_COLUMNS if k in row]
+    return f"{id}: " + ", ".join([*([row["verdict"]] if row.get("verdict") else []), *numbers]) + warning
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a text table, followed by the messages of errors and warnings."""
     columns = [k for k in SUMMARY_COLUMNS if any(k in r for r in rows)]
-    lines = [["id", "status", *columns]]
+    lines = [["id", "status", "verdict", *columns]]
     for row in rows:
         numbers = [f"{row[k]:.4g}" if k in row else "-" for k in columns]
-        lines.append([str(row["id"]), str(row["status"]), *numbers])
+        lines.append([str(row["id"]), str(row["status"]), str(row.get("verdict") or "-"), *numbers])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     messages = [f"{r['id']}: {'' if has_failed(r) else 'warning: '}{r['message']}" for r in rows if r["message"]]
