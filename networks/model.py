@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from networks.affine import AffineNet
@@ -62,8 +63,9 @@ def load(file: str | None) -> Networks:
 @lru_cache(maxsize=4)
 def _load(path: str, _: tuple[int, int] | None) -> Networks:
     model = read_model(path)
-    networks = build_networks(require_trusted(model.settings, path))
-    expected = networks.state_dict()
+    settings = require_trusted(model.settings, path)
+    with torch.device("meta"):  # sizes only: settings that do not fit the tensors may want any memory
+        expected = build_networks(settings).state_dict()
     for name in [*expected, *model.tensors]:
         if name not in model.tensors:
             raise InputError(f"{path}: no tensor {name!r}{nearest(name, model.tensors)}: the file does not fit its own settings")
@@ -74,6 +76,7 @@ def _load(path: str, _: tuple[int, int] | None) -> Networks:
             raise InputError(f"{path}: tensor {name!r} is {have}, its network wants {want}: another architecture")
         if not bool(model.tensors[name].float().isfinite().all()):
             raise InputError(f"{path}: tensor {name!r} holds NaN or infinity; train the model again")
+    networks = build_networks(settings)
     networks.load_state_dict(dict(model.tensors))
     return networks.eval().requires_grad_(False)
 

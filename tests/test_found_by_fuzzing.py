@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 import torch
 from scipy.io import savemat
 
+from networks.model import load
 from rdmm import Grid, io
 from rdmm.config.trust import require_trusted_yaml
 from rdmm.data.pair_list import read_pairs
+from rdmm.io.models import Model, read_model, write_model
 from rdmm.io.transforms import read_transform_as
 from rdmm.io.vectors import Space
 from rdmm.types import ConfigError, InputError, RdmmError
@@ -126,3 +130,13 @@ def test_what_is_no_name_of_a_file(source):
     for read in (io.read_image, io.read_labels, io.read_grid, io.read_mesh, io.read_landmarks):
         with pytest.raises(InputError, match=type(source).__name__):
             read(source)
+
+
+@pytest.mark.fault(84)
+def test_settings_of_a_model_that_want_more_memory_than_there_is(tmp_path):
+    model = read_model(Path(__file__).parent / "stored/model.safetensors")
+    settings = copy.deepcopy(dict(model.settings))
+    settings["predictor"]["backbone"]["features"] = [2, 10**10]
+    write_model(tmp_path / "m.safetensors", Model(model.tensors, settings))
+    with pytest.raises(InputError, match="another architecture"):
+        load(str(tmp_path / "m.safetensors"))

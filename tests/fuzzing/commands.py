@@ -152,7 +152,7 @@ def draw_command(rng: Rng) -> Case:
             logging.getLogger("rdmm").setLevel(level)
         if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
             raise outcome.exception
-        said = outcome.stderr.strip().splitlines()
+        said = (outcome.stderr.strip() or outcome.stdout.strip()).splitlines()  # a dry run prints what it found on stdout
         assert outcome.exit_code in (0, 2, 3, 5), f"code {outcome.exit_code}: {said[-1:]}"
         if outcome.exit_code:
             assert said, "nothing is said"
