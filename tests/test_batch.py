@@ -384,7 +384,7 @@ def test_small_things(tmp_path):
     text = format_table(
         [{"id": "a", "status": "done", "message": "odd", "dice": 0.5}, {"id": "b", "status": "InputError", "message": "gone"}]
     )
-    assert "a   done        0.5" in text and text.endswith("a: warning: odd\nb: gone")
+    assert "a   done        -        0.5" in text and text.endswith("a: warning: odd\nb: gone")
     with pytest.raises(InputError):
         read_pairs(tmp_path / "none.csv")
 

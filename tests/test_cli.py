@@ -225,10 +225,10 @@ def test_interruption_writes_the_best_result(study, tmp_path, number, code):
 
 
 def test_demo(cli, tmp_path):
-    code, out, _ = cli("demo", "-o", f"{tmp_path}/demo/", "--json")
+    code, out, err = cli("demo", "-o", f"{tmp_path}/demo/", "--json")
     assert code == 0
-    run = json.loads((tmp_path / "demo/run.json").read_text())
+    run = json.loads(out)
     assert run["metrics"]["dice"] > 0.9
     assert run["metrics"]["folds_percent"] == 0
-    assert f"{tmp_path}/demo/report.html" in out
+    assert f"{tmp_path}/demo/report.html" in err
     assert (tmp_path / "demo/Sigma1.nii.gz").exists()

@@ -223,7 +223,7 @@ def test_the_command_line_takes_weights(tmp_path, file):
     assert done.returncode == 3 and "this network is for 2D images of 1 channels, not for 3D" in done.stderr, done.stderr
     write_small_model(odd, shape=(16, 16, 16))
     done = subprocess.run(run, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 5), done.stderr  # an untrained model on noise: the verdict says so
     assert (tmp_path / "out/1Warp.nii.gz").exists()
     shown = subprocess.run([*main, "info", str(odd)], cwd=share(), capture_output=True, text=True, timeout=60, check=True).stdout
     assert "kind: trained model" in shown and "dynamics: RDMM" in shown and "networks: affine and predictor" in shown

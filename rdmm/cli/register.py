@@ -113,6 +113,6 @@ def demo(name: str, out: str, seed: int, overwrite: bool, as_json: bool, quiet: 
     files = make_demo(out, seed, overwrite=overwrite)
     labels = {k: files[k] for k in ("fixed_labels", "moving_labels", "regions")}
     job = Job(files["fixed"], files["moving"], out, ["experiment=synthetic_predefined"], labels)
-    if not as_json:
-        click.echo(f"report: {os.path.join(out, 'report.html')} (the registration takes about half a minute)")
+    page = os.path.join(out, "report.html")
+    click.echo(f"the registration takes about half a minute; its report will be {page}", err=as_json)
     return run(job, overwrite=True, quiet=quiet, as_json=as_json)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rdmm.similarity.statistics import overlap
+from rdmm.spatial.grid import apply_matrix
 from rdmm.spatial.image import Image
 from rdmm.types import ConfigError, Tensor
 
@@ -53,7 +54,9 @@ class NMI:
         """The first of the three bins of each voxel, and the fractions of the voxel in them. Voxels without weight may be in any bin."""
         counted = x if weight is None else x[weight > 0]
         low, high = counted.min(), counted.max()
-        position = (x - low) / (high - low).clamp_min(1e-12) * (self.bins - 3) + 1
+        slope = (self.bins - 3) / (high - low).clamp_min(1e-12)
+        line = torch.stack([torch.stack([slope, 1 - low * slope]), torch.stack([0 * slope, 0 * slope + 1])])
+        position = apply_matrix(line, x[None, None])[0, 0]  # slope x + shift: the gradient does not depend on the number of threads
         if weight is not None:
             position = torch.where(weight > 0, position, 1)
         center = position.detach().round()
