@@ -18,8 +18,9 @@ from rdmm import Grid, io
 from rdmm.config.trust import require_trusted_yaml
 from rdmm.data.pair_list import read_pairs
 from rdmm.io.models import Model, read_model, write_model
-from rdmm.io.transforms import read_transform_as
+from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space
+from rdmm.spatial.transform import Affine
 from rdmm.types import ConfigError, InputError, RdmmError
 
 
@@ -140,3 +141,19 @@ def test_settings_of_a_model_that_want_more_memory_than_there_is(tmp_path):
     write_model(tmp_path / "m.safetensors", Model(model.tensors, settings))
     with pytest.raises(InputError, match="another architecture"):
         load(str(tmp_path / "m.safetensors"))
+
+
+@pytest.mark.fault(90)
+@pytest.mark.parametrize("object_1", [(1, 0, 0, 0), (0, 0), (1, 2**64 - 16), (1, 2**40), (0, 8)], ids=str)
+def test_a_heap_of_texts_that_leads_back_to_itself(tmp_path, object_1):
+    """The HDF5 library, version 2.0.0 too, reads the first four without end, or out of the file."""
+    path = tmp_path / "c.h5"
+    write_transform(path, Affine(torch.eye(3, dtype=torch.float64)), "itk", Space())
+    assert isinstance(io.read_transform(str(path)), Affine)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"GCOL") + 16
+    for k, value in enumerate(object_1):
+        data[at + 8 * k : at + 8 * k + 8] = value.to_bytes(8, "little")
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="texts at byte"):
+        io.read_transform(str(path))

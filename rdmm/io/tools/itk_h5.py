@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rdmm.io.files import require_file, require_finite_result, write_atomically
-from rdmm.io.streams import MAX_GZIP_RATIO
+from rdmm.io.streams import MAX_GZIP_RATIO, PIECE
 from rdmm.io.tools.itk_maps import Entry, decode
 from rdmm.io.vectors import from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_vectors
 from rdmm.runtime.resources import require_memory
@@ -90,6 +91,7 @@ def read_h5(path: Path) -> Transform:
         ConfigError: h5py is not installed.
     """
     h5py = _import_h5py()
+    _require_sound_heaps(path)
     try:
         with h5py.File(require_file(path), "r") as file:
             group = _child(path, file, "TransformGroup")
@@ -97,6 +99,42 @@ def read_h5(path: Path) -> Transform:
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise InputError(f"{path}: not a transform file of ITK ({type(error).__name__}: {error})") from error
     return decode(path, entries)
+
+
+HEAP, WORD = b"GCOL\x01\0\0\0", 8
+"""The first bytes of a heap, which holds the texts of a file; bytes of a size or a place in it."""
+
+
+def _require_sound_heaps(path: Path) -> None:
+    """Walk through the objects of each heap as the HDF5 library does, which would go round a damaged one without end.
+
+    Raises:
+        InputError: an object leads back or out of its heap, or sizes have another number of bytes than 8.
+    """
+    with open(require_file(path), "rb") as file:
+        head = file.read(16)
+        if set(head[13:15] if head[8:9] in (b"\0", b"\1") else head[9:11]) != {WORD}:
+            raise InputError(f"{path}: its places and sizes must have {WORD} bytes each, as ITK writes them; copy the file again")
+        for start in range(0, path.stat().st_size, PIECE):
+            file.seek(start)
+            piece = file.read(PIECE + len(HEAP) - 1)
+            for match in re.finditer(re.escape(HEAP), piece):
+                file.seek(start + match.start())
+                size = int.from_bytes(file.read(2 * WORD)[WORD:], "little")
+                if size > path.stat().st_size or not _is_sound_heap(file.read(max(0, size - 2 * WORD))):
+                    raise InputError(f"{path}: the texts at byte {start + match.start()} are damaged; copy the file again")
+
+
+def _is_sound_heap(objects: bytes) -> bool:
+    """Whether the objects of a heap lie one behind the other: a number and a size, then as many bytes; object 0 is what is left."""
+    at = 0
+    while at + 2 * WORD <= len(objects):
+        number, size = int.from_bytes(objects[at : at + 2], "little"), int.from_bytes(objects[at + WORD : at + 2 * WORD], "little")
+        step = size if number == 0 else 2 * WORD + -(-size // WORD) * WORD
+        if not 2 * WORD <= step <= len(objects) - at:
+            return False
+        at += step
+    return True
 
 
 def _child(path: Path, group: Any, name: str) -> Any:
