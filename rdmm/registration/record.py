@@ -22,6 +22,7 @@ from rdmm.io import Outputs
 from rdmm.registration.schema import FIELDS, read_fields
 from rdmm.registration.verdict import Verdict
 from rdmm.runtime.resources import peak_memory
+from rdmm.runtime.warnings import other_warnings
 from rdmm.stages.base import Result
 from rdmm.types import DivergenceError, InputError
 from rdmm.version import __version__
@@ -65,7 +66,7 @@ def run_summary(
         "versions": {"rdmm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "config": config,
         **{f.name: getattr(provenance, f.name) for f in fields(provenance)},
-        "warnings": [*provenance.warnings, *(r for r in verdict.reasons if not any(r in w for w in provenance.warnings))],
+        "warnings": [*other_warnings(provenance.warnings, verdict.reasons), *verdict.reasons],
         "metrics": metrics,
         "energy": result.energy,
         "seconds": result.seconds,
@@ -94,17 +95,11 @@ def table_row(summary: Mapping[str, Any]) -> dict[str, Any]:
     The status of a finished run whose verdict is ``failed`` is ``failed``. Runs of earlier versions have no verdict.
     """
     reasons, verdict = list(summary.get("reasons", [])), summary.get("verdict", "")
-    warnings = other_warnings(summary)
+    warnings = other_warnings(summary.get("warnings", []), reasons)
     status = "failed" if (summary["status"], verdict) == ("done", "failed") else summary["status"]
     code = {"failed": DivergenceError.exit_code, "interrupted": 130}.get(status, 0)
     message = "; ".join([*reasons, *warnings])
     return {"status": status, "verdict": verdict, "exit_code": code, "message": message, **table_metrics(summary)}
-
-
-def other_warnings(summary: Mapping[str, Any]) -> list[str]:
-    """The warnings of a run.json that repeat no reason of its verdict."""
-    reasons = summary.get("reasons", [])
-    return [w for w in map(str, summary.get("warnings", [])) if not any(reason in w for reason in reasons)]
 
 
 def warning_text(summary: Mapping[str, Any]) -> str:

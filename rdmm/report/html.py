@@ -10,6 +10,8 @@ from typing import Any
 
 import jinja2
 
+from rdmm.runtime.warnings import other_warnings
+
 WORST_FIRST = {"dice": 1, "tre_mm": -1, "distance_after_mm": -1, "hd95_mm": -1, "folds_percent": -1}
 """A study is sorted by the first of these metrics that it has. 1: low values are bad; -1: high values are."""
 
@@ -46,7 +48,7 @@ def render(
         status=summary["status"],
         verdict=summary.get("verdict", ""),
         reasons=summary.get("reasons", []),
-        warnings=[w for w in summary.get("warnings", []) if not any(reason in w for reason in summary.get("reasons", []))],
+        warnings=other_warnings(summary.get("warnings", []), summary.get("reasons", [])),
         pictures=pictures,
         frames=list(frames),
         lines=[{"t": frame["t"], "lines": [plane["lines"] for plane in frame["planes"]]} for frame in frames],

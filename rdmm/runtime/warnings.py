@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,3 +48,8 @@ def with_warnings(read: Callable[P, T]) -> Callable[P, T]:
         return replace(result, warnings=tuple(texts))
 
     return read_and_collect
+
+
+def other_warnings(warnings: Sequence[str], reasons: Sequence[str]) -> list[str]:
+    """The warnings that repeat no reason of the verdict."""
+    return [w for w in warnings if not any(reason in w for reason in reasons)]

@@ -59,7 +59,7 @@ WARN_ROTATION_DEG = 45.0
 """Warn if the search rotates by more."""
 
 MAX_SCALE = 1.6
-"""Warn if the search makes the image larger or smaller by more: heads of adults differ by less than 1.3."""
+"""Warn if the search makes the image larger or smaller by more: a wrong unit or voxel size changes it by 2 or more. Not measured."""
 
 AMBIGUITY_RATIO = 1.15
 """Orientations whose similarities differ by a smaller factor are reported as ambiguous. On the benchmark's pairs the wrong

@@ -13,7 +13,8 @@ from rdmm.io.files import require_file
 from rdmm.io.nifti import axis_codes, is_image_name
 from rdmm.io.tools.start import Start
 from rdmm.io.transforms import READERS, recognise
-from rdmm.registration.record import find_outputs, other_warnings, read_summary
+from rdmm.registration.record import find_outputs, read_summary
+from rdmm.runtime.warnings import other_warnings
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Dense, Placed, flat
 from rdmm.types import InputError, Tensor
@@ -112,7 +113,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
         "verdict": run.get("verdict", "none: a run of an earlier version"),
         "reasons": run.get("reasons", []),
         "command": run["command"],
-        "warnings": other_warnings(run),
+        "warnings": other_warnings(run.get("warnings", []), run.get("reasons", [])),
         **{k: v["path"] for k, v in run["inputs"].items()},
         **run["metrics"],
         "seconds": run["seconds"]["total"],
