@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import rdmm
-from rdmm import ConfigError
+from rdmm import ConfigError, InputError
 from rdmm.cli import main
 from rdmm.data.given import AFFINE_STARTS
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.kernels.available import set_threads
 from rdmm.registration.entry import to_overrides
 from rdmm.stages.affine_search import Init
+from rdmm.workflows.job import Job
 
 NO_NUMBERS = ["nan", "inf", "-inf", "1e400", "-1", "-0.5", "x", "", "1e", "0x1", "1,5", str(2**70), "1" * 5000]
 NUMERIC = [
@@ -98,3 +99,11 @@ def test_numpys_numbers_are_numbers(pair):
     assert done.config["similarity_weight"] == 2.0
     assert to_overrides({"optimizer__scales": np.array([0.5, 1.0])}) == ["optimizer.scales=[0.5, 1.0]"]
     set_threads(1)
+
+
+@pytest.mark.parametrize(("fixed", "moving"), [("a.nii.gz", "b.vtk"), ("a.ply", "b.nii.gz"), ("a.vtk", "b.nii")])
+def test_an_image_with_a_shape(fixed, moving):
+    """Both files are named, with what each is."""
+    with pytest.raises(InputError, match="two images or two shapes") as error:
+        Job(fixed, moving, "out/").read()
+    assert f"{fixed} is a" in str(error.value) and f"{moving} is a" in str(error.value)

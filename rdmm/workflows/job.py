@@ -27,7 +27,7 @@ from rdmm.registration.outputs import SHAPE_FILES, image_files
 from rdmm.registration.record import nan_to_null, read_summary
 from rdmm.runtime.resources import select_device
 from rdmm.stages.deform import deforms
-from rdmm.types import ConfigError, DivergenceError, RdmmError
+from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +98,12 @@ class Job:
         """Read and check the inputs.
 
         Raises:
-            InputError: a file cannot be used.
+            InputError: a file cannot be used, or one is an image and the other a shape.
             ConfigError: an option that only images have was given for shapes.
         """
+        if is_mesh(self.fixed) != is_mesh(self.moving):
+            kinds = ("a shape", "an image") if is_mesh(self.fixed) else ("an image", "a shape")
+            raise InputError(f"{self.fixed} is {kinds[0]} and {self.moving} is {kinds[1]}; give two images or two shapes (.vtk, .ply)")
         if not self.for_shapes:
             return read_inputs(self.fixed, self.moving, **self.given_inputs, require_overlap=self.init != "com")
         for_shapes = {g.name for g in OPTIONAL_INPUTS if g.for_shapes}
