@@ -1,0 +1,1 @@
+"""Images of formats other than NIfTI: one module for each library that reads them."""
