@@ -142,7 +142,7 @@ def _floats(value: Any) -> Iterator[float]:
             yield from _floats(item)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], likeness: float = 0.5) -> str:
+    """``" (did you mean 'x'?)"`` for the closest known word, or an empty string if none has this ``likeness`` (1: the same word)."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f" (did you mean {close[0]!r}?)" if close else ""

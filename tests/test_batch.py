@@ -342,17 +342,15 @@ def test_wrong_words(pairs, tmp_path, capsys, words, message):
 
 
 def test_a_list_may_name_files_anywhere(pairs, tmp_path):
-    """A CSV may use absolute paths. A JSON may not, and neither may lead out of the folder by .. or links."""
+    """A CSV may use absolute paths; a JSON may not, nor lead out of its folder by .. or links."""
     f = pairs.parent
     (tmp_path / "own.csv").write_text(f"fixed,moving\n{f}/fixed0.nii.gz,{f}/moving0.nii.gz\n")
     (row,) = read_pairs(tmp_path / "own.csv")
     assert row.files["fixed"] == f / "fixed0.nii.gz"
-    (tmp_path / "climbs.csv").write_text(f"fixed,moving\n../{f.name}/fixed0.nii.gz,a\n")
     theirs = {"registration_val": [{"fixed": f"{f}/fixed0.nii.gz", "moving": f"{f}/moving0.nii.gz"}]}
     (tmp_path / "theirs.json").write_text(json.dumps(theirs))
-    for name in ("climbs.csv", "theirs.json"):
-        with pytest.raises(ConfigError, match="leads out of"):
-            read_pairs(tmp_path / name)
+    with pytest.raises(ConfigError, match="leads out of"):
+        read_pairs(tmp_path / "theirs.json")
 
 
 @pytest.mark.parametrize("id", ["../x", "logs", "table.csv", ".x", "a/b"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,44 @@ from rdmm.io.files import require_file
 from rdmm.io.tables import read_rows
 from rdmm.types import ConfigError, nearest
 
+log = logging.getLogger(__name__)
+
 PAIR_COLUMNS = ("id", *PAIR_FILES, "split")
+SPELLING = 0.8
+"""Likeness from which an unknown column is a known one misspelled. fixed_label and fixed_labels: .96; fixed_age and fixed_mask: .74."""
+
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a list of pairs: its paths by column name, and its place in the list, for error messages."""
+    """One line of a list of pairs.
+
+    Args:
+        id: name of the pair.
+        files: paths by column name.
+        split: train, validation, test or ''.
+        where: its place in the list, for error messages.
+        notes: the columns that rdmm does not know, such as age or site, for the table of results.
+    """
 
     id: str
     files: dict[str, Path]
     split: str
     where: str
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Row]:
     """Read a list of pairs.
 
-    A CSV has the columns ``fixed`` and ``moving``, and optionally ``id``, ``split`` and further files (PAIR_FILES). Of a Learn2Reg JSON,
-    ``registration_val`` and ``registration_test`` are read, with the label maps, masks and keypoints that the JSON lists for the images.
+    A CSV has the columns ``fixed`` and ``moving``, and optionally ``id``, ``split``, further files (PAIR_FILES) and notes of any name.
+    Of a Learn2Reg JSON, ``registration_val`` and ``registration_test`` are read, with the label maps, masks and keypoints that the JSON
+    lists for the images.
 
     Args:
-        root: folder that the paths are relative to; by default the folder of ``path``. A CSV without ``root`` may use absolute paths.
+        root: folder that the paths are relative to and must not leave; by default the folder of ``path``. The paths of a CSV without
+            ``root`` may be absolute and may lead anywhere, those of a JSON stay in its folder.
 
     Raises:
         ConfigError: a column is missing or misspelled, an id occurs twice or cannot be a file name, or a path leads out of ``root``.
@@ -45,13 +62,14 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
     path = require_file(path)
     is_json = path.suffix == ".json"
     folder = Path(root).expanduser() if root else path.parent
-    allow_absolute = not is_json and root is None  # a list written for this machine; files of other data sets must be in their folder
+    anywhere = not is_json and root is None  # a list written for this machine; files of other data sets must be in their folder
     records = _learn2reg_pairs(path) if is_json else read_csv(path, PAIR_COLUMNS, ("fixed", "moving"))
     rows = []
     for record, where in records:
-        files = {k: resolve_below(folder, record[k], where, allow_absolute) for k in PAIR_FILES if record.get(k)}
+        files = {k: resolve_below(folder, record[k], where, anywhere) for k in PAIR_FILES if record.get(k)}
         id = record.get("id") or _pair_name(files["fixed"], files["moving"])
-        rows.append(Row(require_plain_name(id, where), files, require_split(record.get("split", ""), where), where))
+        notes = {} if is_json else {k: v for k, v in record.items() if k not in PAIR_COLUMNS}
+        rows.append(Row(require_plain_name(id, where), files, require_split(record.get("split", ""), where), where, notes))
     require_unique([(r.id, r.where) for r in rows], "id")
     return rows
 
@@ -84,9 +102,9 @@ def _learn2reg_files(data: dict[str, Any], path: Path) -> dict[tuple[str, str], 
     for key in ("training", "test"):
         for entry in require_list(data.get(key, []), f"{path}: {key}"):
             texts = {k: v for k, v in entry.items() if isinstance(v, str)} if isinstance(entry, dict) else {}
-            for kind, field in (("labels", "label"), ("mask", "mask"), ("keypoints", "keypoints")):
-                if "image" in texts and field in texts:
-                    files[texts["image"], kind] = texts[field]
+            for kind, key_of_file in (("labels", "label"), ("mask", "mask"), ("keypoints", "keypoints")):
+                if "image" in texts and key_of_file in texts:
+                    files[texts["image"], kind] = texts[key_of_file]
     return files
 
 
@@ -131,18 +149,20 @@ def require_mapping(x: Any, where: str, wanted: Sequence[str]) -> dict[str, str]
 
 
 def read_csv(path: Path, known: Sequence[str], wanted: Sequence[str]) -> list[tuple[dict[str, str], str]]:
-    """The rows of a CSV list, each with its place in the file, for error messages.
+    """The rows of a CSV list with all their columns, each with its place in the file, for error messages.
 
     Raises:
-        ConfigError: a column of ``wanted`` is missing or empty, a column is not in ``known``, or there are no rows.
+        ConfigError: a column of ``wanted`` is missing or empty, a name is nearly one of ``known``, or there are no rows.
     """
-    table = read_rows(path, ConfigError)
+    table = read_rows(path, ConfigError, wanted)
     table.require(wanted, f"{path}: line 1", ConfigError)
-    unknown = [c for c in table.columns if c not in known]
-    if unknown:
-        raise ConfigError(
-            f"{path}: line 1: unknown column {unknown[0]!r}{nearest(unknown[0], known)}; known columns are {', '.join(known)}"
-        )
+    free = [k for k in known if k not in table.columns]
+    notes = [c for c in table.columns if c not in known]
+    for column in notes:
+        if meant := nearest(column, free, SPELLING):
+            raise ConfigError(f"{path}: line 1: unknown column {column!r}{meant}; rename it, or take it out")
+    if notes:
+        log.info("%s: columns without a meaning for rdmm: %s", path, ", ".join(notes))
     out = []
     for number, row in zip(table.lines, table.rows, strict=True):
         where = f"{path}: line {number}"

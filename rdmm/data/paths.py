@@ -28,12 +28,12 @@ def require_inside(root: Path, path: Path, where: str) -> Path:
     return path
 
 
-def resolve_below(root: Path, name: str, where: str, absolute: bool = False) -> Path:
+def resolve_below(root: Path, name: str, where: str, anywhere: bool = False) -> Path:
     """The path of ``name``, relative to ``root``.
 
     Args:
         where: the line of the list, for the error message.
-        absolute: accept absolute paths, which may be anywhere.
+        anywhere: accept absolute paths, and paths that lead out of ``root``.
 
     Raises:
         ConfigError: the path leads out of ``root``.
@@ -44,7 +44,7 @@ def resolve_below(root: Path, name: str, where: str, absolute: bool = False) -> 
         is_path = False
     if not is_path:
         raise ConfigError(f"{where}: {os.path.join(root, name)!r} is not a path")
-    return Path(name) if absolute and Path(name).is_absolute() else require_inside(root, root / name, where)
+    return root / name if anywhere else require_inside(root, root / name, where)
 
 
 def require_plain_name(name: str, where: str) -> str:

@@ -1,10 +1,11 @@
-"""CSV files: landmarks in world millimeters (RAS+), keypoints in voxels, and tables of results."""
+"""Tables of text (CSV, also with ; or tabs): landmarks in world millimeters (RAS+), keypoints in voxels, and tables of results."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,16 +40,23 @@ class Table:
             raise error(f"{where}: no column {missing[0]!r}{nearest(missing[0], self.columns)}; the header must hold {', '.join(wanted)}")
 
 
-def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> Table:
-    """Read a CSV file with a header; UTF-8 with or without a byte-order mark, and any line ends. Empty lines are skipped.
+def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError, header: Sequence[str] = ()) -> Table:
+    """Read a table with a header, separated by commas, semicolons or tabs; UTF-8 with or without a byte-order mark, and any line ends.
+    Empty lines and comments (#) are skipped.
+
+    Args:
+        header: names of columns, for the message about a file without a header.
 
     Raises:
         InputError: there is no such file.
-        error: it is not UTF-8 text or not CSV, a column occurs twice, or a row has more or fewer fields than the header.
+        error: it is not UTF-8 text or not CSV, has no header, a column occurs twice, or a row has more or fewer fields than the header.
     """
-    lines = list(read_fields(path, error))
+    lines = [(number, row) for number, row in read_fields(path, error) if not row[0].lstrip().startswith("#")]
     number, columns = lines[0] if lines else (1, [])
     columns = [c.strip() for c in columns]
+    if columns and all(map(_is_number, columns)):
+        names = f" {','.join(header)}" if header else " with the names of its columns"
+        raise error(f"{path}: line {number}: only numbers, so the file has no header; add the line{names} above it")
     if twice := next((c for k, c in enumerate(columns) if c in columns[:k]), None):
         raise error(f"{path}: line {number}: the column {twice!r} occurs twice; remove or rename one")
     if columns.count("") > 1:
@@ -63,7 +71,8 @@ def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError)
 
 
 def read_fields(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file that are not empty, each with the line of the file on which it ends.
+    """The rows of a CSV file that are not empty, each with the line of the file on which it ends. The first row that is no comment tells
+    whether commas, semicolons or tabs separate the fields.
 
     Raises:
         InputError: there is no such file.
@@ -79,13 +88,28 @@ def read_fields(path: str | os.PathLike[str], error: type[RdmmError] = InputErro
         raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); save it as UTF-8") from problem
     if "\0" in text:
         raise error(f"{path}: line {text.count(chr(10), 0, text.index(chr(0))) + 1}: it holds a NUL character; it is no text")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
     try:
         for row in reader:
-            if row:
+            if any(field.strip() for field in row):
                 yield reader.line_num, row
     except csv.Error as problem:
         raise error(f"{path}: line {reader.line_num}: {problem}") from problem
+
+
+def _delimiter(text: str) -> str:
+    """The comma, the semicolon or the tab: what occurs most often, outside quotes, in the first line that is no comment."""
+    line = next((x for x in io.StringIO(text, newline=None) if x.strip() and not x.lstrip().startswith("#")), "")
+    bare = re.sub(r'"[^"]*"?', "", line)
+    return max(",;\t", key=bare.count)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def require_rows(table: Table, path: str | os.PathLike[str], wanted: Sequence[str]) -> None:
@@ -127,7 +151,7 @@ def read_landmarks(
         InputError: a column is missing, a value is not a finite number, or a point is far outside them; the message names the row.
     """
     names = [f"{kind}_{axis}" for kind in ("fixed", "moving") for axis in "xyz"[:ndim]]
-    table = read_rows(path)
+    table = read_rows(path, header=names)
     require_rows(table, path, names)
     points = parse_numbers(path, table, names)
     depth = [f"{kind}_z" for kind in ("fixed", "moving") if ndim == 2 and f"{kind}_z" in table.columns]
@@ -203,8 +227,4 @@ def _as_text(value: Any) -> Any:
     """``value``; a text that begins like a formula, and is no number, with an apostrophe in front."""
     if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
         return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
-    return value
+    return value if _is_number(value) else f"'{value}"

@@ -85,6 +85,10 @@ class Batch:
             raise ConfigError(f"--shard {i}/{n}: there are only {len(rows)} pairs; use at most {len(rows)} shards")
         return {row.id: self._job(row) for row in rows[i - 1 :: n]}
 
+    def _notes(self) -> dict[str, Mapping[str, str]]:
+        """The columns of the list that rdmm does not know, such as age, of each row by the pair's id."""
+        return {row.id: row.notes for row in read_pairs(self.pairs, self.root)}
+
     def _job(self, row: Row) -> Job:
         files = {k: str(v) for k, v in row.files.items()}
         fixed, moving = files.pop("fixed"), files.pop("moving")
@@ -148,7 +152,7 @@ class Batch:
             RdmmError: the list, the settings or the output folder cannot be used. An error of a single pair is part of its outcome.
         """
         jobs = self.jobs()
-        settings = self.settings(jobs)
+        settings, notes = self.settings(jobs), self._notes()
         names = [self.path("table.csv").name, self.path("failures.json").name, "index.html"]
         Outputs.prepare(self.out + os.sep, names, overwrite=True)
         with Outputs(str(self.path("batch."))).locked():
@@ -161,7 +165,7 @@ class Batch:
             rows |= self.unusable({id: job for id, job in jobs.items() if id not in rows})
             yield from list(rows.items())
             left = {id: job for id, job in jobs.items() if id not in rows}
-            with Occasionally(lambda: self._write(jobs, rows)) as write:
+            with Occasionally(lambda: self._write(jobs, rows, notes)) as write:
                 write()
                 for id, outcome in launcher(left, logs) if left else ():
                     rows[id] = outcome
@@ -183,9 +187,11 @@ class Batch:
                 rows[id] = table_row(run)
         return rows
 
-    def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome]) -> None:
-        """Write table.csv and failures.json, in the order of the list."""
-        table = [{"id": id, **rows[id]} for id in jobs if id in rows]
+    def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome], notes: Mapping[str, Mapping[str, str]]) -> None:
+        """Write table.csv and failures.json, in the order of the list. Notes follow the results; one named as a result is NAME_of_list."""
+        taken = {"id"}.union(*rows.values())
+        noted = {id: {f"{k}_of_list" if k in taken else k: v for k, v in row.items()} for id, row in notes.items()}
+        table = [{"id": id, **rows[id], **noted[id]} for id in jobs if id in rows]
         io.write_table(self.path("table.csv"), table, LEADING_COLUMNS)
         failures = [_failure_record(row, jobs[row["id"]]) for row in table if has_failed(row)]
         io.write_atomically(self.path("failures.json"), json.dumps(nan_to_null(failures), indent=1).encode())
