@@ -17,8 +17,6 @@ maps of more than FEW_VALUES values; above 0.92 in smooth images of 6 to 48 gray
 
 STEP = 1 / 12
 
-FEW_VALUES values; above 0.86 in smooth images of 6 to 32 gray levels."""
-
 FEW_VALUES = 4
 """So few values follow each other in label maps, too."""
 
