@@ -6,8 +6,10 @@ points, ``*s`` the axes of an image grid, ``*t`` the axes of any set of points.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +31,8 @@ __all__ = [
     "ResourceError",
     "Tensor",
     "nearest",
+    "option",
+    "options_are_typed",
     "require_finite_fields",
     "require_length",
     "require_whole",
@@ -140,6 +144,45 @@ def _floats(value: Any) -> Iterator[float]:
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _floats(item)
+
+
+_typed = False
+"""Whether options are typed on the command line, and not Python arguments."""
+
+
+@contextlib.contextmanager
+def options_are_typed() -> Iterator[None]:
+    """Inside the block, ``option`` words the options of the command line."""
+    global _typed
+    before, _typed = _typed, True
+    try:
+        yield
+    finally:
+        _typed = before
+
+
+def option(name: str, value: str | None = None) -> str:
+    """How the user of this process writes an option: ``--nan zero`` on the command line, ``nan="zero"`` in Python.
+
+    Every message that names an option calls this, so that it holds for the command line and for Python.
+
+    Args:
+        name: the Python argument. The option has dashes for its underscores, and none at its end (``from_``).
+        value: None for a switch; "" to name the option alone; in capitals if it stands for the user's own value.
+    """
+    if _typed:
+        return f"--{name.rstrip('_').replace('_', '-')}{f' {value}' if value else ''}"
+    if value is None:
+        return f"{name}=True"
+    return name if not value else f"{name}={value if value.isupper() or _is_number(value) else json.dumps(value)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def nearest(word: str, known: Iterable[str], likeness: float = 0.5) -> str:

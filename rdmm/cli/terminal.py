@@ -19,7 +19,7 @@ import click
 from rdmm.data.given import COMMAND_LINE_INPUTS
 from rdmm.runtime.memory import memory_errors
 from rdmm.runtime.progress import progress_listener
-from rdmm.types import RdmmError
+from rdmm.types import RdmmError, options_are_typed
 
 
 class Program(click.Group):
@@ -37,7 +37,7 @@ class Program(click.Group):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
         try:
-            with memory_errors():
+            with options_are_typed(), memory_errors():
                 sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.ctx.get_help() if error.ctx else "", err=True)

@@ -136,6 +136,14 @@ def read_volumes(source: Source, volume: int | None = None, *, labels: bool = Fa
     return out
 
 
+def image_channels(image: Image, name: str, *, labels: bool) -> list[Image]:
+    """The channels of an image in memory, (1, 1, *s) each, checked as ``read_volumes`` checks the volumes of a file."""
+    if labels:
+        return [read_labels(image, name=name)]
+    checked = read_image(image, name=name, nan="mask")
+    return [Image(checked.data[:, k : k + 1], checked.grid, checked.mask) for k in range(checked.data.shape[1])]
+
+
 def _read_voxels(source: Source | Image, *, name: str, strict: bool) -> tuple[str, np.ndarray, Grid]:
     """Name for messages, finite voxels (*s) in the given precision, and grid of a mask or a label map."""
     if isinstance(source, Image):
@@ -264,14 +272,18 @@ def write_image(
     """
     if like is not None:
         data, grid = grid.restored(data, like), like
+    write_nifti(path, encode_nifti(stored_voxels(path, data, grid, integer=integer, missing=missing), grid))
+
+
+def stored_voxels(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool, missing: bool) -> np.ndarray:
+    """The voxels (*s) or (*s, c) as a file stores them; arguments and errors as for ``write_image``."""
     array = np.moveaxis(data.detach().cpu().reshape(-1, *grid.shape).numpy(), 0, -1)
     array = array if array.shape[-1] > 1 else array[..., 0]
     if integer:
-        values = _smallest_integers(path, require_finite_result(path, array))
-    else:
-        values = finite_float32(path, np.where(np.isnan(array), 0, array) if missing else array)
-        values[np.isnan(array)] = np.nan
-    write_nifti(path, encode_nifti(values, grid))
+        return _smallest_integers(path, require_finite_result(path, array))
+    values = finite_float32(path, np.where(np.isnan(array), 0, array) if missing else array)
+    values[np.isnan(array)] = np.nan
+    return values
 
 
 def _smallest_integers(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:

@@ -17,9 +17,7 @@ from rdmm.types import InputError, Tensor
 def require_image_source(value: Any, name: str) -> None:
     """Raise InputError unless ``value``, the argument ``name``, is a path, a nibabel image or an Image."""
     if not isinstance(value, str | os.PathLike | nib.spatialimages.SpatialImage | Image):
-        hint = "pass a path, a nibabel image or an rdmm.Image"
-        if isinstance(value, np.ndarray | Tensor):
-            hint = "an array does not say where its voxels are: pass rdmm.Image(torch.as_tensor(x)[None, None], rdmm.Grid(x.shape, affine))"
+        hint = "pass a path, an image of nibabel, SimpleITK or ANTs, an rdmm.Image, or an array with spacing= or affine="
         raise InputError(f"{name} is {_describe(value)}; {hint}")
 
 
@@ -66,6 +64,36 @@ def mask_array(image: Image, name: str) -> np.ndarray | None:
     if mask.shape[:2] != (1, 1) or not ((mask >= 0) & (mask <= 1)).all() or not mask.any():
         raise InputError(f"the mask of {name} is (1, 1, *grid.shape), of numbers from 0 to 1 that are not all 0; got {mask.shape}")
     return mask
+
+
+def tensor_array(values: np.ndarray | Tensor, name: str) -> np.ndarray:
+    """An array of numpy or torch as plain real numbers of numpy, in their precision; ``name`` is for messages.
+
+    Raises:
+        InputError: they are not real numbers in one block of memory, or not two or more axes of them.
+    """
+    array = _real_array(values, name) if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind not in "biuf" or array.ndim < 2:
+        raise InputError(
+            f"{name} is an array of shape {array.shape} and type {array.dtype}; real numbers along two or three axes are expected"
+        )
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def point_array(values: Any, ndim: int | None, name: str) -> np.ndarray:
+    """Points (n, d) in float64; ``ndim`` is d if it is known, and ``name`` is for messages.
+
+    Raises:
+        InputError: another shape, or no finite numbers.
+    """
+    array = tensor_array(np.asarray(values) if isinstance(values, list | tuple) else values, name).astype(np.float64)
+    if array.ndim != 2 or array.shape[1] not in ([2, 3] if ndim is None else [ndim]):
+        raise InputError(
+            f"{name}: an array of shape {array.shape}; (n, {ndim or 'd'}) is expected: a row of world millimeters for each point"
+        )
+    if not np.isfinite(array).all():
+        raise InputError(f"{name}: row {int(np.argmin(np.isfinite(array).all(1)))} is NaN or Inf; correct it first")
+    return array
 
 
 def _real_array(data: Tensor, name: str) -> np.ndarray:

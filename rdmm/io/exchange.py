@@ -1,0 +1,192 @@
+"""Images of other libraries, in both directions: nibabel, SimpleITK, ANTs, and arrays of numpy and torch. None of them is imported here
+but nibabel, unless an image of it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from rdmm.io.files import check_output, require_ending
+from rdmm.io.formats.simpleitk import from_sitk, is_sitk, itk_affine, itk_geometry, to_sitk
+from rdmm.io.images import stored_voxels, write_image
+from rdmm.io.in_memory import image_array, require_image_source, tensor_array
+from rdmm.io.nifti import ENDINGS, Source, encode_nifti, placement_of, read_grid
+from rdmm.spatial import image as spatial
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.placement import MILLIMETERS
+from rdmm.types import ConfigError, InputError, option
+
+Given = Any
+"""An image as Python gives it: a path, an image of nibabel, SimpleITK or ANTs, an ``rdmm.Image``, or an array of numpy or torch."""
+
+
+class Image(spatial.Image):
+    """Intensities or labels on a grid, with an optional mask; and conversions to other libraries.
+
+    Args:
+        data: (b, c, *s); labels (b, 1, *s) are whole numbers of any type, and int64 where rdmm has read them.
+        grid: the grid of the last axes.
+        mask: (b, 1, *s), weight of each voxel in a similarity, in [0, 1]; None: 1 everywhere.
+
+    ``numpy.asarray(image)`` is ``image.numpy()``.
+
+    Raises:
+        InputError: data or mask are no tensors of the grid's shape.
+    """
+
+    def numpy(self) -> np.ndarray:
+        """The voxels as the file or array of this grid has its axes, (x, y) or (x, y, z) as in nibabel; several channels are the last axis.
+
+        Raises:
+            InputError: a batch of several images.
+        """
+        channels = image_array(self, "the image")[0]
+        return np.moveaxis(channels, 0, -1).reshape(*placement_of(self.grid).shape, *([len(channels)] if len(channels) > 1 else []))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy) if copy is not None else np.asarray(self.numpy(), dtype=dtype)
+
+    def nibabel(self) -> nib.Nifti1Image:
+        """A nibabel image, as ``save`` writes it."""
+        integer = not self.data.is_floating_point()
+        return nib.Nifti1Image.from_bytes(
+            encode_nifti(stored_voxels("the image", self.data, self.grid, integer=integer, missing=True), self.grid)
+        )
+
+    def simpleitk(self) -> Any:
+        """A SimpleITK image. Raises ConfigError if SimpleITK is not installed."""
+        return to_sitk(self.numpy(), self._affine(), components=self.data.shape[1] > 1)
+
+    def ants(self) -> Any:
+        """An ANTs image. Raises ConfigError if antspyx is not installed."""
+        try:
+            import ants
+        except ImportError as error:
+            raise ConfigError("an image of ANTs needs antspyx, which is not installed: pip install antspyx") from error
+        origin, spacing, direction = itk_geometry(self._affine())
+        d, components = len(origin), self.data.shape[1] > 1
+        return ants.from_numpy(self.numpy(), origin, spacing, np.reshape(direction, (d, d)), has_components=components)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write a NIfTI file: integers in the smallest type that holds them, all else in float32.
+
+        Raises:
+            ConfigError: the name does not end in .nii or .nii.gz.
+            OutputError: the file exists, or cannot be written.
+        """
+        path = check_output(require_ending(path, ENDINGS, "an image"), overwrite=overwrite)
+        write_image(path, self.data, self.grid, integer=not self.data.is_floating_point(), missing=True)
+        return path
+
+    def _affine(self) -> np.ndarray:
+        """From the voxels of ``numpy`` to millimeters (RAS+): (4, 4), or (3, 3) if they have two axes."""
+        placement = placement_of(self.grid)
+        if len(placement.shape) == 2:
+            return np.asarray(self.grid.affine)
+        return np.diag([MILLIMETERS[placement.unit]] * 3 + [1.0]) @ placement.storable_affine()
+
+
+def image_source(
+    given: Given, name: str, spacing: Sequence[float] | None = None, affine: Any = None, like: Given | None = None
+) -> Source | spatial.Image:
+    """What Python gives for an image, as a path, a nibabel image or an ``Image``.
+
+    Args:
+        given: see ``Given``. Of an array, the axes are (x, y), (x, y, z), or (x, y, z, volume).
+        name: the argument, for messages.
+        spacing: of an array: mm along each axis; the axes are R, A, S and the origin is 0.
+        affine: of an array: (d+1, d+1) from voxel indices to millimeters (RAS+).
+        like: the image whose grid an array has; with it, ``spacing`` and ``affine`` are not used.
+
+    Raises:
+        InputError: none of these, or an array whose shape is not that of its image.
+        ConfigError: a spacing or affine that does not fit an array.
+    """
+    if is_sitk(given):
+        array, matrix = from_sitk(given)
+        return _placed(array, matrix, name) if given.GetNumberOfComponentsPerPixel() == 1 else _channels(array, matrix, name)
+    if is_ants(given):
+        matrix = itk_affine(given.origin, given.spacing, given.direction)
+        return _channels(given.numpy(), matrix, name) if given.has_components else _placed(given.numpy(), matrix, name)
+    if not is_array(given):
+        require_image_source(given, name)
+        return given
+    array = tensor_array(given, name)
+    if like is not None:
+        return _on_grid_of(array, like, name)
+    return _placed(array, _array_affine(array, name, spacing, affine), name)
+
+
+def is_array(given: Any) -> bool:
+    """Whether ``given`` is voxels without a place: an array of numpy or torch."""
+    return isinstance(given, np.ndarray | torch.Tensor)
+
+
+def is_ants(given: Any) -> bool:
+    """Whether ``given`` is an image of ANTs; the library is not loaded for this."""
+    return type(given).__module__.partition(".")[0] == "ants" and type(given).__name__ == "ANTsImage"
+
+
+def read_given_grid(given: Given | Grid, name: str) -> Grid:
+    """The grid of an image that Python gives."""
+    if isinstance(given, Grid):
+        return given
+    source = image_source(given, name)
+    return source.grid if isinstance(source, spatial.Image) else read_grid(source)
+
+
+def name_of(given: Any, argument: str) -> str:
+    """How messages call what was given for an argument: by its path, if it is one."""
+    return os.fspath(given) if isinstance(given, str | os.PathLike) else argument
+
+
+def _placed(array: np.ndarray, affine: np.ndarray, name: str) -> nib.spatialimages.SpatialImage:
+    image = nib.spatialimages.SpatialImage(array, affine)
+    image.file_map["image"].filename = name  # what messages call it
+    return image
+
+
+def _channels(array: np.ndarray, affine: np.ndarray, name: str) -> spatial.Image:
+    """The components (*s, c) of each voxel as channels."""
+    grid = read_grid(_placed(array[..., 0], affine, name))
+    return spatial.Image(torch.from_numpy(np.moveaxis(array, -1, 0).reshape(1, -1, *grid.shape).copy()), grid)
+
+
+def _on_grid_of(array: np.ndarray, like: Given, name: str) -> spatial.Image:
+    grid = read_given_grid(like, name)
+    shape = placement_of(grid).shape
+    if array.shape not in (shape, grid.shape):
+        raise InputError(f"{name}: an array of shape {array.shape} for an image of shape {shape}; give it in the voxels of its image")
+    return spatial.Image(torch.from_numpy(array.reshape(1, 1, *grid.shape).copy()), grid)
+
+
+def _array_affine(array: np.ndarray, name: str, spacing: Sequence[float] | None, affine: Any) -> np.ndarray:
+    """The (4, 4) affine of an array with two or more axes."""
+    d = min(array.ndim, 3)
+    if spacing is not None and affine is not None:
+        raise ConfigError(f"{name}: give {option('spacing', '')} or {option('affine', '')}, not both")
+    if affine is None:
+        sizes = np.ones(d) if spacing is None else _numbers(spacing, (d,), f"spacing of {name}: {d} lengths in mm")
+        affine = np.diag([*sizes, 1.0])
+    matrix = _numbers(affine, (d + 1, d + 1), f"affine of {name}: a ({d + 1}, {d + 1}) matrix")
+    whole = np.eye(4)
+    whole[np.ix_([*range(d), 3], [*range(d), 3])] = matrix
+    if d == 2:
+        whole[2, 2] = np.linalg.norm(matrix[:2, :2], axis=0).mean()
+    return whole
+
+
+def _numbers(given: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.zeros(0)
+    if numbers.shape != shape:
+        raise ConfigError(f"{what} is expected; got {str(given)[:100]}")
+    return numbers

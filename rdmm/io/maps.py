@@ -1,0 +1,65 @@
+"""Transforms as Python gives them, and the -t arguments of the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdmm.io.in_memory import tensor_array
+from rdmm.io.transforms import read_transforms
+from rdmm.io.vectors import affine_map
+from rdmm.spatial.grid import Grid, require_one_dimension
+from rdmm.spatial.transform import Transform, compose_all
+from rdmm.types import InputError, Tensor
+
+Maps = Any
+"""One transform, or a list of them, of which a point goes through the first one first. Each is the path of a file, a matrix (d+1, d+1) of
+world millimeters (RAS+), a ``Transform`` of world millimeters, fixed -> moving, or a ``Registration``, which stands for its transform."""
+
+
+def read_maps(given: Maps) -> Transform:
+    """The map of world millimeters, fixed -> moving, that ``given`` stands for.
+
+    Raises:
+        InputError: a file cannot be used, two are of different dimensions, or a value is no transform.
+    """
+    each = list_maps(given)
+    if all(isinstance(one, str | os.PathLike) for one in each):
+        return read_transforms([os.fspath(one) for one in each])
+    transforms = [_read_map(one) for one in each]
+    require_one_dimension({describe_maps(one): t.ndim for one, t in zip(each, transforms, strict=True)})
+    return compose_all(transforms)
+
+
+def describe_maps(given: Maps) -> str:
+    """How messages call a transform, or a list of them."""
+    return " ".join(os.fspath(one) if isinstance(one, str | os.PathLike) else f"a {type(one).__name__}" for one in list_maps(given))
+
+
+def grid_of_maps(given: Maps) -> Grid | None:
+    """The fixed grid of a ``Registration``; None for any other transform."""
+    stored = getattr(given, "stored", None)
+    return stored[0] if stored is not None else None
+
+
+def list_maps(given: Maps) -> Sequence[Any]:
+    """What was given, as a list."""
+    return given if isinstance(given, list | tuple) else [given]
+
+
+def _read_map(given: Any) -> Transform:
+    if isinstance(given, str | os.PathLike):
+        return read_transforms([os.fspath(given)])
+    if isinstance(given, np.ndarray | Tensor):
+        matrix = tensor_array(given, "transforms")
+        if matrix.shape not in ((3, 3), (4, 4)):
+            raise InputError(f"transforms: a matrix of shape {matrix.shape}; (3, 3) or (4, 4) of world millimeters is expected")
+        return affine_map(Path("transforms"), matrix)
+    inner = getattr(given, "transform", given)  # of a Registration
+    if isinstance(inner, Transform):
+        return inner
+    raise InputError(f"transforms: a {type(given).__name__}; give a file, a matrix, an rdmm Transform or a Registration, or a list of them")
