@@ -9,14 +9,14 @@ import click
 
 from rdmm.cli.numbers import PERCENT, SEED, THREADS, VOLUME
 from rdmm.cli.terminal import common_options, optional_file_options, print_result, progress_bar, set_log, split_arguments
-from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS
+from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS, TRANSFORM_HELP, TRANSFORMS
 from rdmm.types import DivergenceError, InputError, nearest
 
 if TYPE_CHECKING:
     from rdmm.workflows.job import Job
 
 INPUT_OPTIONS = (*(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
-JOB_OPTIONS = ("init", "weights", "device", "threads", "seed", "max_folding")
+JOB_OPTIONS = ("transform", "init", "weights", "device", "threads", "seed", "max_folding")
 
 
 @click.command(no_args_is_help=True)
@@ -26,6 +26,7 @@ JOB_OPTIONS = ("init", "weights", "device", "threads", "seed", "max_folding")
 @click.option("-o", "--out", required=True, help="Prefix of the result files, or a folder (ends in /).")
 @optional_file_options
 @click.option("--weights", help="Model that train.py wrote. Its prediction is the result; optimizer=refine improves it.")
+@click.option("--transform", type=click.Choice(TRANSFORMS), help=TRANSFORM_HELP)
 @click.option("--init", type=click.Choice(AFFINE_STARTS), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="How to treat NaN and Inf; by default they are an error.")
 @click.option("--volume", type=VOLUME, help="Which volume of a 4D file to use.")
@@ -42,6 +43,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     \b
     Examples:
       rdmm register fixed.nii.gz moving.nii.gz -o out/
+      rdmm register fixed.nii.gz moving.nii.gz -o out/ --transform rigid
       rdmm register fixed.vtk moving.vtk -o out/ similarity.reach=0.1
       rdmm register -f fixed.nii.gz -m moving.nii.gz -o out/run1_ --weights model.safetensors --threads 2
     """

@@ -69,6 +69,17 @@ REPORT_INPUTS = tuple(g.name for g in OPTIONAL_INPUTS if g.reread)
 AFFINE_STARTS = ("auto", "header", "com", "axes")
 """Starts of the affine search (``--init``)."""
 
+LINEAR_MODELS = ("translation", "rigid", "similarity", "affine")
+"""Models of the affine search, from small to large."""
+
+DEFORMATIONS = ("svf", "lddmm", "rdmm")
+"""Dynamics of images."""
+
+TRANSFORMS = (*LINEAR_MODELS, *DEFORMATIONS)
+"""Kinds of transforms (``--transform``)."""
+
+TRANSFORM_HELP = "Kind of transform. The first four write a matrix, without a warp; default: affine and a deformation (dynamics=svf)."
+
 
 def values_of(value: Any) -> Sequence[Any]:
     """What was given for one input, as a list: several values, one, or none."""

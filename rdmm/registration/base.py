@@ -54,6 +54,11 @@ class FinishedRegistration(ABC):
         """The dynamics of the last deformable stage, whose initial conditions are ``result.ic``."""
         return self.result.dynamics
 
+    @property
+    @abstractmethod
+    def is_deformed(self) -> bool:
+        """Whether the map is more than an affine one, so that a warp is written."""
+
     @cached_property
     @abstractmethod
     def metrics(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from rdmm.registration.images import Registration
 from rdmm.registration.outputs import Output
 from rdmm.registration.record import Provenance
 from rdmm.registration.shapes import ShapeRegistration
+from rdmm.registration.transform_kind import transform_overrides
 from rdmm.runtime.interrupt import stop
 from rdmm.runtime.memory import memory_errors
 from rdmm.runtime.resources import reset_peak_memory, select_device
@@ -172,7 +173,7 @@ def _move_to(x: Any, device: torch.device) -> Any:
 
 
 def _compose_arguments(
-    name: str, overrides: Any, keys: Mapping[str, Any], *, device: Any, threads: Any, seed: Any, init: Any = None
+    name: str, overrides: Any, keys: Mapping[str, Any], *, device: Any, threads: Any, seed: Any, transform: Any, init: Any = None
 ) -> Settings:
     """The settings that the arguments of ``register`` and ``register_shapes`` describe; all of them are checked before data are read."""
     set_threads(threads)
@@ -183,7 +184,8 @@ def _compose_arguments(
     if init is not None and not (isinstance(init, str) and init in AFFINE_STARTS):
         raise ConfigError(f"init must be one of {', '.join(AFFINE_STARTS)}; got {init!r}")
     more = [] if init is None else [f"affine.init={init}"]
-    return compose_settings([*overrides, *to_overrides(keys), *more], name)
+    typed = [*overrides, *to_overrides(keys), *more]
+    return compose_settings([*typed, *transform_overrides(transform, typed, for_shapes=name == "shapes")], name)
 
 
 @contextlib.contextmanager
@@ -206,6 +208,7 @@ def register(
     threads: int | None = None,
     seed: int = 0,
     init: str | None = None,
+    transform: str | None = None,
     fixed_labels: Source | Image | None = None,
     moving_labels: Source | Image | None = None,
     fixed_mask: Source | Image | None = None,
@@ -227,12 +230,14 @@ def register(
         overrides, keys: settings of ``conf/register.yaml``, as "KEY=VALUE" or as keywords, e.g. dynamics="rdmm",
             optimizer__scales=[0.5, 1.0] (``__`` for a dot).
         init: start of the affine search: auto, header, com (centers of mass) or axes.
+        transform: translation, rigid, similarity or affine (a matrix alone); svf, lddmm or rdmm (also a deformation, with these dynamics);
+            None: set by ``dynamics``.
         others: like the options of ``rdmm register``.
 
     Raises:
         RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
-    settings = _compose_arguments("register", overrides, keys, device=device, threads=threads, seed=seed, init=init)
+    settings = _compose_arguments("register", overrides, keys, device=device, threads=threads, seed=seed, transform=transform, init=init)
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}; got {nan!r}")
     if volume is not None:
@@ -266,6 +271,7 @@ def register_shapes(
     fixed: str | Measure,
     moving: str | Measure,
     overrides: Sequence[str] = (),
+    transform: str | None = None,
     landmarks: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -277,10 +283,11 @@ def register_shapes(
     Args:
         fixed, moving: paths of .vtk or .ply files, or ``Measure`` objects in world millimeters.
         overrides, keys: settings of ``conf/shapes.yaml``, given as for ``rdmm.register``.
+        transform: translation, rigid, similarity or affine (a matrix alone), or lddmm (also a deformation, the default).
         landmarks: CSV as for images. They measure the error; with landmark_weight > 0 they also guide the registration.
 
     Raises:
         RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
-    settings = _compose_arguments("shapes", overrides, keys, device=device, threads=threads, seed=seed)
+    settings = _compose_arguments("shapes", overrides, keys, device=device, threads=threads, seed=seed, transform=transform)
     return run(read_shapes(fixed, moving, landmarks), settings, device=device, seed=seed)

@@ -72,6 +72,10 @@ class Registration(FinishedRegistration):
         """The affine part, applied to points after the deformation, in domain units of the fixed grid; None if there is none."""
         return self._deformation_and_affine[1]
 
+    @property
+    def is_deformed(self) -> bool:
+        return not isinstance(self._deformation_and_affine[0], Identity)
+
     @cached_property
     def deformation(self) -> Tensor:
         """Displacement (1, d, *s) of the deformation, fixed -> moving, on the fixed grid, in domain units; without ``affine``."""

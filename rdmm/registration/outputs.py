@@ -16,7 +16,8 @@ import torch
 from rdmm import io
 from rdmm.registration.record import write_conditions
 from rdmm.spatial import ops
-from rdmm.spatial.transform import Framed, displacement
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.transform import Affine, Framed, displacement
 from rdmm.types import ConfigError, Tensor
 
 
@@ -67,6 +68,16 @@ def _total_displacement(r: Any, transform: Any) -> Tensor:
     return displacement(Framed(transform, r.grid), r.grid, r.deformation)
 
 
+def _has_matrix(r: Any) -> bool:
+    """Whether a matrix is written: where there is an affine part, and where there is no warp, so that every run has a transform."""
+    return r.affine is not None or not r.is_deformed
+
+
+def _matrix(affine: Affine | None, grid: Grid) -> np.ndarray:
+    """An affine part in the frame of ``grid`` as a matrix between world millimeters; the identity without one."""
+    return np.eye(grid.ndim + 1) if affine is None else affine.in_world(grid)
+
+
 CONDITIONS = OutputFile(
     "initial_conditions.safetensors", lambda r, path: write_conditions(path, r.result.ic), when=lambda r: r.result.ic is not None
 )
@@ -79,11 +90,9 @@ def image_files(output: Output, gaussians: int) -> list[OutputFile]:
         gaussians: number of Gaussians whose weights may be written (t*_Weight*.nii.gz).
     """
     return [
-        OutputFile(
-            "0GenericAffine.mat", lambda r, path: io.write_affine(path, r.affine.in_world(r.grid)), when=lambda r: r.affine is not None
-        ),
-        OutputFile("1Warp.nii.gz", _write_warp(lambda r: r.deformation)),
-        OutputFile("1InverseWarp.nii.gz", _write_warp(lambda r: r.inverse_deformation)),
+        OutputFile("0GenericAffine.mat", lambda r, path: io.write_affine(path, _matrix(r.affine, r.grid)), when=_has_matrix),
+        OutputFile("1Warp.nii.gz", _write_warp(lambda r: r.deformation), when=lambda r: r.is_deformed),
+        OutputFile("1InverseWarp.nii.gz", _write_warp(lambda r: r.inverse_deformation), when=lambda r: r.is_deformed),
         OutputFile("Warped.nii.gz", _write_fixed(lambda r: r.warped.data)),
         OutputFile(
             "InverseWarped.nii.gz",
@@ -173,11 +182,11 @@ SHAPE_FILES = (
     ),
     OutputFile(
         "0GenericAffine.mat",
-        lambda r, path: io.write_affine(path, r.affine.inverse().in_world(r.frame)),
-        when=lambda r: r.affine is not None,
+        lambda r, path: io.write_affine(path, _matrix(r.affine and r.affine.inverse(), r.frame)),
+        when=_has_matrix,
     ),
-    OutputFile("1Warp.nii.gz", _write_frame_warp(lambda r: r.inverse_flow)),
-    OutputFile("1InverseWarp.nii.gz", _write_frame_warp(lambda r: r.flow)),
+    OutputFile("1Warp.nii.gz", _write_frame_warp(lambda r: r.inverse_flow), when=lambda r: r.is_deformed),
+    OutputFile("1InverseWarp.nii.gz", _write_frame_warp(lambda r: r.flow), when=lambda r: r.is_deformed),
     OutputFile("Flow.vtk", _write_flow, when=lambda r: r.result.ic is not None),
     CONDITIONS,
 )

@@ -136,6 +136,10 @@ class ShapeRegistration(FinishedRegistration):
         return self._affine_and_flow[1]
 
     @property
+    def is_deformed(self) -> bool:
+        return not isinstance(self.flow, Identity)
+
+    @property
     def inverse_flow(self) -> Transform:
         """The inverse of ``flow``: from the fixed shape to the moving shape after ``affine``."""
         return self.result.inverse if self.affine is None else composed(self.result.inverse, self.affine)

@@ -14,6 +14,7 @@ from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
 from rdmm.optim.problem import Problem, Similarity
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
+from rdmm.spatial.transform import Identity
 from rdmm.stages.base import Chain, Result, Stage
 from rdmm.types import ConfigError
 
@@ -24,7 +25,7 @@ rounding at the border makes no mask. Not measured."""
 
 @dataclass(frozen=True)
 class Deform:
-    """A geodesic that an optimizer finds from an initializer's start (with NoOptimizer: learned mode)."""
+    """A geodesic that an optimizer finds from an initializer's start (with NoOptimizer: learned mode; the identity without a momentum)."""
 
     problem: Problem
     optimizer: Optimizer = field(default_factory=LBFGS)
@@ -58,6 +59,10 @@ class Deform:
                 pair = with_field_of_view(pair)
         with torch.no_grad():
             ic = self.initializer(pair)
+        if not self.optimizer.searches and not bool(ic.momentum.any()):
+            with torch.no_grad():
+                energy = self.problem.evaluate(dynamics.complete(ic, pair.source), Identity(), pair).as_dict()
+            return Result(Identity(), Identity(), energy, seconds={"deform": time.perf_counter() - begin})
         ic, history = self.optimizer(self.problem, pair, dynamics.complete(ic, pair.source))
         with torch.no_grad():
             transform, inverse = dynamics.flow(ic, pair.source)

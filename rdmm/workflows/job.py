@@ -25,6 +25,7 @@ from rdmm.registration.entry import Settings, compose_settings, prepare, run
 from rdmm.registration.images import MIN_WEIGHT_FILES
 from rdmm.registration.outputs import SHAPE_FILES, image_files
 from rdmm.registration.record import nan_to_null, read_summary
+from rdmm.registration.transform_kind import transform_overrides
 from rdmm.runtime.resources import select_device
 from rdmm.stages.deform import deforms
 from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError
@@ -42,6 +43,7 @@ class Job:
         overrides: KEY=VALUE settings.
         inputs: optional inputs by name (``rdmm.data.given``); None or False means not given.
         init: start of the affine search: auto, header, com or axes.
+        transform: kind of transform: translation, rigid, similarity, affine, svf, lddmm or rdmm; None: set by the settings.
         weights: path of a trained model.
         device: cpu or cuda.
         threads: CPU threads; None: torch's default.
@@ -54,6 +56,7 @@ class Job:
     overrides: Sequence[str] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     init: str | None = None
+    transform: str | None = None
     weights: str | None = None
     device: str = "cpu"
     threads: int | None = None
@@ -73,7 +76,13 @@ class Job:
     @property
     def command(self) -> str:
         """The equivalent command line, without -o and --threads, which do not change the results."""
-        options = {**self.given_inputs, "init": self.init, "weights": self.weights, "max_folding": self.max_folding}
+        options = {
+            **self.given_inputs,
+            "init": self.init,
+            "transform": self.transform,
+            "weights": self.weights,
+            "max_folding": self.max_folding,
+        }
         options |= {"device": self.device if self.device != "cpu" else None, "seed": self.seed or None}
         words = ["rdmm", "register", self.fixed, self.moving]
         for name, given in options.items():
@@ -90,6 +99,7 @@ class Job:
         """
         more = [] if self.init is None else [f"affine.init={self.init}"]
         more += [] if self.weights is None else [f"weights={quoted(self.weights)}"]
+        more += transform_overrides(self.transform, [*self.overrides, *more], for_shapes=self.for_shapes)
         settings = compose_settings([*self.overrides, *more], "shapes" if self.for_shapes else "register")
         select_device(self.device)
         return settings
