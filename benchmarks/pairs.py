@@ -57,7 +57,7 @@ def register_pair(name: str, settings: list[str], threads: int, pictures: str | 
     read, own = CASES[name]
     registration = run(read(), compose_settings([*own, *settings]))
     metrics = {k: v for k, v in registration.metrics.items() if isinstance(v, float)}
-    moved, fixed = registration.warped.data.flatten(), registration.pair.fixed.data.flatten()
+    moved, fixed = registration.moved.data.flatten(), registration.pair.fixed.data.flatten()
     out: dict[str, object] = {**metrics, "ncc": float(torch.corrcoef(torch.stack([moved, fixed]))[0, 1])}
     out |= {f"s_{k}": v for k, v in registration.result.seconds.items()}
     out["peak_GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

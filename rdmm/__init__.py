@@ -15,12 +15,13 @@ _names, __getattr__ = lazy_names(
     {
         "spatial.grid": ["Grid"],
         "spatial.measure": ["Measure"],
-        "spatial.image": ["Image"],
+        "io.exchange": ["Image"],
         "spatial.pair": ["Pair"],
         "regularizer.smoother": ["MultiGaussian"],
         "dynamics": ["LDDMM", "RDMM", "SVF", "InitialConditions", "Integrator", "PointLDDMM"],
         "optim": ["LBFGS", "Energy", "Problem"],
         "stages": ["AffineOpt", "Chain", "Deform", "Result", "Skip"],
+        "mapping": ["apply", "compose", "convert", "evaluate", "invert", "jacobian", "points"],
         "registration": ["Registration", "ShapeRegistration", "register", "register_shapes"],
         "types": ["ConfigError", "DivergenceError", "InputError", "OutputError", "RdmmError", "ResourceError"],
     },
@@ -29,11 +30,12 @@ __all__ = ["__version__", *_names]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from rdmm.dynamics import LDDMM, RDMM, SVF, InitialConditions, Integrator, PointLDDMM
+    from rdmm.io.exchange import Image
+    from rdmm.mapping import apply, compose, convert, evaluate, invert, jacobian, points
     from rdmm.optim import LBFGS, Energy, Problem
     from rdmm.registration import Registration, ShapeRegistration, register, register_shapes
     from rdmm.regularizer.smoother import MultiGaussian
     from rdmm.spatial.grid import Grid
-    from rdmm.spatial.image import Image
     from rdmm.spatial.measure import Measure
     from rdmm.spatial.pair import Pair
     from rdmm.stages import AffineOpt, Chain, Deform, Result, Skip

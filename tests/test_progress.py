@@ -6,7 +6,7 @@ import rich.progress
 import torch
 
 from rdmm import LBFGS, SVF, InitialConditions, MultiGaussian, Problem
-from rdmm.cli.terminal import progress_bar
+from rdmm.cli.terminal import progress
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.runtime.progress import progress_listener, report_progress
 from rdmm.similarity import SSD
@@ -35,11 +35,11 @@ def test_the_bar_on_a_terminal_shows_every_iteration(monkeypatch):
     shown = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(rich.progress.Progress, "update", lambda bar, task, **fields: shown.append(fields))
-    with progress_bar(quiet=False):
+    with progress(quiet=False):
         history = search()
     assert [(s["description"], s["completed"], s["total"]) for s in shown] == [(f"level {k}", i, n) for k, i, n, _ in history]
     assert shown[-1]["energy"] == f"energy {history[-1][3]:.5f}"
     shown.clear()
-    with progress_bar(quiet=True):
+    with progress(quiet=True):
         search()
     assert not shown

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdmm.cli.numbers import PERCENT, SEED, THREADS, VOLUME
-from rdmm.cli.terminal import common_options, optional_file_options, print_result, progress_bar, set_log, split_arguments
+from rdmm.cli.terminal import common_options, optional_file_options, print_result, progress, set_log, split_arguments
 from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS, TRANSFORM_HELP, TRANSFORMS
 from rdmm.types import DivergenceError, InputError, nearest
 
@@ -77,7 +77,7 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
         return 0
     settings = job.settings()
     inputs = job.read()
-    with job.reserve_outputs(settings, overwrite=overwrite), interruptible() as seen, progress_bar(quiet):
+    with job.reserve_outputs(settings, overwrite=overwrite), interruptible() as seen, progress(quiet):
         finished, written, summary = job.run(inputs, settings)
     if as_json:
         print_result(summary, as_json)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from textwrap import indent
 from typing import Any
 
@@ -18,7 +18,7 @@ import click
 
 from rdmm.data.given import COMMAND_LINE_INPUTS
 from rdmm.runtime.memory import memory_errors
-from rdmm.runtime.progress import progress_listener
+from rdmm.runtime.progress import progress_bar
 from rdmm.types import RdmmError, options_are_typed
 
 
@@ -129,29 +129,9 @@ def set_log(quiet: bool, debug: bool) -> None:
     logging.getLogger("rdmm").setLevel(level)
 
 
-@contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[None]:
+def progress(quiet: bool) -> contextlib.AbstractContextManager[None]:
     """Show a progress bar if stderr is a terminal; otherwise the log has one line per level."""
-    if quiet or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[energy]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-    task = bar.add_task("affine", total=None, energy="")
-
-    def show_iteration(level: int, iteration: int, total: int, energy: float) -> None:
-        bar.update(task, description=f"level {level}", completed=iteration, total=total, energy=f"energy {energy:.5f}")
-
-    with bar, progress_listener(show_iteration):
-        yield
+    return contextlib.nullcontext() if quiet or not sys.stderr.isatty() else progress_bar()
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from rdmm import io
 from rdmm.data.given import INPUT_NAMES, files_of, values_of
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_path, require_shape_source
+from rdmm.io.maps import Maps, describe_maps, read_maps
 from rdmm.io.nifti import Source, peek
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
@@ -132,7 +133,7 @@ def read_inputs(
     regions: Source | Image | None = None,
     fixed_regions: Source | Image | None = None,
     labels: Sequence[int] | None = None,
-    initial: str | Sequence[str] | None = None,
+    initial: Maps | None = None,
     nan: NanPolicy = "error",
     volume: int | None = None,
     strict: bool = False,
@@ -195,11 +196,8 @@ def _file_paths(given: Mapping[str, Any]) -> dict[str, str]:
 
 def _read_start(names: Sequence[Any], fixed: str, grid: Grid) -> Transform:
     """The transforms to start from, composed, in the frame of the image ``fixed``; a point goes through the first one first."""
-    wrong = [type(name).__name__ for name in names if not isinstance(name, str | os.PathLike)]
-    if wrong:
-        raise InputError(f"initial: a {wrong[0]} was given; give the file of a transform, or a list of files")
-    transform = io.read_transforms([os.fspath(name) for name in names])
-    require_one_dimension({fixed: grid.ndim, " ".join(map(str, names)): transform.ndim})
+    transform = read_maps(names, "initial")
+    require_one_dimension({fixed: grid.ndim, describe_maps(names): transform.ndim})
     return compose_all(framed(m, grid) for m in flat(transform))  # one by one: affine maps stay affine
 
 

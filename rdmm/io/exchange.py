@@ -63,6 +63,8 @@ class Image(spatial.Image):
         """A SimpleITK image. Raises ConfigError if SimpleITK is not installed."""
         return to_sitk(self.numpy(), self._affine(), components=self.data.shape[1] > 1)
 
+    sitk = simpleitk
+
     def ants(self) -> Any:
         """An ANTs image. Raises ConfigError if antspyx is not installed."""
         try:
@@ -93,7 +95,7 @@ class Image(spatial.Image):
 
 
 def image_source(
-    given: Given, name: str, spacing: Sequence[float] | None = None, affine: Any = None, like: Given | None = None
+    given: Given, name: str, spacing: Sequence[float] | None = None, affine: Any = None, like: Given | Grid | None = None
 ) -> Source | spatial.Image:
     """What Python gives for an image, as a path, a nibabel image or an ``Image``.
 
@@ -120,6 +122,11 @@ def image_source(
     array = tensor_array(given, name)
     if like is not None:
         return _on_grid_of(array, like, name)
+    if spacing is None and affine is None:
+        raise InputError(
+            f"{name} is an array of shape {array.shape}, which does not say where its voxels are; give an image of nibabel,"
+            " or rdmm.Image(torch.as_tensor(x)[None, None], rdmm.Grid(x.shape, affine))"
+        )
     return _placed(array, _array_affine(array, name, spacing, affine), name)
 
 
@@ -158,12 +165,14 @@ def _channels(array: np.ndarray, affine: np.ndarray, name: str) -> spatial.Image
     return spatial.Image(torch.from_numpy(np.moveaxis(array, -1, 0).reshape(1, -1, *grid.shape).copy()), grid)
 
 
-def _on_grid_of(array: np.ndarray, like: Given, name: str) -> spatial.Image:
+def _on_grid_of(array: np.ndarray, like: Given | Grid, name: str) -> spatial.Image:
+    """An array (*s), or (*s, c) of channels, in the voxels of an image."""
     grid = read_given_grid(like, name)
     shape = placement_of(grid).shape
-    if array.shape not in (shape, grid.shape):
+    channels = array.shape[len(shape) :] if array.shape[: len(shape)] == shape else array.shape[grid.ndim :]
+    if array.shape not in ((*shape, *channels), (*grid.shape, *channels)) or len(channels) > 1:
         raise InputError(f"{name}: an array of shape {array.shape} for an image of shape {shape}; give it in the voxels of its image")
-    return spatial.Image(torch.from_numpy(array.reshape(1, 1, *grid.shape).copy()), grid)
+    return spatial.Image(torch.from_numpy(np.moveaxis(array.reshape(*grid.shape, -1), -1, 0)[None].copy()), grid)
 
 
 def _array_affine(array: np.ndarray, name: str, spacing: Sequence[float] | None, affine: Any) -> np.ndarray:
@@ -171,9 +180,8 @@ def _array_affine(array: np.ndarray, name: str, spacing: Sequence[float] | None,
     d = min(array.ndim, 3)
     if spacing is not None and affine is not None:
         raise ConfigError(f"{name}: give {option('spacing', '')} or {option('affine', '')}, not both")
-    if affine is None:
-        sizes = np.ones(d) if spacing is None else _numbers(spacing, (d,), f"spacing of {name}: {d} lengths in mm")
-        affine = np.diag([*sizes, 1.0])
+    if spacing is not None:
+        affine = np.diag([*_numbers(spacing, (d,), f"spacing of {name}: {d} lengths in mm"), 1.0])
     matrix = _numbers(affine, (d + 1, d + 1), f"affine of {name}: a ({d + 1}, {d + 1}) matrix")
     whole = np.eye(4)
     whole[np.ix_([*range(d), 3], [*range(d), 3])] = matrix

@@ -96,12 +96,19 @@ def read_image(
     if not isinstance(nan, str) or nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}, not {nan!r}")
     if isinstance(source, Image):
+        require_no_volume(volume, name)
         return _checked_image(source, name, nan, has_options=has_options)
     raw = read_raw(source, strict=strict)
     volumes, grid = _as_volumes(raw)
     array = _choose_volume(raw.header.path, volumes, volume, has_options=has_options)
     array, good = _replace_nan(raw.header.path, array, nan, has_options=has_options)
     return Image(_to_tensor(array), grid, None if good is None else _to_tensor(good))
+
+
+def require_no_volume(volume: int | None, name: str) -> None:
+    """Raise ConfigError for the number of a volume of an image in memory, which has channels."""
+    if volume is not None:
+        raise ConfigError(f"volume={volume}: {name} is an image in memory, which has channels and no volumes; leave volume out")
 
 
 def _checked_image(image: Image, name: str, nan: NanPolicy, *, has_options: bool) -> Image:

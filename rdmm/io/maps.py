@@ -21,8 +21,8 @@ Maps = Any
 world millimeters (RAS+), a ``Transform`` of world millimeters, fixed -> moving, or a ``Registration``, which stands for its transform."""
 
 
-def read_maps(given: Maps) -> Transform:
-    """The map of world millimeters, fixed -> moving, that ``given`` stands for.
+def read_maps(given: Maps, name: str = "transforms") -> Transform:
+    """The map of world millimeters, fixed -> moving, that ``given`` stands for; ``name`` is its argument, for messages.
 
     Raises:
         InputError: a file cannot be used, two are of different dimensions, or a value is no transform.
@@ -30,7 +30,7 @@ def read_maps(given: Maps) -> Transform:
     each = list_maps(given)
     if all(isinstance(one, str | os.PathLike) for one in each):
         return read_transforms([os.fspath(one) for one in each])
-    transforms = [_read_map(one) for one in each]
+    transforms = [_read_map(one, name) for one in each]
     require_one_dimension({describe_maps(one): t.ndim for one, t in zip(each, transforms, strict=True)})
     return compose_all(transforms)
 
@@ -40,10 +40,9 @@ def describe_maps(given: Maps) -> str:
     return " ".join(os.fspath(one) if isinstance(one, str | os.PathLike) else f"a {type(one).__name__}" for one in list_maps(given))
 
 
-def grid_of_maps(given: Maps) -> Grid | None:
-    """The fixed grid of a ``Registration``; None for any other transform."""
-    stored = getattr(given, "stored", None)
-    return stored[0] if stored is not None else None
+def grids_of_maps(given: Maps) -> tuple[Grid, Grid] | tuple[None, None]:
+    """The fixed and the moving grid of a ``Registration``; None for any other transform."""
+    return getattr(given, "stored", None) or (None, None)
 
 
 def list_maps(given: Maps) -> Sequence[Any]:
@@ -51,15 +50,15 @@ def list_maps(given: Maps) -> Sequence[Any]:
     return given if isinstance(given, list | tuple) else [given]
 
 
-def _read_map(given: Any) -> Transform:
+def _read_map(given: Any, name: str) -> Transform:
     if isinstance(given, str | os.PathLike):
         return read_transforms([os.fspath(given)])
     if isinstance(given, np.ndarray | Tensor):
-        matrix = tensor_array(given, "transforms")
+        matrix = tensor_array(given, name)
         if matrix.shape not in ((3, 3), (4, 4)):
-            raise InputError(f"transforms: a matrix of shape {matrix.shape}; (3, 3) or (4, 4) of world millimeters is expected")
-        return affine_map(Path("transforms"), matrix)
+            raise InputError(f"{name}: a matrix of shape {matrix.shape}; (3, 3) or (4, 4) of world millimeters is expected")
+        return affine_map(Path(name), matrix)
     inner = getattr(given, "transform", given)  # of a Registration
     if isinstance(inner, Transform):
         return inner
-    raise InputError(f"transforms: a {type(given).__name__}; give a file, a matrix, an rdmm Transform or a Registration, or a list of them")
+    raise InputError(f"{name}: a {type(given).__name__}; give a file, a matrix, an rdmm Transform or a Registration, or a list of them")

@@ -6,7 +6,7 @@ and the others call them.
 
 from rdmm.mapping.evaluation import evaluate, jacobian
 from rdmm.mapping.images import apply
-from rdmm.mapping.points import points
+from rdmm.mapping.moved_points import points
 from rdmm.mapping.transforms import compose, convert, invert
 
 __all__ = ["apply", "compose", "convert", "evaluate", "invert", "jacobian", "points"]

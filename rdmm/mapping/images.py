@@ -10,9 +10,9 @@ import torch
 from rdmm import io
 from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
 from rdmm.io.files import check_output, require_ending
-from rdmm.io.images import image_channels
-from rdmm.io.maps import Maps, describe_maps, grid_of_maps, read_maps
-from rdmm.io.nifti import ENDINGS
+from rdmm.io.images import image_channels, require_no_volume
+from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_maps
+from rdmm.io.nifti import ENDINGS, Source
 from rdmm.mapping.transforms import invert_in_world, warn_outside
 from rdmm.spatial import image as spatial
 from rdmm.spatial import ops
@@ -58,13 +58,10 @@ def apply(
             f"{option('default_value', str(default_value))}: with {option('labels')} it is a whole number of 64 bits, such as 0"
         )
     path = None if out is None else check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
-    source, name = image_source(image, "image"), describe_maps(transforms)
-    volumes = (
-        image_channels(source, "image", labels=labels)
-        if isinstance(source, spatial.Image)
-        else io.read_volumes(source, volume, labels=labels)
-    )
-    grid = _reference_grid(reference, transforms)
+    fixed_grid, moving_grid = grids_of_maps(transforms)
+    source, name = image_source(image, "image", like=moving_grid), describe_maps(transforms)
+    volumes = _read_channels(source, volume, labels=labels)
+    grid = read_given_grid(_required(reference, fixed_grid), "reference")
     transform = read_maps(transforms)
     require_one_dimension({name_of(image, "image"): volumes[0].grid.ndim, name_of(reference, "reference"): grid.ndim, name: transform.ndim})
     if invert:
@@ -77,14 +74,19 @@ def apply(
     return moved
 
 
-def _reference_grid(reference: Given | Grid | None, transforms: Maps) -> Grid:
-    """The grid of a reference; without one that of the fixed image of a registration."""
-    if reference is None:
-        grid = grid_of_maps(transforms)
-        if grid is None:
-            raise InputError("reference is missing: give the image whose grid the result has, such as the fixed image")
-        return grid
-    return read_given_grid(reference, "reference")
+def _required(reference: Given | Grid | None, fixed_grid: Grid | None) -> Given | Grid:
+    """The reference; without one the fixed grid of a registration."""
+    if reference is None and fixed_grid is None:
+        raise InputError("reference is missing: give the image whose grid the result has, such as the fixed image")
+    return fixed_grid if reference is None else reference
+
+
+def _read_channels(source: Source | spatial.Image, volume: int | None, *, labels: bool) -> list[spatial.Image]:
+    """The volumes of a file, or the channels of an image in memory, (1, 1, *s) each."""
+    if not isinstance(source, spatial.Image):
+        return io.read_volumes(source, volume, labels=labels)
+    require_no_volume(volume, "image")
+    return image_channels(source, "image", labels=labels)
 
 
 def _moved(image: spatial.Image, transform: Transform, grid: Grid, mode: ops.Mode, outside: float) -> Tensor:

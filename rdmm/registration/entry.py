@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +12,17 @@ from typing import Any, get_args, overload
 import torch
 
 from rdmm.config.build import build
-from rdmm.config.compose import compose, quoted
+from rdmm.config.compose import compose
 from rdmm.config.node import without_origins
 from rdmm.data.given import AFFINE_STARTS
 from rdmm.data.inputs import Inputs, ShapeInputs, read_inputs, read_shapes
 from rdmm.data.intensity import Normalize
+from rdmm.io.exchange import Given
 from rdmm.io.images import NanPolicy
-from rdmm.io.nifti import Source
+from rdmm.io.maps import Maps
 from rdmm.kernels.available import set_threads
 from rdmm.optim.problem import Similarity
+from rdmm.registration.arguments import read_arguments, split_affine, to_overrides
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.images import Registration
 from rdmm.registration.outputs import Output
@@ -30,9 +31,9 @@ from rdmm.registration.shapes import ShapeRegistration
 from rdmm.registration.transform_kind import transform_overrides
 from rdmm.runtime.interrupt import stop
 from rdmm.runtime.memory import memory_errors
+from rdmm.runtime.progress import shown_progress
 from rdmm.runtime.resources import reset_peak_memory, select_device
 from rdmm.runtime.warnings import collect_warnings
-from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Identity, Transform
@@ -79,20 +80,6 @@ def build_settings(config: Mapping[str, Any]) -> Settings:
     if not isinstance(parts.get("output", Output()), Output):
         raise ConfigError("output must be settings with a _target_, as in conf/register.yaml")
     return Settings(without_origins(config), **parts)
-
-
-def to_overrides(keys: Mapping[str, Any]) -> list[str]:
-    """KEY=VALUE texts from keyword arguments. In names, ``__`` stands for a dot."""
-
-    def text(name: str, value: Any) -> str:
-        if name == "weights" and isinstance(value, str | os.PathLike):
-            return quoted(os.fspath(value))
-        try:
-            return value if isinstance(value, str) else json.dumps(value, default=lambda x: x.tolist())  # of numpy and torch
-        except (TypeError, ValueError, AttributeError, RecursionError):
-            raise ConfigError(f"{name} must be a number, a text, a list or a dictionary; got {type(value).__name__}") from None
-
-    return [f"{k.replace('__', '.')}={text(k, v)}" for k, v in keys.items()]
 
 
 @overload
@@ -200,68 +187,86 @@ def _ordinary_tensors() -> Iterator[None]:
 @memory_errors()
 @_ordinary_tensors()
 def register(
+    fixed: Given,
+    moving: Given,
     *,
-    fixed: Source | Image,
-    moving: Source | Image,
+    spacing: Sequence[float] | None = None,
+    affine: Any = None,
+    moving_spacing: Sequence[float] | None = None,
+    moving_affine: Any = None,
     overrides: Sequence[str] = (),
     device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
     init: str | None = None,
     transform: str | None = None,
-    fixed_labels: Source | Image | None = None,
-    moving_labels: Source | Image | None = None,
-    fixed_mask: Source | Image | None = None,
-    moving_mask: Source | Image | None = None,
+    fixed_labels: Given | None = None,
+    moving_labels: Given | None = None,
+    fixed_mask: Given | None = None,
+    moving_mask: Given | None = None,
     landmarks: str | os.PathLike[str] | None = None,
     fixed_keypoints: str | os.PathLike[str] | None = None,
     moving_keypoints: str | os.PathLike[str] | None = None,
-    regions: Source | Image | None = None,
-    initial: str | Sequence[str] | None = None,
+    regions: Given | None = None,
+    initial: Maps | None = None,
     nan: NanPolicy = "error",
     volume: int | None = None,
     strict: bool = False,
+    verbose: bool | None = None,
     **keys: Any,
 ) -> Registration:
     """Register ``moving`` to ``fixed``.
 
     Args:
-        fixed, moving: paths, nibabel images, or ``Image`` objects.
-        overrides, keys: settings of ``conf/register.yaml``, as "KEY=VALUE" or as keywords, e.g. dynamics="rdmm",
-            optimizer__scales=[0.5, 1.0] (``__`` for a dot).
+        fixed, moving: each a path, an image of nibabel, SimpleITK or ANTs, an ``Image``, or an array of numpy or torch, with the axes
+            (x, y) or (x, y, z). Label maps, masks and regions, too; their arrays have the voxels of their image.
+        spacing: of arrays: mm along each axis. Without it, and without ``affine``, voxels are 1 mm.
+        affine: of arrays: (d+1, d+1), from voxel indices to world millimeters (RAS+). A text or a dictionary is the setting ``affine``.
+        moving_spacing, moving_affine: of the moving array, where they differ from those of the fixed one.
+        overrides, keys: settings of ``conf/register.yaml``, as "KEY=VALUE" or as keywords: dynamics="rdmm",
+            optimizer={"scales": [0.5, 1.0]}, or optimizer__scales=[0.5, 1.0] (``__`` for a dot).
         init: start of the affine search: auto, header, com (centers of mass) or axes.
         transform: translation, rigid, similarity or affine (a matrix alone); svf, lddmm or rdmm (also a deformation, with these dynamics);
             None: set by ``dynamics``.
+        initial: transform to start from, fixed -> moving: a file, a matrix (d+1, d+1) of world millimeters, a ``Registration``, a
+            transform of world millimeters, or a list of these.
+        verbose: show the progress on stderr. None: as a bar in notebooks and interactive sessions, not in scripts; True: always, as
+            lines where a bar cannot be drawn; False: never. Warnings go to the logger "rdmm" of Python's logging.
         others: like the options of ``rdmm register``.
 
     Raises:
         RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
-    settings = _compose_arguments("register", overrides, keys, device=device, threads=threads, seed=seed, transform=transform, init=init)
+    setting, matrix = split_affine(affine)
+    settings = _compose_arguments(
+        "register", overrides, setting | keys, device=device, threads=threads, seed=seed, transform=transform, init=init
+    )
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}; got {nan!r}")
     if volume is not None:
         volume = require_whole("volume", volume, 0, MAX_SEED)
-    if not isinstance(strict, bool):
-        raise ConfigError(f"strict must be True or False; got {strict!r}")
-    inputs = read_inputs(
-        fixed,
-        moving,
-        fixed_labels=fixed_labels,
-        moving_labels=moving_labels,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
-        landmarks=landmarks,
-        fixed_keypoints=fixed_keypoints,
-        moving_keypoints=moving_keypoints,
-        regions=regions,
-        initial=initial,
-        nan=nan,
-        volume=volume,
-        strict=strict,
-        require_overlap=init != "com",
-    )
-    return run(inputs, settings, device=device, seed=seed)
+    for name, value in (("strict", strict), ("verbose", False if verbose is None else verbose)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False; got {value!r}")
+    given = {
+        "fixed": fixed,
+        "moving": moving,
+        "fixed_labels": fixed_labels,
+        "moving_labels": moving_labels,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+        "landmarks": landmarks,
+        "fixed_keypoints": fixed_keypoints,
+        "moving_keypoints": moving_keypoints,
+        "regions": regions,
+        "initial": initial,
+    }
+    places = {"spacing": spacing, "affine": matrix, "moving_spacing": moving_spacing, "moving_affine": moving_affine}
+    with shown_progress(verbose):
+        with collect_warnings() as warnings:
+            read = read_arguments(given, places)
+        inputs = read_inputs(**read, nan=nan, volume=volume, strict=strict, require_overlap=init != "com")
+        return run(replace(inputs, warnings=[*warnings, *inputs.warnings]), settings, device=device, seed=seed)
 
 
 @memory_errors()

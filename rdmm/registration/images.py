@@ -14,12 +14,17 @@ import torch
 from rdmm import metrics
 from rdmm.data.inputs import Inputs
 from rdmm.dynamics.base import Snapshot, energy_drift
+from rdmm.io.exchange import Given, Image, image_source
+from rdmm.io.in_memory import point_array
+from rdmm.io.vectors import world_vectors
+from rdmm.mapping.images import apply
+from rdmm.mapping.moved_points import map_points
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.outputs import OutputFile, image_files
 from rdmm.registration.verdict import Verdict, judge_images
+from rdmm.spatial import image as spatial
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, composed, displacement, framed, invert, split
 from rdmm.types import Tensor
@@ -68,7 +73,7 @@ class Registration(FinishedRegistration):
         return split(composed(self.result.transform, self.pair.initial))
 
     @property
-    def affine(self) -> Affine | None:
+    def affine_part(self) -> Affine | None:
         """The affine part, applied to points after the deformation, in domain units of the fixed grid; None if there is none."""
         return self._deformation_and_affine[1]
 
@@ -78,7 +83,7 @@ class Registration(FinishedRegistration):
 
     @cached_property
     def deformation(self) -> Tensor:
-        """Displacement (1, d, *s) of the deformation, fixed -> moving, on the fixed grid, in domain units; without ``affine``."""
+        """Displacement (1, d, *s) of the deformation, fixed -> moving, on the fixed grid, in domain units; without ``affine_part``."""
         return displacement(self._deformation_and_affine[0], self.pair.fixed.grid, self.pair.fixed.data)
 
     @cached_property
@@ -90,7 +95,7 @@ class Registration(FinishedRegistration):
             log.info("the initial warp was inverted by iteration, residual %.2g voxels", residual)
             return inverse
         back = self.result.inverse if isinstance(initial, Identity) else composed(initial.inverse(), self.result.inverse)
-        return displacement(back if self.affine is None else composed(self.affine, back), grid, self.pair.fixed.data)
+        return displacement(back if self.affine_part is None else composed(self.affine_part, back), grid, self.pair.fixed.data)
 
     @property
     def transform(self) -> Transform:
@@ -100,30 +105,86 @@ class Registration(FinishedRegistration):
     @property
     def inverse(self) -> Transform:
         """Maps points of the moving image to the fixed image, in world millimeters (RAS+)."""
-        grid, affine = self.pair.fixed.grid, self.affine
+        grid, affine = self.pair.fixed.grid, self.affine_part
         return Placed(composed(Identity() if affine is None else affine.inverse(), Dense(self.inverse_deformation, grid)), grid)
 
     @cached_property
-    def warped(self) -> Image:
-        """The moving image on the fixed grid; 0 outside its field of view."""
+    def moved(self) -> spatial.Image:
+        """The moving image on the fixed grid, whose axes are in the order of R, A, S; 0 outside its field of view."""
         return self._moved_by(self.pair.total_map(self.result.transform))
 
-    def _moved_by(self, transform: Transform) -> Image:
+    def _moved_by(self, transform: Transform) -> spatial.Image:
         return self.pair.moving.moved_by(transform, self.grid, outside=0.0)
+
+    @property
+    def warped(self) -> Image:
+        """The moving image on the fixed grid, with the axes of the fixed file or array; 0 outside its field of view."""
+        return self._as_stored(self.moved.data)
 
     @cached_property
     def warped_labels(self) -> Image | None:
-        """The labels of the moving image on the fixed grid; None without labels."""
+        """The labels of the moving image on the fixed grid, with the axes of the fixed file or array; None without labels."""
         labels = self.inputs.moving_labels
         transform = composed(self.result.transform, self.pair.initial)
-        return None if labels is None else labels.moved_by(transform, self.pair.fixed.grid, mode="nearest")
+        return None if labels is None else self._as_stored(labels.moved_by(transform, self.pair.fixed.grid, mode="nearest").data)
 
+    @property
     def inverse_warped(self) -> Image:
-        """The fixed image on the moving grid; 0 outside its field of view."""
+        """The fixed image on the moving grid, with the axes of the moving file or array; 0 outside its field of view."""
         moving, fixed = self.pair.moving, self.pair.fixed
         x = moving.grid.to_world(moving.grid.identity(moving.data))
         points = fixed.grid.from_world(self.inverse(x))
-        return Image(torch.where(fixed.grid.contains(points), ops.sample(fixed.data, points, fixed.grid), 0), moving.grid)
+        data = torch.where(fixed.grid.contains(points), ops.sample(fixed.data, points, fixed.grid), 0)
+        return Image(moving.grid.restored(data, self.stored[1]), self.stored[1])
+
+    def _as_stored(self, data: Tensor) -> Image:
+        """Data (1, c, *s) on the fixed grid, with the voxel order of the fixed file."""
+        return Image(self.grid.restored(data, self.stored[0]), self.stored[0])
+
+    def apply(self, image: Given, *, labels: bool = False, inverse: bool = False, **options: Any) -> Image:
+        """Another image of the moving subject on the fixed grid, or with ``inverse`` one of the fixed subject on the moving grid.
+
+        Args:
+            image: an image as for ``rdmm.register``; an array has the voxels of the moving image (with ``inverse``: of the fixed one).
+            labels: it is a label map: nearest neighbor, and the numbers stay exact.
+            options: further arguments of ``rdmm.apply``, such as default_value or out.
+        """
+        onto, own = self.stored[::-1] if inverse else self.stored
+        source = image_source(image, "image", like=own)
+        return apply(source, self.inverse if inverse else self.transform, onto, labels=labels, **options)
+
+    def points(self, points: Any, *, inverse: bool = False) -> np.ndarray:
+        """Where points (n, d) of the fixed image lie in the moving image, or with ``inverse`` those of the moving one in the fixed one.
+
+        Args:
+            points: world millimeters (RAS+), a row for each point.
+
+        Raises:
+            InputError: they are of another shape, or not finite.
+        """
+        return map_points(point_array(points, self.grid.ndim, "points"), self.inverse if inverse else self.transform)
+
+    @property
+    def displacement_mm(self) -> np.ndarray:
+        """T(x) - x of the whole map, affine part included, at the voxels of the fixed image: (*s, d) in world millimeters (RAS+)."""
+        return world_vectors(self.transform, self.stored[0]).astype(np.float32)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """The affine part of the map, fixed -> moving, as a matrix (d+1, d+1) of world millimeters (RAS+); the identity without one."""
+        return np.eye(self.grid.ndim + 1) if self.affine_part is None else self.affine_part.in_world(self.grid)
+
+    def jacobian(self, *, log: bool = False, affine: bool = True) -> Image:
+        """The Jacobian determinant of the map, by central differences: how much larger the moving image is at each voxel of the fixed one.
+
+        Args:
+            log: the logarithm; determinants below 0.001 are set to 0.001 first.
+            affine: with the affine part; False: of the deformation alone.
+        """
+        det = ops.jacobian_determinant(self.deformation, self.grid)[None]
+        if affine:
+            det = det * float(np.linalg.det(self.affine[:-1, :-1]))
+        return self._as_stored(det.clamp_min(1e-3).log() if log else det)
 
     def geodesic(self, times: Sequence[float]) -> list[Snapshot]:
         """Snapshots of the last deformable stage at ``times``, on its shooting grid; [] if there is no geodesic."""
@@ -153,7 +214,7 @@ class Registration(FinishedRegistration):
         """The map fixed -> moving up to the time of a snapshot, in domain units."""
         return composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before)
 
-    def warped_at(self, snapshot: Snapshot) -> Image:
+    def warped_at(self, snapshot: Snapshot) -> spatial.Image:
         """The moving image, deformed up to the time of a snapshot, on the fixed grid."""
         return self._moved_by(self.map_at(snapshot))
 
@@ -239,7 +300,7 @@ class Registration(FinishedRegistration):
     def _image_result(self) -> ImageResult:
         from rdmm.report.figures import ImageResult
 
-        return ImageResult(self.warped, self.deformation, self.sigmas())
+        return ImageResult(self.moved, self.deformation, self.sigmas())
 
     def figures(self) -> list[tuple[str, str]]:
         """(heading, base64 PNG) of every figure of the report."""
@@ -261,7 +322,7 @@ class Registration(FinishedRegistration):
         """A small base64 JPEG of the fixed image, the warped image and their difference."""
         from rdmm.report.figures import image_thumbnail
 
-        return image_thumbnail(self.pair.fixed, self.warped)
+        return image_thumbnail(self.pair.fixed, self.moved)
 
     @staticmethod
     def figure_by_method(done: Mapping[str, Registration]) -> Any:

@@ -16,8 +16,7 @@ import torch
 from rdmm import io
 from rdmm.registration.record import write_conditions
 from rdmm.spatial import ops
-from rdmm.spatial.grid import Grid
-from rdmm.spatial.transform import Affine, Framed, displacement
+from rdmm.spatial.transform import Framed, displacement
 from rdmm.types import ConfigError, Tensor
 
 
@@ -53,9 +52,14 @@ class OutputFile:
     when: Callable[[Any], bool] | None = None
 
 
-def _write_fixed(data: Callable[[Any], Tensor], **options: Any) -> Callable[[Any, Path], None]:
-    """A function that writes an image on the fixed grid."""
-    return lambda r, path: io.write_image(path, data(r), r.grid, like=r.stored[0], **options)
+def _write_image(image: Callable[[Any], Any]) -> Callable[[Any, Path], None]:
+    """A function that writes an image."""
+    return lambda r, path: image(r).save(path, overwrite=True)
+
+
+def _write_fixed(data: Callable[[Any], Tensor]) -> Callable[[Any, Path], None]:
+    """A function that writes data on the fixed grid."""
+    return lambda r, path: io.write_image(path, data(r), r.grid, like=r.stored[0])
 
 
 def _write_warp(u: Callable[[Any], Tensor]) -> Callable[[Any, Path], None]:
@@ -70,12 +74,7 @@ def _total_displacement(r: Any, transform: Any) -> Tensor:
 
 def _has_matrix(r: Any) -> bool:
     """Whether a matrix is written: where there is an affine part, and where there is no warp, so that every run has a transform."""
-    return r.affine is not None or not r.is_deformed
-
-
-def _matrix(affine: Affine | None, grid: Grid) -> np.ndarray:
-    """An affine part in the frame of ``grid`` as a matrix between world millimeters; the identity without one."""
-    return np.eye(grid.ndim + 1) if affine is None else affine.in_world(grid)
+    return r.affine_part is not None or not r.is_deformed
 
 
 CONDITIONS = OutputFile(
@@ -90,19 +89,12 @@ def image_files(output: Output, gaussians: int) -> list[OutputFile]:
         gaussians: number of Gaussians whose weights may be written (t*_Weight*.nii.gz).
     """
     return [
-        OutputFile("0GenericAffine.mat", lambda r, path: io.write_affine(path, _matrix(r.affine, r.grid)), when=_has_matrix),
+        OutputFile("0GenericAffine.mat", lambda r, path: io.write_affine(path, r.affine), when=_has_matrix),
         OutputFile("1Warp.nii.gz", _write_warp(lambda r: r.deformation), when=lambda r: r.is_deformed),
         OutputFile("1InverseWarp.nii.gz", _write_warp(lambda r: r.inverse_deformation), when=lambda r: r.is_deformed),
-        OutputFile("Warped.nii.gz", _write_fixed(lambda r: r.warped.data)),
-        OutputFile(
-            "InverseWarped.nii.gz",
-            lambda r, path: io.write_image(path, r.inverse_warped().data, r.pair.moving.grid, like=r.stored[1]),
-        ),
-        OutputFile(
-            "WarpedLabels.nii.gz",
-            _write_fixed(lambda r: r.warped_labels.data, integer=True),
-            when=lambda r: r.warped_labels is not None,
-        ),
+        OutputFile("Warped.nii.gz", _write_image(lambda r: r.warped)),
+        OutputFile("InverseWarped.nii.gz", _write_image(lambda r: r.inverse_warped)),
+        OutputFile("WarpedLabels.nii.gz", _write_image(lambda r: r.warped_labels), when=lambda r: r.warped_labels is not None),
         OutputFile("CompositeWarp.nii.gz", _write_warp(lambda r: _total_displacement(r, r.transform)), when=lambda r: r.output.composite),
         OutputFile(
             "InverseCompositeWarp.nii.gz", _write_warp(lambda r: _total_displacement(r, r.inverse)), when=lambda r: r.output.composite
@@ -182,7 +174,7 @@ SHAPE_FILES = (
     ),
     OutputFile(
         "0GenericAffine.mat",
-        lambda r, path: io.write_affine(path, _matrix(r.affine and r.affine.inverse(), r.frame)),
+        lambda r, path: io.write_affine(path, r.affine),
         when=_has_matrix,
     ),
     OutputFile("1Warp.nii.gz", _write_frame_warp(lambda r: r.inverse_flow), when=lambda r: r.is_deformed),

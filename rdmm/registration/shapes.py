@@ -126,13 +126,18 @@ class ShapeRegistration(FinishedRegistration):
         return affine, flow
 
     @property
-    def affine(self) -> Affine | None:
-        """The affine part, applied to the moving shape before ``flow``; None if there is none."""
+    def affine_part(self) -> Affine | None:
+        """The affine part, applied to the moving shape before ``flow``, in domain units of the frame; None if there is none."""
         return self._affine_and_flow[0]
 
     @property
+    def affine(self) -> np.ndarray:
+        """The inverse of the affine part, fixed -> moving as in its file: (d+1, d+1) of world millimeters; the identity without one."""
+        return np.eye(self.frame.ndim + 1) if self.affine_part is None else self.affine_part.inverse().in_world(self.frame)
+
+    @property
     def flow(self) -> Transform:
-        """The deformation, applied to the moving shape after ``affine``, in domain units of the frame."""
+        """The deformation, applied to the moving shape after ``affine_part``, in domain units of the frame."""
         return self._affine_and_flow[1]
 
     @property
@@ -141,8 +146,8 @@ class ShapeRegistration(FinishedRegistration):
 
     @property
     def inverse_flow(self) -> Transform:
-        """The inverse of ``flow``: from the fixed shape to the moving shape after ``affine``."""
-        return self.result.inverse if self.affine is None else composed(self.result.inverse, self.affine)
+        """The inverse of ``flow``: from the fixed shape to the moving shape after ``affine_part``."""
+        return self.result.inverse if self.affine_part is None else composed(self.result.inverse, self.affine_part)
 
     @property
     def control_paths(self) -> list[np.ndarray]:

@@ -101,7 +101,7 @@ def judge_images(done: Registration) -> Verdict:
         _doubts_of_background,
     ]
     with torch.no_grad():
-        is_equal = _difference(done.warped, done.pair.fixed) < EQUAL_IMAGES
+        is_equal = _difference(done.moved, done.pair.fixed) < EQUAL_IMAGES
         has_stalled = done.result.has_stalled or _moves_nothing(done)
         doubts = [*_doubts_of_search(done.result, done.status, has_stalled, is_equal), *_doubts_of_metrics(done.metrics)]
         return Verdict.of([*doubts, *(doubt for check in checks for doubt in check(done))])
@@ -154,7 +154,7 @@ def _doubts_of_metrics(values: Mapping[str, Any]) -> Iterator[Doubt]:
 
 def _doubts_of_relation(done: Registration) -> Iterator[Doubt]:
     """The warped image should tell something about the fixed one, whatever the contrast."""
-    if float(done.warped.data.std()) <= 1e-6 * float(done.pair.moving.data.std()):
+    if float(done.moved.data.std()) <= 1e-6 * float(done.pair.moving.data.std()):
         yield Doubt("failed", "the warped image is constant: the map leads out of the moving image")
         return
     fixed = done.pair.fixed.scaled(min(1.0, RELATION_VOXELS / max(done.grid.shape)))
