@@ -33,7 +33,7 @@ def with_value(value: float) -> torch.Tensor:
 
 WRONG = {
     "None": None,
-    "array": blob()[0, 0].numpy(),
+    "array of texts": np.full((12, 12), "x"),
     "tensor": blob(),
     "list": [1, 2],
     "number": 5,

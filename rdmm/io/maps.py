@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rdmm.io.in_memory import tensor_array
 from rdmm.io.transforms import read_transforms
 from rdmm.io.vectors import affine_map
 from rdmm.spatial.grid import Grid, require_one_dimension
@@ -54,11 +53,15 @@ def _read_map(given: Any, name: str) -> Transform:
     if isinstance(given, str | os.PathLike):
         return read_transforms([os.fspath(given)])
     if isinstance(given, np.ndarray | Tensor):
-        matrix = tensor_array(given, name)
-        if matrix.shape not in ((3, 3), (4, 4)):
-            raise InputError(f"{name}: a matrix of shape {matrix.shape}; (3, 3) or (4, 4) of world millimeters is expected")
+        matrix = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+        if matrix.shape not in ((3, 3), (4, 4)) or matrix.dtype.kind not in "iuf":
+            raise InputError(
+                f"{name}: an array of shape {matrix.shape}; give a matrix (3, 3) or (4, 4) of world millimeters, or the file of a transform"
+            )
         return affine_map(Path(name), matrix)
     inner = getattr(given, "transform", given)  # of a Registration
     if isinstance(inner, Transform):
         return inner
-    raise InputError(f"{name}: a {type(given).__name__}; give a file, a matrix, an rdmm Transform or a Registration, or a list of them")
+    raise InputError(
+        f"{name}: a {type(given).__name__}; give the file of a transform, a matrix, an rdmm Transform or a Registration, or a list of them"
+    )
