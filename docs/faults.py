@@ -148,6 +148,7 @@ FAULTS = {
         87: ("configuration from a file that names a class conf/ does not name", "ConfigError; nothing is called"),
     },
     "Any file, setting and command": {
+        115: ("an image, an empty folder or an unknown form of brackets as a transform", "InputError that says what to give"),
         114: ("settings that contradict `--transform`, or that it leaves without effect", "ConfigError that names both"),
         112: (
             "hostile values in any field, drawn by the thousand",

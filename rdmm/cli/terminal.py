@@ -99,8 +99,8 @@ def optional_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def transform_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the repeatable option -t."""
     text = (
-        "Transform of any tool whose file tells the tool (docs/formats.md); [AFFINE,1] is the inverse of an affine. Repeat -t for several."
-        " For images, the last -t is applied first, as in ANTs."
+        "Transform of any tool whose file tells the tool (docs/formats.md), or a whole run: its folder or prefix. [X,1] is the inverse of"
+        " X: of an affine, a warp or a run. Repeat -t for several. For images, the last -t is applied first, as in ANTs."
     )
     return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
 

@@ -19,7 +19,7 @@ DIRECTION = "A transform maps points of the fixed image to the moving image, as 
 @click.option("-r", "--reference", required=True, help="The result has the grid of this image.")
 @click.option("-o", "--out", required=True)
 @click.option("--labels", is_flag=True, help="IMAGE is a label map: nearest neighbor, integers.")
-@click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together; a warp is inverted by iteration.")
+@click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together.")
 @click.option("--default-value", type=VALUE, default=0, show_default=True, help="Value outside the field of view of IMAGE.")
 @click.option("--volume", type=VOLUME, help="Volume of a 4D IMAGE, from 0; by default all, one after the other.")
 @common_options
@@ -29,9 +29,9 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, **option
 
     \b
     Examples:
-      rdmm apply moving.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped.nii.gz
+      rdmm apply moving.nii.gz -t out/ -r fixed.nii.gz -o warped.nii.gz
       rdmm apply labels.nii.gz --labels -t out/1Warp.nii.gz -t out/0GenericAffine.mat -r fixed.nii.gz -o warped_labels.nii.gz
-      rdmm apply fixed.nii.gz -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -r moving.nii.gz -o inverse_warped.nii.gz
+      rdmm apply fixed.nii.gz -t [out/,1] -r moving.nii.gz -o inverse_warped.nii.gz
     """
     from rdmm.workflows import transforms
 
@@ -68,7 +68,7 @@ def points(csv: str, names: tuple[str, ...], out: str, lps: bool, overwrite: boo
 @common_options
 @prints_result
 def invert(transform: str, out: str, **options: Any) -> dict[str, Any]:
-    """Invert a transform: an affine exactly, a warp by iteration on its own grid.
+    """Invert a transform: an affine exactly, a warp point by point, to 1e-4 voxels.
 
     \b
     Examples:

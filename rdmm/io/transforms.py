@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +23,8 @@ from rdmm.io.tools.spm import SPM
 from rdmm.io.tools.start import Start
 from rdmm.io.vectors import Space, is_like_positions
 from rdmm.spatial.grid import require_one_dimension
-from rdmm.spatial.transform import Affine, Dense, Placed, Transform, compose_all, flat
+from rdmm.spatial.inverse import inverse
+from rdmm.spatial.transform import Dense, Placed, Transform, compose_all, flat
 from rdmm.types import LENGTHS, ConfigError, InputError, nearest
 
 
@@ -78,7 +80,8 @@ def recognise(path: Path) -> list[str]:
     named = [form for form in forms if form in ("spm", "niftyreg")]  # they fill in the intent's name, which ITK leaves empty
     if start.header is not None and not start.has_vectors:
         raise InputError(
-            f"{path}: an image of shape {start.shape} is no displacement field; (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2) is expected"
+            f"{path}: an image of shape {start.shape} is no displacement field, (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2); give the transform"
+            " of a run: its folder, or 1Warp.nii.gz and 0GenericAffine.mat"
         )
     if not forms:
         raise InputError(f"{path}: not a transform of a known tool ({', '.join(READERS)}); docs/formats.md lists the files of each")
@@ -107,6 +110,8 @@ def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
     """
     if form is not None and form not in READERS:
         raise ConfigError(f"there is no format {form!r}{nearest(form, READERS)}; there are {', '.join(READERS)}")
+    if form is None and (_is_bracketed(name) or expand(name) != [name]):
+        return read_transform(name)
     path = Path(name)
     if form is not None:
         return _require_lengths(path, READERS[form].read(path, space))
@@ -159,16 +164,20 @@ def write_transform(name: str | os.PathLike[str], transform: Transform, form: st
 
 
 def read_transform(name: str) -> Transform:
-    """Read one -t argument: a transform of any tool whose content tells its tool, or ``[AFFINE,1]`` for an affine's inverse.
+    """Read one -t argument: a transform of any tool whose content tells its tool, a whole run (``expand``), or ``[ONE,1]``: its inverse.
 
     Returns:
         a map of world millimeters (RAS+), fixed -> moving.
 
     Raises:
         InputError: the file cannot be used, does not tell its tool, or depends on the grids of the images.
+        DivergenceError: a warp that is to be inverted folds.
     """
-    if name.startswith("[") and name.endswith("]"):
-        return _read_bracketed(name)
+    parts = expand(name)
+    if parts != [name]:
+        return compose_all(read_transform(part) for part in parts)
+    if _is_bracketed(name):
+        return inverse(read_transform(_inside(name)), _inside(name))
     forms = recognise(Path(name))
     convert = f"convert it first: rdmm convert {name} OUT --from {'|'.join(forms)}"
     if len(forms) > 1:
@@ -178,17 +187,60 @@ def read_transform(name: str) -> Transform:
     return read_transform_as(name, None, Space())
 
 
-def _read_bracketed(name: str) -> Transform:
-    """``[FILE,0]``: the transform; ``[FILE,1]``: its inverse, of an affine only."""
-    path, _, flag = name[1:-1].rpartition(",")
-    if flag.strip() not in ("0", "1"):
-        raise InputError(f"{name}: write [FILE,1] for the inverse of an affine")
-    transform = read_transform(path.strip())
-    if flag.strip() == "0":
-        return transform
-    if not isinstance(transform, Affine):
-        raise InputError(f"{path}: only an affine is inverted by [FILE,1]; write a warp's inverse with rdmm invert")
-    return transform.inverse()
+def _is_bracketed(name: str) -> bool:
+    return name.startswith("[") and name.endswith("]")
+
+
+def _inside(name: str) -> str:
+    """The FILE of ``[FILE,1]``."""
+    return name[1:-1].rpartition(",")[0].strip()
+
+
+PART = re.compile(r"(\d+)(Inverse)?(Warp\.nii(?:\.gz)?|[A-Z][A-Za-z]*\.mat)")
+"""The name of a numbered transform of a run, as ANTs writes it: a point goes through the highest number first."""
+
+
+def expand(name: str) -> list[str]:
+    """The -t arguments, in the order in which a point goes through them, that one argument stands for.
+
+    A whole run is given by its folder, its prefix or its run.json: its warp and its affine, as rdmm and ANTs name them, or its
+    Composite.h5. ``[RUN,1]`` is its inverse, by its InverseWarp if there is one. ``[FILE,0]`` is FILE; all else stands for itself.
+
+    Raises:
+        InputError: a folder without transforms, or brackets of another form.
+    """
+    if not _is_bracketed(name):
+        return _files_of_run(name, inverted=False) or [name]
+    flag = name[1:-1].rpartition(",")[2].strip()
+    if flag not in ("0", "1"):
+        raise InputError(f"{name}: write [FILE,1] for the inverse of a transform, or [RUN,1] for that of a whole run")
+    return expand(_inside(name)) if flag == "0" else _files_of_run(_inside(name), inverted=True) or [name]
+
+
+def _files_of_run(name: str, *, inverted: bool) -> list[str]:
+    """The transforms of a whole run, or of its inverse, as -t arguments; [] if the name is not that of a run."""
+    if not name or (os.path.isfile(name) and os.path.basename(name) != "run.json"):
+        return []
+    is_folder = os.path.isdir(name)
+    prefix = os.path.join(name, "") if is_folder else name.removesuffix("run.json")
+    folder, start = os.path.split(prefix)
+    names = sorted(n.removeprefix(start) for n in os.listdir(folder or ".") if n.startswith(start)) if os.path.isdir(folder or ".") else []
+    numbered = sorted((int(m[1]), bool(m[2]), n) for n in names if (m := PART.fullmatch(n)))
+    forward = [n for _, is_inverse, n in reversed(numbered) if not is_inverse]
+    whole = "InverseComposite.h5" if inverted and "InverseComposite.h5" in names else "Composite.h5"
+    if not forward and whole in names:
+        return [prefix + whole if whole.startswith("Inverse") or not inverted else f"[{prefix}{whole},1]"]
+    if not forward and (is_folder or name != prefix):
+        raise InputError(
+            f"{name}: no transform of a run is there (1Warp.nii.gz, 0GenericAffine.mat, Composite.h5); give its files, or its folder"
+        )
+    if not inverted:
+        return [prefix + n for n in forward]
+    backward = {n: n.replace("Warp", "InverseWarp", 1) for n in forward if n.endswith(WARPS)}
+    return [prefix + backward[n] if backward.get(n) in names else f"[{prefix}{n},1]" for n in reversed(forward)]
+
+
+WARPS = ("Warp.nii.gz", "Warp.nii")
 
 
 def read_transforms(names: list[str]) -> Transform:

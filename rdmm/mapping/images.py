@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import torch
@@ -13,7 +12,7 @@ from rdmm.io.files import check_output, require_ending
 from rdmm.io.images import image_channels, require_no_volume
 from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_maps
 from rdmm.io.nifti import ENDINGS, Source
-from rdmm.mapping.transforms import invert_in_world, warn_outside
+from rdmm.mapping.transforms import invert_in_world, sparse_points, warn_outside
 from rdmm.spatial import image as spatial
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid, require_one_dimension
@@ -65,8 +64,8 @@ def apply(
     transform = read_maps(transforms)
     require_one_dimension({name_of(image, "image"): volumes[0].grid.ndim, name_of(reference, "reference"): grid.ndim, name: transform.ndim})
     if invert:
-        transform, _ = invert_in_world(transform, volumes[0].grid, name)
-    warn_outside(transform, _sparse_points(grid), "reference")
+        transform = invert_in_world(transform, name)
+    warn_outside(transform, sparse_points(grid), "reference")
     total = framed(transform, grid)
     moved = Image(torch.cat([_moved(v, total, grid, "nearest" if labels else "linear", default_value) for v in volumes], 1), grid)
     if path is not None:
@@ -99,10 +98,3 @@ def _moved(image: spatial.Image, transform: Transform, grid: Grid, mode: ops.Mod
     weight = mask.moved_by(transform, grid).data
     nearest = mask.moved_by(transform, grid, mode="nearest", outside=2.0).data  # 2 outside the field of view
     return torch.where(nearest == 1, moved.data / weight, torch.where(nearest == 0, torch.nan, outside))
-
-
-def _sparse_points(grid: Grid, count: int = 10**5) -> Tensor:
-    """About ``count`` voxels of a grid, world millimeters (1, d, *s)."""
-    step = max(1, int((math.prod(grid.shape) / count) ** (1 / grid.ndim)))
-    sparse = grid.strided([min(step, (n + 1) // 2) for n in grid.shape])
-    return sparse.to_world(sparse.identity(torch.zeros(1, dtype=torch.float64)))

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import torch
 
-from rdmm import metrics
 from rdmm.io.exchange import Given, name_of, read_given_grid
 from rdmm.io.files import check_output
 from rdmm.io.maps import Maps, describe_maps, read_maps
 from rdmm.io.transforms import choose_writer, read_transform_as, write_transform
 from rdmm.io.vectors import Space, affine_matrix, choose_grid
-from rdmm.spatial.grid import Grid, is_invertible, require_one_dimension
+from rdmm.spatial.grid import Grid, require_one_dimension
+from rdmm.spatial.inverse import inverse
 from rdmm.spatial.pair import format_boxes
-from rdmm.spatial.transform import Affine, Dense, Placed, Transform, composed, flat, framed
-from rdmm.spatial.transform import invert as invert_displacement
-from rdmm.types import DivergenceError, Tensor
+from rdmm.spatial.transform import Affine, Dense, Placed, Transform, flat
+from rdmm.types import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -39,50 +38,26 @@ def warn_outside(transform: Transform, x: Tensor, what: str) -> None:
         x = m(x)
 
 
-def invert_in_world(transform: Transform, grid: Grid | None, name: str) -> tuple[Transform, float]:
-    """The inverse of a world transform, and its residual in voxels.
-
-    Affine maps are inverted exactly, all else by iteration on ``grid``, which only affine maps do without.
+def invert_in_world(transform: Transform, name: str) -> Transform:
+    """The inverse of a world transform: exact for affine maps, point by point for warps.
 
     Raises:
-        DivergenceError: the map folds, so that it has no inverse, or the iteration does not converge; ``name`` says which transform.
+        DivergenceError: a warp folds, so that it has no inverse; ``name`` says which transform.
     """
     if is_affine(transform):
-        return Affine(torch.as_tensor(affine_matrix(transform, Path(name)))).inverse(), 0.0
-    assert grid is not None
-    affine, u = _split_affine(framed(transform, grid), grid, name)
-    folded = metrics.non_diffeomorphic_volume(u, grid)["folded_cells_percent"]
-    if folded > 0:
-        count = round(folded / 100 * math.prod(n - 1 for n in grid.shape))
-        raise DivergenceError(
-            f"{name}: {count} cells fold ({folded:.3g} %), so the map has no inverse there; rdmm jacobian shows where:"
-            " register again with a stronger regularizer"
-        )
-    w, residual = invert_displacement(u, grid)
-    if residual > 0.5:
-        raise DivergenceError(f"{name}: cannot be inverted by iteration (residual {residual:.2g} voxels): its gradients are too steep")
-    return Placed(composed(affine.inverse(), Dense(w, grid)), grid), residual
+        return Affine(torch.as_tensor(affine_matrix(transform, Path(name)))).inverse()
+    return inverse(transform, name)
 
 
 def is_affine(transform: Transform) -> bool:
     return all(isinstance(m, Affine) for m in flat(transform))
 
 
-def _split_affine(transform: Transform, grid: Grid, name: str) -> tuple[Affine, Tensor]:
-    """(A, u) such that T = A ∘ (id + u) at the voxels, where A is the least-squares affine fit to T.
-
-    Raises:
-        DivergenceError: A is singular: T takes all voxels to a plane, a line or a point; ``name`` says which transform.
-    """
-    x = grid.identity(torch.zeros(1, dtype=torch.float64))
-    ends = transform(x)
-    points = torch.cat([x, torch.ones_like(x[:, :1])], 1).flatten(2)[0]
-    matrix = torch.eye(grid.ndim + 1, dtype=x.dtype)
-    matrix[:-1] = torch.linalg.lstsq(points.T, ends.flatten(2)[0].T).solution.T
-    if not is_invertible(matrix.numpy()):
-        raise DivergenceError(f"{name}: the map flattens the whole image, so it has no inverse; rdmm jacobian shows where it folds")
-    affine = Affine(matrix)
-    return affine, affine.inverse()(ends) - x
+def sparse_points(grid: Grid, count: int = 10**5) -> Tensor:
+    """About ``count`` voxels of a grid, world millimeters (1, d, *s)."""
+    step = max(1, int((math.prod(grid.shape) / count) ** (1 / grid.ndim)))
+    sparse = grid.strided([min(step, (n + 1) // 2) for n in grid.shape])
+    return sparse.to_world(sparse.identity(torch.zeros(1, dtype=torch.float64)))
 
 
 def read_space(fixed: Given | None, moving: Given | None) -> Space:
@@ -167,8 +142,8 @@ def invert(
 ) -> Transform:
     """The inverse of a transform, moving -> fixed; it is written if ``out`` is given.
 
-    Affine parts are inverted exactly, warps by iteration on their own grid (or the fixed image's). The inverse is written on the moving
-    image's grid if that image is given.
+    Affine parts are inverted exactly, warps point by point. The inverse of a warp is written on the moving image's grid if that image is
+    given, otherwise on the warp's own.
 
     Args:
         others: as for ``rdmm.convert``.
@@ -189,12 +164,19 @@ def invert_and_measure(
     *,
     overwrite: bool,
 ) -> tuple[Transform, float]:
-    """``invert``, and the residual of the iteration in voxels."""
+    """``invert``, and how exact the inverse is, in voxels."""
     path, space = _place(out, to, overwrite), read_space(fixed, moving)
     read = _read_in(transform, from_, space, fixed, moving)
     grid = space.fixed if is_affine(read) else choose_grid(read, space)
-    inverse, residual = invert_in_world(read, grid, describe_maps(transform))
-    return _written(path, inverse, to, Space(space.moving or grid, space.fixed)), residual
+    back = invert_in_world(read, describe_maps(transform))
+    residual = 0.0 if grid is None else _residual(read, back, grid)
+    return _written(path, back, to, Space(space.moving or grid, space.fixed)), residual
+
+
+def _residual(transform: Transform, back: Transform, grid: Grid) -> float:
+    """The largest |T^-1(T(x)) - x| at voxels of a grid, in its smallest voxel edge."""
+    x = sparse_points(grid)
+    return float((back(transform(x)) - x).norm(dim=1).max()) / min(grid.voxel)
 
 
 def _place(out: str | os.PathLike[str] | None, to: str | None, overwrite: bool) -> Path | None:
