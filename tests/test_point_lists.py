@@ -78,7 +78,7 @@ def test_markups_that_declare_no_usable_frame_are_refused(tmp_path, affine):
     for text in ("", "{", "[" * 100_000, '{"markups": []}'):
         with pytest.raises(InputError, match=r"p\.mrk\.json"):
             run(tmp_path, affine, "p.mrk.json", text)
-    with pytest.raises(ConfigError, match="leave out --lps"):
+    with pytest.raises(ConfigError, match="leave out lps=True"):
         run(tmp_path, affine, "p.fcsv", fcsv(RAS, "LPS"), lps=True)
 
 
@@ -98,7 +98,7 @@ def test_lps_is_read_and_written(tmp_path, affine, caplog):
     assert np.allclose(in_frame(xyz(table), "LPS"), moved, rtol=1e-8)
     assert not caplog.text
     run(tmp_path, affine, "p.csv", "x,y,z,t,label\n" + rows)
-    assert "columns of ANTs" in caplog.text and "--lps" in caplog.text
+    assert "columns of ANTs" in caplog.text and "lps=True" in caplog.text
     assert any("--lps" in p.opts for p in command.params)
 
 
@@ -119,10 +119,10 @@ def test_points_and_transform_have_one_dimension(tmp_path, affine):
 
 
 @pytest.mark.fault(43)
-def test_only_csv_is_written_and_nothing_that_is_not_finite(tmp_path, affine):
+def test_only_known_endings_are_written_and_nothing_that_is_not_finite(tmp_path, affine):
     (tmp_path / "p.csv").write_text("x,y,z\n1,2,3\n")
     before = sorted(tmp_path.iterdir())
-    for name in ("q.nii.gz", "q.fcsv", "q.mrk.json", "q", "q.txt", "csv"):
+    for name in ("q.nii.gz", "q.json", "q", "q.pts", "csv"):
         with pytest.raises(ConfigError, match=r"\.csv"):
             transforms.points(str(tmp_path / "p.csv"), [affine], str(tmp_path / name), lps=False, overwrite=False)
     given = io.read_points(tmp_path / "p.csv", 3)

@@ -38,7 +38,8 @@ JOB_OPTIONS = ("transform", "init", "weights", "device", "threads", "seed", "max
 @click.option("--dry-run", is_flag=True, help="Check everything, compute nothing.")
 @common_options
 def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, **options: Any) -> int:
-    """Register MOVING to FIXED: two images, or two shapes (.vtk, .ply: points, curves, surfaces).
+    """Register MOVING to FIXED: two images, or two shapes (points, curves, fibers, surfaces: .vtk, .vtp, .ply, .stl, .obj, .gii,
+    .trk, .tck).
 
     \b
     Examples:

@@ -39,25 +39,26 @@ def apply(image: str, names: tuple[str, ...], reference: str, out: str, **option
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
-@click.argument("csv")
+@click.argument("file")
 @transform_option
-@click.option("-o", "--out", required=True, help="A .csv file.")
-@click.option("--lps", is_flag=True, help="The CSV, and the result, are in LPS+ millimeters, as ANTs and ITK write points; else in RAS+.")
+@click.option("-o", "--out", required=True, help="A file of any of the formats.")
+@click.option("--lps", is_flag=True, help="FILE, and the result, are in LPS+ millimeters, as ANTs and ITK write points; else in RAS+.")
 @common_options
 @prints_result
-def points(csv: str, names: tuple[str, ...], out: str, lps: bool, overwrite: bool) -> dict[str, Any]:
-    """Map points of the fixed image to the moving image: a CSV with the columns x, y[, z], of which all other columns are kept, or
-    Slicer's markups (.fcsv, .mrk.json), which are written as a CSV in RAS+. For points, the first -t is applied first.
+def points(file: str, names: tuple[str, ...], out: str, lps: bool, overwrite: bool) -> dict[str, Any]:
+    """Map points of the fixed image to the moving image. FILE is a table with the columns x, y[, z] (.csv, .tsv, .txt), of which all other
+    columns are kept; Slicer's markups (.fcsv, .mrk.json); a mesh (.vtk, .vtp, .ply, .stl, .obj, .gii); or streamlines (.trk, .tck). The
+    ending of OUT says what is written. For points, the first -t is applied first.
 
     \b
     Examples:
       rdmm points fixed_points.csv -t out/1Warp.nii.gz -t out/0GenericAffine.mat -o moving_points.csv
       rdmm points moving_points.csv -t [out/0GenericAffine.mat,1] -t out/1InverseWarp.nii.gz -o fixed_points.csv
-      rdmm points markups.mrk.json -t affine.mat -o q.csv
+      rdmm points surface.vtk -t affine.mat -o moved.ply
     """
     from rdmm.workflows import transforms
 
-    return transforms.points(csv, list(names), out, lps=lps, overwrite=overwrite)
+    return transforms.points(file, list(names), out, lps=lps, overwrite=overwrite)
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)

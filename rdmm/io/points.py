@@ -1,90 +1,151 @@
-"""Lists of points in world millimeters: CSV, and the markups of Slicer (.fcsv, .mrk.json), which declare LPS or RAS."""
+"""Points in world millimeters: tables, the markups of Slicer, and the vertices of meshes and streamlines."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rdmm.io.files import require_ending, require_file
-from rdmm.io.tables import Table, parse_numbers, read_fields, read_rows, require_rows, write_fields
-from rdmm.types import ConfigError, InputError, OutputError
+from rdmm.io.files import require_ending, write_text
+from rdmm.io.markups import read_fcsv, read_markups, render_fcsv, render_markups
+from rdmm.io.meshes import MESH_ENDINGS, PolyData, is_mesh, read_polydata, write_polydata
+from rdmm.io.meshes.mesh import as_vertices
+from rdmm.io.tables import Table, are_numbers, parse_numbers, read_rows, require_rows, write_fields
+from rdmm.types import ConfigError, InputError, OutputError, option
 
 log = logging.getLogger(__name__)
 
-FRAMES = {"RAS": False, "0": False, "LPS": True, "1": True}
-"""Whether a frame is LPS, by the name that Slicer's files give it; old ones number the frames."""
+TABLE_ENDINGS = (".csv", ".tsv", ".txt")
+MARKUP_ENDINGS = (".fcsv", ".mrk.json")
+POINT_ENDINGS = (*TABLE_ENDINGS, *MARKUP_ENDINGS, *MESH_ENDINGS)
+"""Endings of files of points that are read and written."""
+
+AXES = {"xyz": None, "ras": False, "lps": True}
+"""Names of the columns of coordinates, and whether they say that the points are LPS: Slicer's tables have r, a, s or l, p, s."""
 
 
 @dataclass(frozen=True, eq=False)
 class PointList:
-    """Points (n, d) in world millimeters (RAS+), with the table that they come from.
+    """Points (n, d) in world millimeters (RAS+), with the file that they come from.
 
     Args:
-        table: its columns x, y[, z] are written anew, all others as they are.
-        lps: the points are written in LPS+.
+        table: its columns ``axes`` are written anew, all others as they are; no columns where the points are those of a mesh.
+        lps: the points are written in LPS+ where the format does not say.
+        axes: names of the columns of coordinates.
+        shape: the mesh whose vertices they are.
+        markups: content of the .mrk.json file that they come from.
+        is_lps: whether each row of the file is in LPS+; one value: all rows.
     """
 
     points: np.ndarray
     table: Table
     lps: bool = False
+    axes: Sequence[str] = ("x", "y", "z")
+    shape: PolyData | None = None
+    markups: dict[str, Any] | None = None
+    is_lps: np.ndarray = field(default_factory=lambda: np.zeros(1, bool))
 
 
 def read_points(path: str | os.PathLike[str], ndim: int, *, lps: bool = False) -> PointList:
-    """Read the columns x, y[, z] of a CSV, or the points of Slicer's markups, which are converted to RAS+.
+    """Read the columns x, y[, z] of a table, the points of Slicer's markups, or the vertices of a mesh or of streamlines, as RAS+.
 
     Args:
         ndim: dimension of the transform that they go through.
-        lps: the CSV is in LPS+, as ANTs and ITK write points, and is written so again.
+        lps: the file is in LPS+, as ANTs and ITK write points, and is written so again.
 
     Raises:
-        ConfigError: ``lps`` together with markups, which declare their frame.
+        ConfigError: ``lps`` together with a file that declares its frame.
         InputError: a column is missing, a value is not a finite number, or the points have another dimension than ``ndim``.
     """
-    path = require_file(path)
-    kind = path.suffix.lower()
+    path = Path(path)
+    if is_mesh(path):
+        return _vertices(path, ndim, read_polydata(path, lps=lps), lps)
+    kind, content = path.suffix.lower(), None
     if kind in (".fcsv", ".json"):
         if lps:
-            raise ConfigError(f"{path}: Slicer's markups declare their frame; leave out --lps")
-        table, is_lps = _read_fcsv(path) if kind == ".fcsv" else _read_markups(path)
+            raise ConfigError(f"{path}: Slicer's markups declare their frame; leave out {option('lps')}")
+        if kind == ".fcsv":
+            table, is_lps = read_fcsv(path)
+        else:
+            table, is_lps, content = read_markups(path)
+        names = "xyz"
     else:
-        table, is_lps = read_rows(path), np.full(1, lps)
-        if table.columns[:4] == ["x", "y", "z", "t"] and not lps:
-            log.warning(
-                "%s: x,y,z,t are the columns of ANTs, whose points are LPS; they are read as RAS+: use --lps if ANTs wrote them", path
-            )
-    if ("z" in table.columns) != (ndim == 3):
-        have = 3 if "z" in table.columns else 2
-        raise InputError(f"{path}: the points are {have}D ({'a' if have == 3 else 'no'} column 'z') but the transform is {ndim}D")
-    axes = list("xyz"[:ndim])
+        table = read_rows(path, header="xyz"[:ndim])
+        names, is_lps = _frame_of(path, table, lps)
+    own = {c.lower(): c for c in reversed(table.columns)}
+    if (names[2] in own) != (ndim == 3):
+        have, cure = (3, "remove the column") if names[2] in own else (2, "add it")
+        has = "a" if have == 3 else "no"
+        raise InputError(
+            f"{path}: the points are {have}D ({has} column {names[2]!r}) but the transform is {ndim}D; {cure}, or give another"
+        )
+    axes = [own.get(name, name) for name in names[:ndim]]
     require_rows(table, path, axes)
-    return PointList(_flipped(parse_numbers(path, table, axes), is_lps), table, lps)
+    points = _flipped(parse_numbers(path, table, axes), is_lps)
+    return PointList(points, table, lps or names == "lps", axes, markups=content, is_lps=is_lps)
+
+
+def _frame_of(path: Path, table: Table, lps: bool) -> tuple[str, np.ndarray]:
+    """The names of a table's columns of coordinates, and whether the points are LPS (1 value)."""
+    columns = [c.lower() for c in table.columns]
+    names = next((names for names in AXES if set(names) <= set(columns)), "xyz")
+    declared = AXES[names]
+    if declared is not None and lps:
+        raise ConfigError(f"{path}: its columns {', '.join(names)} declare the frame; leave out {option('lps')}")
+    if columns[:4] == ["x", "y", "z", "t"] and not lps:
+        text = "%s: x,y,z,t are the columns of ANTs, whose points are LPS; they are read as RAS+: use %s if ANTs wrote them"
+        log.warning(text, path, option("lps"))
+    return names, np.full(1, lps if declared is None else declared)
+
+
+def _vertices(path: Path, ndim: int, shape: PolyData, lps: bool) -> PointList:
+    """The vertices of a mesh; for a transform in 2D, z must be 0."""
+    if ndim == 2 and shape.points[:, 2].any():
+        raise InputError(f"{path}: the points are 3D (z is not 0) but the transform is 2D; give a 3D one")
+    return PointList(shape.points[:, :ndim], Table([], [], []), lps, shape=shape)
 
 
 def write_points(path: str | os.PathLike[str], points: PointList) -> None:
-    """Write a list of points as CSV: nine significant digits, and all other columns of its table.
+    """Write points in the format of the file's name: as a table with nine significant digits and all other columns of its table, as
+    markups of Slicer, or as a mesh. What the format cannot hold is named in a warning.
 
     Raises:
-        ConfigError: the name does not end in .csv.
+        ConfigError: the name has an ending that is not written.
         OutputError: the file cannot be written, or a point is not finite; the message names its row in the list that was read.
     """
-    path = require_ending(path, [".csv"], "a list of points")
-    table, finite = points.table, np.isfinite(points.points).all(1)
+    path = require_ending(path, POINT_ENDINGS, "a list of points or a mesh")
+    finite = np.isfinite(points.points).all(1)
     if not finite.all():
         k = int(np.argmin(finite))
+        place = f"row {points.table.lines[k]}" if points.shape is None else f"vertex {k}"
         raise OutputError(
-            f"{path}: not written: the point of row {table.lines[k]} goes to {points.points[k].tolist()} (NaN or Inf); check the transform"
+            f"{path}: not written: the point of {place} goes to {points.points[k].tolist()} (NaN or Inf); check the transform"
         )
-    written = _flipped(points.points, np.full(1, points.lps)) + 0.0  # no -0
-    axes = "xyz"[: written.shape[1]]
-    rows = [row | {a: f"{x:.9g}" for a, x in zip(axes, xs, strict=True)} for row, xs in zip(table.rows, written, strict=True)]
-    write_fields(path, [table.columns, *([row[c] for c in table.columns] for row in rows)])
+    if is_mesh(path):
+        write_polydata(path, _as_shape(path, points))
+        return
+    points = _as_list(path, points)
+    if path.name.lower().endswith(TABLE_ENDINGS):
+        written = _flipped(points.points, np.full(1, points.lps)) + 0.0  # no -0
+        rows = [row | dict(zip(points.axes, _digits(xs), strict=True)) for row, xs in zip(points.table.rows, written, strict=True)]
+        columns = points.table.columns
+        separator = "," if path.suffix.lower() == ".csv" else "\t"
+        write_fields(path, [columns, *([row[c] for c in columns] for row in rows)], separator)
+        return
+    in_space = np.pad(points.points, ((0, 0), (0, 3 - points.points.shape[1])))
+    if path.suffix.lower() == ".fcsv":
+        write_text(path, render_fcsv([_digits(p) for p in in_space * [-1, -1, 1] + 0.0], points.table))
+    else:
+        write_text(path, render_markups(in_space, points.table, points.markups, points.is_lps))
+
+
+def _digits(numbers: np.ndarray) -> list[str]:
+    return [f"{x:.9g}" for x in numbers]
 
 
 def _flipped(points: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -93,40 +154,29 @@ def _flipped(points: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where[:, None], points * signs, points)
 
 
-def _is_lps(path: Path, frame: Any) -> bool:
-    """Whether the frame that a file declares is LPS and not RAS."""
-    if str(frame) not in FRAMES:
-        raise InputError(f"{path}: its points must be declared as LPS or RAS, not {str(frame)[:20]!r}; save them in world coordinates")
-    return FRAMES[str(frame)]
+def _as_shape(path: Path, points: PointList) -> PolyData:
+    """The mesh with its vertices moved; of a list, points with its columns of numbers as data."""
+    in_space = np.pad(points.points, ((0, 0), (0, 3 - points.points.shape[1])))
+    if points.shape is not None:
+        return replace(points.shape, points=in_space)
+    others = [c for c in points.table.columns if c not in points.axes]
+    columns = {c: [row[c] for row in points.table.rows] for c in others}
+    data = {c: np.array(texts, np.float64) for c, texts in columns.items() if are_numbers(texts)}
+    if lost := [c for c in others if c not in data]:
+        log.warning("%s: a mesh holds no texts; columns left out: %s", path, ", ".join(lost))
+    return PolyData(in_space, [as_vertices(len(in_space))], data, frame="LPS" if points.lps else "")
 
 
-def _read_fcsv(path: Path) -> tuple[Table, np.ndarray]:
-    """Slicer's fiducials before 5.0: comments that name the frame and the columns, then rows, which may be longer or shorter."""
-    lines = list(read_fields(path))
-    comments = [",".join(row) for _, row in lines if row[0].startswith("#")]
-    facts = {m[1]: m[2].strip() for m in (re.match(r"#\s*(CoordinateSystem|columns)\s*=(.*)", c) for c in comments) if m}
-    columns = [c.strip() for c in facts.get("columns", "").split(",")]
-    if len(set(columns)) < len(columns):
-        raise InputError(f"{path}: a column occurs twice in its line '# columns = ...'")
-    rows = [(line, row) for line, row in lines if not row[0].startswith("#")]
-    width = max([len(columns), *(len(row) for _, row in rows)])
-    columns += [f"more{k + 1}" for k in range(width - len(columns))]
-    filled = [dict(zip(columns, row + [""] * (width - len(row)), strict=True)) for _, row in rows]
-    return Table(columns, filled, [line for line, _ in rows]), np.full(1, _is_lps(path, facts.get("CoordinateSystem")))
-
-
-def _read_markups(path: Path) -> tuple[Table, np.ndarray]:
-    """The control points of all lists of a .mrk.json file, and whether each is in LPS."""
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8-sig"))["markups"]
-        points = [(p, m.get("coordinateSystem"), m.get("coordinateUnits", "mm")) for m in lists for p in m["controlPoints"]]
-        rows = []
-        for number, (p, _, unit) in enumerate(points, 1):
-            if not isinstance(p["position"], list) or len(p["position"]) != 3 or unit not in ("mm", ["mm", "mm", "mm"]):
-                raise InputError(f"{path}: row {number}: the position must be three numbers in mm, not {str(p['position'])[:60]} {unit}")
-            texts = {k: str(p.get(k, "")) for k in ("id", "label", "description")}
-            rows.append(texts | {a: str(x) for a, x in zip("xyz", p["position"], strict=True)})
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not a markups file of Slicer (.mrk.json) with defined points ({error})") from error
-    table = Table(["id", "label", "description", "x", "y", "z"], rows, list(range(1, len(rows) + 1)))
-    return table, np.array([_is_lps(path, frame) for _, frame, _ in points], dtype=bool)
+def _as_list(path: Path, points: PointList) -> PointList:
+    """A list with a table: of a mesh, its vertices with their data of one number each."""
+    if points.shape is None:
+        return points
+    axes = list("xyz"[: points.points.shape[1]])
+    data = {name: x for name, x in points.shape.point_data.items() if x.ndim == 1 and name not in axes}
+    lost = [name for name in points.shape.point_data if name not in data]
+    lost += ["its cells and their data"] if any(c.kind != "VERTICES" for c in points.shape.cells) else []
+    if lost:
+        log.warning("%s: a list of points does not hold %s", path, ", ".join(lost))
+    rows = [{**dict.fromkeys(axes, ""), **{name: f"{x[k]:.9g}" for name, x in data.items()}} for k in range(len(points.points))]
+    table = Table([*axes, *data], rows, list(range(len(rows))))
+    return PointList(points.points, table, points.lps, axes)

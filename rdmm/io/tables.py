@@ -41,8 +41,8 @@ class Table:
 
 
 def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError, header: Sequence[str] = ()) -> Table:
-    """Read a table with a header, separated by commas, semicolons or tabs; UTF-8 with or without a byte-order mark, and any line ends.
-    Empty lines and comments (#) are skipped.
+    """Read a table with a header, separated by commas, semicolons, tabs or spaces; UTF-8 with or without a byte-order mark, and any line
+    ends. Empty lines and comments (#) are skipped.
 
     Args:
         header: names of columns, for the message about a file without a header.
@@ -54,7 +54,7 @@ def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError,
     lines = [(number, row) for number, row in read_fields(path, error) if not row[0].lstrip().startswith("#")]
     number, columns = lines[0] if lines else (1, [])
     columns = [c.strip() for c in columns]
-    if columns and all(map(_is_number, columns)):
+    if columns and are_numbers(columns):
         names = f" {','.join(header)}" if header else " with the names of its columns"
         raise error(f"{path}: line {number}: only numbers, so the file has no header; add the line{names} above it")
     if twice := next((c for k, c in enumerate(columns) if c in columns[:k]), None):
@@ -72,7 +72,7 @@ def read_rows(path: str | os.PathLike[str], error: type[RdmmError] = InputError,
 
 def read_fields(path: str | os.PathLike[str], error: type[RdmmError] = InputError) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file that are not empty, each with the line of the file on which it ends. The first row that is no comment tells
-    whether commas, semicolons or tabs separate the fields.
+    whether commas, semicolons, tabs or spaces separate the fields.
 
     Raises:
         InputError: there is no such file.
@@ -88,7 +88,10 @@ def read_fields(path: str | os.PathLike[str], error: type[RdmmError] = InputErro
         raise error(f"{path}: not UTF-8 text ({problem.reason} at byte {problem.start}); save it as UTF-8") from problem
     if "\0" in text:
         raise error(f"{path}: line {text.count(chr(10), 0, text.index(chr(0))) + 1}: it holds a NUL character; it is no text")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
+    separator = _delimiter(text)
+    if separator == " ":
+        text = re.sub(r" +$", "", text, flags=re.MULTILINE)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=separator == " ")
     try:
         for row in reader:
             if any(field.strip() for field in row):
@@ -98,15 +101,18 @@ def read_fields(path: str | os.PathLike[str], error: type[RdmmError] = InputErro
 
 
 def _delimiter(text: str) -> str:
-    """The comma, the semicolon or the tab: what occurs most often, outside quotes, in the first line that is no comment."""
+    """The comma, the semicolon or the tab: what occurs most, outside quotes, in the first line that is no comment; else the space."""
     line = next((x for x in io.StringIO(text, newline=None) if x.strip() and not x.lstrip().startswith("#")), "")
     bare = re.sub(r'"[^"]*"?', "", line)
-    return max(",;\t", key=bare.count)
+    best = max(",;\t", key=bare.count)
+    return best if best in bare or " " not in bare.strip() else " "
 
 
-def _is_number(text: str) -> bool:
+def are_numbers(texts: Iterable[str]) -> bool:
+    """Whether each text is a number."""
     try:
-        float(text)
+        for text in texts:
+            float(text)
     except ValueError:
         return False
     return True
@@ -211,15 +217,15 @@ def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]],
     write_fields(path, [[_as_text(c) for c in columns], *([_as_text(row.get(c, "")) for c in columns] for row in rows)])
 
 
-def write_fields(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_fields(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]], separator: str = ",") -> None:
     """Write rows of fields as CSV, as they are."""
-    write_text(path, "".join(map(_format_row, rows)))
+    write_text(path, "".join(format_row(row, separator) for row in rows))
 
 
-def _format_row(row: Sequence[Any]) -> str:
+def format_row(row: Sequence[Any], separator: str = ",") -> str:
     """A line of CSV. Python's writer puts only the characters of its own line ends into quotes, here both \\r and \\n."""
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\r\n").writerow(row)
+    csv.writer(buffer, delimiter=separator, lineterminator="\r\n").writerow(row)
     return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -227,4 +233,4 @@ def _as_text(value: Any) -> Any:
     """``value``; a text that begins like a formula, and is no number, with an apostrophe in front."""
     if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
         return value
-    return value if _is_number(value) else f"'{value}"
+    return value if are_numbers([value]) else f"'{value}"

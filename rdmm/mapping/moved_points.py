@@ -12,6 +12,7 @@ from rdmm import io
 from rdmm.io.files import check_output, require_ending
 from rdmm.io.in_memory import point_array
 from rdmm.io.maps import Maps, read_maps
+from rdmm.io.points import POINT_ENDINGS
 from rdmm.mapping.transforms import warn_outside
 from rdmm.spatial.transform import Transform
 from rdmm.types import ConfigError, option
@@ -28,9 +29,9 @@ def points(
     """Map points of the fixed image to the moving image.
 
     Args:
-        points: a list of points (a .csv file, Slicer's .fcsv or .mrk.json), or an array (n, d) of world millimeters.
+        points: a file of points, of a mesh or of streamlines (docs/formats.md), or an array (n, d) of world millimeters.
         transforms: one, or a list, of which the first is applied first; as for ``rdmm.apply``.
-        out: a .csv file to write, too; only if ``points`` is a file, whose other columns it keeps.
+        out: a file to write, too, in the format of its name; only if ``points`` is a file, whose columns, cells and data it keeps.
         lps: the points, and the result, are in LPS+ as ANTs and ITK write them, not in RAS+.
         overwrite: replace an existing file.
 
@@ -42,7 +43,7 @@ def points(
         ConfigError: ``out`` for an array.
         OutputError: the file exists, or a mapped point is not finite.
     """
-    path = None if out is None else check_output(require_ending(out, [".csv"], "a list of points"), overwrite=overwrite)
+    path = None if out is None else check_output(require_ending(out, POINT_ENDINGS, "a list of points or a mesh"), overwrite=overwrite)
     transform = read_maps(transforms)
     if not isinstance(points, str | os.PathLike):
         if path is not None:

@@ -81,7 +81,7 @@ class Problem:
             raise ConfigError(f"landmark_weight must be >= 0, not {self.landmark_weight}")
         if self.barrier and not self.dynamics.has_cells:
             raise ConfigError(
-                "dynamics=points is for shapes (.vtk, .ply); its flow has no cells that could fold, so barrier must be 0. "
+                "dynamics=points is for shapes (.vtk, .ply, ...); its flow has no cells that could fold, so barrier must be 0. "
                 "For images use svf, lddmm or rdmm"
             )
 

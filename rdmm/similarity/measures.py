@@ -47,7 +47,7 @@ def require_measure(x: Any) -> None:
     """Raise InputError if ``x`` is no shape."""
     if not isinstance(x, Measure):
         raise InputError(
-            f"this similarity compares shapes (rdmm.Measure; files .vtk, .ply), not {type(x).__name__}; "
+            f"this similarity compares shapes (rdmm.Measure; files .vtk, .ply, ...), not {type(x).__name__}; "
             "for images: lncc, mklncc, ncc, ssd, nmi, sinkhorn"
         )
 

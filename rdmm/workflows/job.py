@@ -113,7 +113,7 @@ class Job:
         """
         if is_mesh(self.fixed) != is_mesh(self.moving):
             kinds = ("a shape", "an image") if is_mesh(self.fixed) else ("an image", "a shape")
-            raise InputError(f"{self.fixed} is {kinds[0]} and {self.moving} is {kinds[1]}; give two images or two shapes (.vtk, .ply)")
+            raise InputError(f"{self.fixed} is {kinds[0]} and {self.moving} is {kinds[1]}; give two images or two shapes")
         if not self.for_shapes:
             return read_inputs(self.fixed, self.moving, **self.given_inputs, require_overlap=self.init != "com")
         for_shapes = {g.name for g in OPTIONAL_INPUTS if g.for_shapes}

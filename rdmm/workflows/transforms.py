@@ -15,9 +15,9 @@ def apply(image: str, names: list[str], reference: str, out: str, **options: Any
     return {"written": out}
 
 
-def points(csv: str, names: list[str], out: str, *, lps: bool, overwrite: bool) -> dict[str, Any]:
-    """``rdmm points``: map a list of points and write it."""
-    return {"points": len(mapping.points(csv, names, out, lps=lps, overwrite=overwrite)), "written": out}
+def points(file: str, names: list[str], out: str, *, lps: bool, overwrite: bool) -> dict[str, Any]:
+    """``rdmm points``: map points, or the vertices of a mesh or of streamlines, and write them."""
+    return {"points": len(mapping.points(file, names, out, lps=lps, overwrite=overwrite)), "written": out}
 
 
 def convert(

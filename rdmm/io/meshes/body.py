@@ -89,3 +89,14 @@ def to_indices(numbers: np.ndarray) -> np.ndarray:
     if wrong.any():
         raise InputError(f"the vertices of cells must be whole numbers, not {numbers[np.argmax(wrong)]}")
     return numbers.astype(np.int64)
+
+
+def typed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers in the type that a file states, or as they are where this type cannot hold them."""
+    dtype = dtype.newbyteorder("=")
+    if dtype.kind in "iu" and values.dtype.kind == "f":
+        limits = np.iinfo(dtype)
+        if not ((values >= limits.min) & (values <= limits.max) & (np.trunc(values) == values)).all():
+            return values
+    with np.errstate(over="ignore", invalid="ignore"):  # texts beyond float32; signaling NaNs
+        return values.astype(dtype)

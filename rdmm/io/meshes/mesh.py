@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,6 +14,10 @@ Kind = Literal["VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS"]
 
 FEWEST_CORNERS: dict[Kind, int] = {"VERTICES": 1, "LINES": 2, "POLYGONS": 2, "TRIANGLE_STRIPS": 3}
 """The smallest cell of each kind. A polygon of two corners is a segment."""
+
+
+FLIP = np.array([-1.0, -1.0, 1.0])
+"""From RAS+ to LPS+ and back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,15 @@ class Cells:
     kind: Kind
     offsets: np.ndarray
     corners: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """The number of cells."""
+        return len(self.offsets) - 1
+
+    def rows(self) -> list[np.ndarray]:
+        """The corners of each cell."""
+        return np.split(self.corners, self.offsets[1:-1])
 
     def check(self, points: int) -> None:
         """Raise InputError if a cell has too few corners, or a vertex that is not among the ``points``."""
@@ -60,6 +73,107 @@ class Cells:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class PolyData:
+    """All that a mesh file holds, as in VTK's class of this name.
+
+    Args:
+        points: vertices (n, 3), RAS+.
+        cells: lists of cells; their order is VERTICES, LINES, POLYGONS, TRIANGLE_STRIPS.
+        point_data: columns (n,) or (n, k) by name.
+        cell_data: columns (m,) or (m, k) by name, of the m cells of all lists in their order.
+        frame: LPS or RAS, where the file declares one; "" elsewhere.
+        left_out: what was not read, since it describes the shape at its old place or is not known.
+        native: what only the file's own format holds, for the writer of the same format.
+    """
+
+    points: np.ndarray
+    cells: Sequence[Cells] = ()
+    point_data: Mapping[str, np.ndarray] = field(default_factory=dict)
+    cell_data: Mapping[str, np.ndarray] = field(default_factory=dict)
+    frame: str = ""
+    left_out: tuple[str, ...] = ()
+    native: Any = None
+
+    @property
+    def cell_count(self) -> int:
+        """The number of cells of all lists."""
+        return sum(cells.count for cells in self.cells)
+
+    def mesh(self) -> Mesh:
+        """The shape alone: weighted points, or segments, or triangles. Raises InputError if it holds lines and surfaces."""
+        simplices = [s for cells in self.cells for s in cells.simplices()]
+        if len({s.shape[1] for s in simplices}) > 1:
+            raise InputError("the file holds both lines and surfaces; split it into two")
+        weights = [x for name, x in self.point_data.items() if name.lower() == "weights"]
+        if len(weights) > 1:
+            raise InputError("the point data 'weights' occur twice")
+        return Mesh(
+            self.points,
+            np.concatenate(simplices) if simplices else None,
+            _checked_weights(weights[0], len(self.points)) if weights else None,
+        )
+
+    def part(self, kind: Kind) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        """The corners of each cell of a kind, and their cell data; strips are among the POLYGONS, as triangles."""
+        rows: list[np.ndarray] = []
+        picked: list[int] = []
+        first = 0
+        for cells in self.cells:
+            for k, row in enumerate(cells.rows(), first):
+                if cells.kind == "TRIANGLE_STRIPS" and kind == "POLYGONS":
+                    triangles = row[_pattern("TRIANGLE_STRIPS", len(row))]
+                    rows += list(triangles)
+                    picked += [k] * len(triangles)
+                elif cells.kind == kind:
+                    rows.append(row)
+                    picked.append(k)
+            first += cells.count
+        return rows, {name: x[picked] for name, x in self.cell_data.items()}
+
+
+def make_polydata(
+    points: np.ndarray,
+    cells: Iterable[Cells] = (),
+    *,
+    spaces: Sequence[str] = (),
+    point_data: Mapping[str, np.ndarray] | None = None,
+    cell_data: Mapping[str, np.ndarray] | None = None,
+    left_out: Iterable[str] = (),
+    native: Any = None,
+) -> PolyData:
+    """Checked contents of a file.
+
+    Args:
+        points: vertices (n, 3) in the space that the file declares.
+        spaces: all declarations of it.
+
+    Raises:
+        InputError: no points, points that are not finite, cells that name other vertices, data of another length, an unknown space.
+    """
+    if not len(points):
+        raise InputError("no points in it")
+    if not np.isfinite(points).all():
+        raise InputError(f"point {int(np.argmin(np.isfinite(points).all(1)))} is not finite")
+    lists = sorted((c for c in cells if c.count), key=lambda c: get_args(Kind).index(c.kind))
+    for one in lists:
+        one.check(len(points))
+    out = PolyData(
+        _in_ras(points, spaces),
+        lists,
+        point_data or {},
+        cell_data or {},
+        "".join({s.upper() for s in spaces}),
+        tuple(dict.fromkeys(left_out)),
+        native,
+    )
+    for columns, count, what in ((out.point_data, len(points), "points"), (out.cell_data, out.cell_count, "cells")):
+        wrong = next((name for name, x in columns.items() if len(x) != count), None)
+        if wrong is not None:
+            raise InputError(f"the data {wrong!r} have {len(columns[wrong])} rows, but there are {count} {what}")
+    return out
+
+
 def _pattern(kind: Kind, size: int) -> np.ndarray:
     """The segments (m, 2) or triangles (m, 3) of a cell with the corners 0 to ``size`` - 1."""
     k = np.arange(size)
@@ -71,30 +185,18 @@ def _pattern(kind: Kind, size: int) -> np.ndarray:
     return np.stack([0 * k[2:], k[1:-1], k[2:]], 1)
 
 
-def make_mesh(points: np.ndarray, lists: Sequence[Cells], weights: np.ndarray | None) -> Mesh:
-    """A mesh of checked contents.
-
-    Raises:
-        InputError: no points, points or weights that cannot be used, cells that name other vertices, or lines together with surfaces.
-    """
-    if not len(points):
-        raise InputError("no points in it")
-    if not np.isfinite(points).all():
-        raise InputError(f"point {int(np.argmin(np.isfinite(points).all(1)))} is not finite")
-    if weights is not None:
-        usable = np.isfinite(weights) & (weights >= 0)
-        if len(weights) != len(points) or not usable.all():
-            what = f"{len(weights)} weights" if usable.all() else f"weight {int(np.argmin(usable))} is {weights[np.argmin(usable)]}"
-            raise InputError(f"{what}; each of the {len(points)} points needs a finite weight >= 0")
-    for cells in lists:
-        cells.check(len(points))
-    simplices = [s for cells in lists for s in cells.simplices()]
-    if len({s.shape[1] for s in simplices}) > 1:
-        raise InputError("the file holds both lines and surfaces; split it into two")
-    return Mesh(points, np.concatenate(simplices) if simplices else None, weights)
+def _checked_weights(weights: np.ndarray, count: int) -> np.ndarray:
+    """Weights (n,) of points in float64; raises InputError where they are not one finite number >= 0 each."""
+    if weights.ndim != 1:
+        raise InputError(f"the point data 'weights' have {weights.shape[1]} components")
+    usable = np.isfinite(weights) & (weights >= 0)
+    if not usable.all():
+        worst = int(np.argmin(usable))
+        raise InputError(f"weight {worst} is {weights[worst]}; each of the {count} points needs a finite weight >= 0")
+    return weights.astype(np.float64)
 
 
-def in_ras(points: np.ndarray, spaces: Sequence[str]) -> np.ndarray:
+def _in_ras(points: np.ndarray, spaces: Sequence[str]) -> np.ndarray:
     """Points (n, 3) in RAS+, from the space that the file declares (LPS or RAS; none: RAS).
 
     Raises:
@@ -103,4 +205,14 @@ def in_ras(points: np.ndarray, spaces: Sequence[str]) -> np.ndarray:
     declared = {s.upper() for s in spaces}
     if len(declared) > 1 or not declared <= {"LPS", "RAS"}:
         raise InputError(f"the file declares the space {' and '.join(sorted(declared))}; it must be RAS or LPS")
-    return points * np.array([-1.0, -1.0, 1.0]) if declared == {"LPS"} else points
+    return points * FLIP if declared == {"LPS"} else points
+
+
+def as_vertices(count: int) -> Cells:
+    """One VERTICES cell for each of the points."""
+    return Cells("VERTICES", np.arange(count + 1), np.arange(count))
+
+
+def as_rows(kind: Kind, rows: np.ndarray) -> Cells:
+    """Cells of the corners (m, k), k of each."""
+    return Cells(kind, np.arange(len(rows) + 1) * rows.shape[1], rows.ravel())

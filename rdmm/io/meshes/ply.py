@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from rdmm.io.meshes.body import Body, to_indices
-from rdmm.io.meshes.mesh import Cells, Mesh, in_ras, make_mesh
+from rdmm.io.meshes.body import Body, to_indices, typed
+from rdmm.io.meshes.mesh import Cells, PolyData, make_polydata
 from rdmm.types import InputError
 
 TYPES = {"float": "f4", "float32": "f4", "double": "f8", "float64": "f8", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4"}
@@ -38,8 +38,17 @@ class _Element:
     properties: list[_Property] = field(default_factory=list)
 
 
-def parse_ply(data: bytes) -> Mesh:
-    """The contents of a PLY file.
+OWN = ("x", "y", "z", "vertex1", "vertex2", *LIST_NAMES)
+"""Properties that are the shape itself."""
+
+WRITTEN = {TYPES[name]: name for name in ("float", "double", "int", "uint", "char", "uchar", "short", "ushort")}
+
+COLORS = ("red", "green", "blue", "alpha")
+"""Properties that become one column RGB or RGBA, as VTK names it."""
+
+
+def parse_ply(data: bytes) -> PolyData:
+    """The contents of a PLY file; normals are left out, since they do not move as points do.
 
     Raises:
         InputError: not such a file, of another version, damaged, or with cells that cannot be read.
@@ -58,9 +67,28 @@ def parse_ply(data: bytes) -> Mesh:
     if "tristrips" in found:
         raise InputError("triangle strips of PLY files are not read; write triangles as faces")
     points = np.stack([np.asarray(vertices[c], np.float64) for c in "xyz"], 1)
-    weights = vertices.get("weights")
-    cells = [*_faces(found.get("face", {})), *_edges(found.get("edge", {}))]
-    return make_mesh(in_ras(points, spaces), cells, None if weights is None else np.asarray(weights, np.float64))
+    left_out = [e.name for e in elements if e.name not in ("vertex", "face", "edge") and e.count]
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for element in elements:
+        tables[element.name], others = _columns(element, found[element.name])
+        left_out += others
+    lists = [*_edges(found.get("edge", {})), *_faces(found.get("face", {}))]
+    of_cells = [tables[e.name] for e in elements if e.name in ("edge", "face") and e.count]
+    if len(of_cells) > 1:  # the data of cells are one table
+        left_out += [name for columns in of_cells for name in columns]
+    cell_data = of_cells[0] if len(of_cells) == 1 else {}
+    return make_polydata(points, lists, spaces=spaces, point_data=tables["vertex"], cell_data=cell_data, left_out=left_out)
+
+
+def _columns(element: _Element, found: Mapping[str, np.ndarray | list[np.ndarray]]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The properties of an element that are data, by name, and the names of those that are left out: lists and normals."""
+    kept = [p for p in element.properties if p.name not in (*OWN, "nx", "ny", "nz") and p.length is None]
+    columns = {p.name: typed(np.asarray(found[p.name]), np.dtype(TYPES[p.kind])) for p in kept}
+    colors = [name for name in COLORS if name in columns and columns[name].dtype == np.uint8]
+    if len(colors) >= 3:
+        columns["RGBA"[: len(colors)]] = np.stack([columns.pop(name) for name in colors], 1)
+    left_out = [p.name for p in element.properties if p not in kept and p.name not in (*OWN, "ny", "nz")]
+    return columns, ["normals" if name == "nx" else name for name in left_out]
 
 
 def _faces(columns: dict[str, np.ndarray | list[np.ndarray]]) -> list[Cells]:
@@ -161,3 +189,62 @@ def _property(words: Sequence[str], line: str, element: _Element) -> _Property:
     if out.name in [p.name for p in element.properties]:
         raise InputError(f"{element.name} has two properties {out.name!r}")
     return out
+
+
+def render_ply(data: PolyData, frame: str) -> tuple[bytes, list[str]]:
+    """A binary file with a comment that declares the frame, and the names of what it cannot hold.
+
+    Args:
+        data: its points are in ``frame`` already, in the type that is written.
+    """
+    lines, of_lines = data.part("LINES")
+    faces, of_faces = data.part("POLYGONS")
+    lost = [] if all(len(row) == 2 for row in lines) else list(of_lines)  # a polyline becomes several edges
+    vertices = dict(zip("xyz", data.points.T, strict=True)) | _properties(data.point_data)
+    head, body = _table("vertex", vertices)
+    if lines:
+        ends = np.concatenate([np.stack([row[:-1], row[1:]]) for row in lines], 1)
+        more = _table("edge", dict(zip(("vertex1", "vertex2"), ends, strict=True)) | ({} if lost else _properties(of_lines)))
+        head, body = head + more[0], body + more[1]
+    if faces:
+        properties, tails = _table("face", _properties(of_faces))
+        kind, size = ("uchar", 1) if max(map(len, faces)) < 256 else ("int", 4)
+        head += [f"element face {len(faces)}", f"property list {kind} int {LIST_NAMES[0]}", *properties[1:]]
+        step = len(tails) // len(faces)
+        rows = (len(row).to_bytes(size, "little") + row.astype("<i4").tobytes() for row in faces)
+        body += b"".join(row + tails[k * step : (k + 1) * step] for k, row in enumerate(rows))
+    start = ["ply", "format binary_little_endian 1.0", f"comment rdmm SPACE={frame}"]
+    return "\n".join([*start, *head, "end_header\n"]).encode() + body, lost
+
+
+def _properties(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of data as properties of one number each, in a type that PLY has."""
+    out: dict[str, np.ndarray] = {}
+    for name, values in columns.items():
+        word = re.sub(r"[^!-~]", "_", name)
+        if name in ("RGB", "RGBA") and values.dtype == np.uint8 and values.shape[1:] == (len(name),):
+            names: Sequence[str] = COLORS[: len(name)]
+        else:
+            names = [word] if values.ndim == 1 else [f"{word}_{k + 1}" for k in range(values.shape[1])]
+        out |= dict(zip(names, values.reshape(len(values), -1).T, strict=True))
+    return out
+
+
+def _table(name: str, columns: Mapping[str, np.ndarray]) -> tuple[list[str], bytes]:
+    """The lines of the header about an element without lists, and its rows."""
+    typed_columns = {word: _in_a_type_of_ply(x) for word, x in columns.items()}
+    table = np.empty(len(next(iter(columns.values()), ())), [(word, "<" + x.dtype.str[1:]) for word, x in typed_columns.items()])
+    for word, x in typed_columns.items():
+        table[word] = x
+    return [
+        f"element {name} {len(table)}",
+        *(f"property {WRITTEN[x.dtype.str[1:]]} {w}" for w, x in typed_columns.items()),
+    ], table.tobytes()
+
+
+def _in_a_type_of_ply(values: np.ndarray) -> np.ndarray:
+    """Whole numbers of 64 bits in 32 bits where these suffice, else as float64."""
+    if values.dtype.itemsize < 8 or values.dtype.kind == "f":
+        return values
+    fits = not len(values) or (values.min() >= -(2**31) and values.max() < 2**31)
+    return values.astype(np.int32 if fits else np.float64)

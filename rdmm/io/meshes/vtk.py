@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
+from urllib.parse import quote, unquote
 
 import numpy as np
 
-from rdmm.io.meshes.body import Body, to_indices
-from rdmm.io.meshes.mesh import Cells, Kind, Mesh, in_ras, make_mesh
+from rdmm.io.meshes.body import Body, to_indices, typed
+from rdmm.io.meshes.mesh import Cells, Kind, PolyData, make_polydata
 from rdmm.types import InputError
 
 TYPES = {"float": ">f4", "double": ">f8", "vtkidtype": ">i4"}  # VTK writes its vtkIdType as 32-bit integers
@@ -19,22 +20,29 @@ TYPES |= {f"vtktype{sign}int{8 * n}": f">{letter}{n}" for sign, letter in (("", 
 
 NEWEST = (5, 1)
 
+WRITTEN = {"f4": "float", "f8": "double", "i1": "char", "u1": "unsigned_char", "i2": "short", "u2": "unsigned_short"}
+WRITTEN |= {"i4": "int", "u4": "unsigned_int", "i8": "vtktypeint64", "u8": "vtktypeuint64"}
+
 PARTS = {"NORMALS": 3, "VECTORS": 3, "TENSORS": 9, "TENSORS6": 6, "GLOBAL_IDS": 1, "PEDIGREE_IDS": 1, "EDGE_FLAGS": 1}
-"""Components of the attributes that are not needed."""
+"""Components of the attributes that state no number of them."""
 
 SECTIONS = {"POINTS", *get_args(Kind), "POINT_DATA", "CELL_DATA", "FIELD", "SCALARS", "COLOR_SCALARS", "LOOKUP_TABLE"}
 SECTIONS |= {"TEXTURE_COORDINATES", *PARTS}
 
 
-def parse_vtk(data: bytes) -> Mesh:
-    """The contents of a legacy VTK file.
+SAFE = "!#$&'()*+,-./:;<=>?@[]^_`{|}~\\"
+"""What names may hold beside letters and digits; VTK writes all else as %20."""
+
+
+def parse_vtk(data: bytes) -> PolyData:
+    """The contents of a legacy VTK file; normals are left out, since they do not move as points do.
 
     Raises:
         InputError: not such a file, of a newer version, damaged, or with sections that are not known.
     """
     version = re.match(rb"# vtk DataFile Version (\d{1,4})\.(\d{1,4})[ \t\r]*\n", data)
     if not version:
-        raise InputError(f"not a legacy VTK file (it begins with {data[:12]!r}); XML files (.vtp) are not read")
+        raise InputError(f"not a legacy VTK file (it begins with {data[:12]!r}); name XML files .vtp")
     number = (int(version[1]), int(version[2]))
     if not (1, 0) <= number <= NEWEST:
         raise InputError(f"VTK version {number[0]}.{number[1]} is not known; write version 4.2 or 5.1")
@@ -49,7 +57,14 @@ def parse_vtk(data: bytes) -> Mesh:
     reader.spaces += re.findall(r"SPACE=(\w+)", title)
     while (text := reader.header()) is not None:
         reader.section(text.split())
-    return make_mesh(in_ras(reader.points, reader.spaces), reader.cells, reader.weights)
+    return make_polydata(
+        reader.points,
+        reader.cells,
+        spaces=reader.spaces,
+        point_data=reader.data["POINT_DATA"],
+        cell_data=reader.data["CELL_DATA"],
+        left_out=reader.left_out,
+    )
 
 
 class _Reader:
@@ -59,7 +74,8 @@ class _Reader:
         self.body, self.binary, self.has_offsets = body, binary, has_offsets
         self.points = np.empty((0, 3))
         self.cells: list[Cells] = []
-        self.weights: np.ndarray | None = None
+        self.data: dict[str, dict[str, np.ndarray]] = {"POINT_DATA": {}, "CELL_DATA": {}}
+        self.left_out: list[str] = []
         self.spaces: list[str] = []
         self.seen: set[str] = set()
         self.scope, self.count, self.parts = "", 0, 1
@@ -132,6 +148,7 @@ class _Reader:
                     self._field_array()
             case "LOOKUP_TABLE":
                 self._colors(_whole(words, 2), 4)
+                self.left_out.append("lookup tables")
             case _ if name in SECTIONS and self.scope:
                 self._attribute(name, words)
             case _:
@@ -170,35 +187,42 @@ class _Reader:
         words = (self.header() or "").split()
         if words == ["NULL_ARRAY"]:
             return
-        name, parts = _word(words, 0), _whole(words, 1)
-        values = self.values(_whole(words, 2), parts, _word(words, 3))
-        if not isinstance(values, list):
-            self._keep(name, values, parts)
-        elif name.upper() == "SPACE":
+        name, parts, kind = _word(words, 0), _whole(words, 1), _word(words, 3)
+        values = self.values(_whole(words, 2), parts, kind)
+        if isinstance(values, list) and name.upper() == "SPACE":
             self.spaces += values
+        else:
+            self._keep(name, values, parts, kind)
 
     def _attribute(self, name: str, words: Sequence[str]) -> None:
-        """Read an attribute of the points or cells; the weights of points are kept."""
+        """Read an attribute of the points or cells."""
         if name == "COLOR_SCALARS":
-            self._colors(self.count, _whole(words, 2))
+            parts = _whole(words, 2)
+            self._keep(_word(words, 1), self._colors(self.count, parts), parts, "unsigned_char")
         elif name == "SCALARS":
             parts = _whole(words, 3) if len(words) > 3 else 1
             if (table := self.header() or "").split()[:1] != ["LOOKUP_TABLE"]:
                 raise InputError(f"the line LOOKUP_TABLE is missing after SCALARS; {table[:40]!r} found")
-            self._keep(_word(words, 1), self.numbers(self.count, parts, _word(words, 2)), parts)
+            self._keep(_word(words, 1), self.numbers(self.count, parts, _word(words, 2)), parts, _word(words, 2))
         else:
-            parts, kind = (_whole(words, 2), 3) if name == "TEXTURE_COORDINATES" else (PARTS[name], 2)
-            self.values(self.count, parts, _word(words, kind))
+            parts, at = (_whole(words, 2), 3) if name == "TEXTURE_COORDINATES" else (PARTS[name], 2)
+            values = self.values(self.count, parts, _word(words, at))
+            self._keep("normals" if name == "NORMALS" else _word(words, 1), values, parts, _word(words, at))
 
-    def _colors(self, count: int, parts: int) -> None:
-        self.numbers(count, parts, "unsigned_char" if self.binary else "float")
+    def _colors(self, count: int, parts: int) -> np.ndarray:
+        """Colors from 0 to 255; a text holds them from 0 to 1."""
+        values = self.numbers(count, parts, "unsigned_char" if self.binary else "float")
+        return values if self.binary else np.round(255 * np.nan_to_num(values)).clip(0, 255)
 
-    def _keep(self, name: str, values: np.ndarray, parts: int) -> None:
-        if self.scope != "POINT_DATA" or name.lower() != "weights":
-            return
-        if parts != 1 or self.weights is not None:
-            raise InputError(f"the point data 'weights' {'have ' + str(parts) + ' components' if parts != 1 else 'occur twice'}")
-        self.weights = values.astype(np.float64)
+    def _keep(self, name: str, values: np.ndarray | list[str], parts: int, kind: str) -> None:
+        """Keep a column of data of the points or cells. Texts, bits and normals are left out."""
+        if isinstance(values, list) or not parts or kind.lower() == "bit" or name.lower() == "normals":
+            self.left_out.append(name)
+        elif self.scope:
+            columns, name = self.data[self.scope], unquote(name)
+            if name in columns:
+                raise InputError(f"the data {name!r} occur twice in {self.scope}")
+            columns[name] = typed(values, np.dtype(TYPES[kind.lower()])).reshape((-1, parts) if parts != 1 else -1)
 
 
 def _word(words: Sequence[str], k: int) -> str:
@@ -215,20 +239,37 @@ def _whole(words: Sequence[str], k: int) -> int:
     return int(text)
 
 
-def render_vtk(points: np.ndarray, cells: np.ndarray | None, data: dict[str, np.ndarray]) -> bytes:
-    """A file of version 3.0, binary, that declares RAS: without this Slicer takes LPS. The arguments are those of ``write_mesh``."""
-    n = len(points)
-    full = np.zeros((n, 3), ">f4")
-    full[:, : points.shape[1]] = points
-    if cells is None:
-        kind, cells = "VERTICES", np.arange(n).reshape(-1, 1)
-    else:
-        kind = "LINES" if cells.shape[1] == 2 else "POLYGONS"
-    table = np.column_stack([np.full(len(cells), cells.shape[1]), cells]).astype(">i4")
-    out = [b"# vtk DataFile Version 3.0\nrdmm SPACE=RAS\nBINARY\nDATASET POLYDATA\n", f"POINTS {n} float\n".encode(), full.tobytes()]
-    out += [f"\n{kind} {len(cells)} {table.size}\n".encode(), table.tobytes(), f"\nPOINT_DATA {n}\n".encode()]
-    for name, values in data.items():
-        head = f"SCALARS {name} float\nLOOKUP_TABLE default\n" if values.ndim == 1 else f"VECTORS {name} float\n"
-        column = values if values.ndim == 1 or values.shape[1] == 3 else np.column_stack([values, np.zeros(n)])
-        out += [head.encode(), column.astype(">f4").tobytes(), b"\n"]
+def render_vtk(data: PolyData, frame: str) -> bytes:
+    """A file of version 3.0, binary, that declares the frame of its points: without this Slicer takes LPS.
+
+    Args:
+        data: its points are in ``frame`` already, in the type that is written.
+    """
+    n, kind = len(data.points), WRITTEN[data.points.dtype.str[1:]]
+    out = [f"# vtk DataFile Version 3.0\nrdmm SPACE={frame}\nBINARY\nDATASET POLYDATA\nPOINTS {n} {kind}\n".encode(), _bytes(data.points)]
+    for cells in data.cells:
+        sized = np.insert(cells.corners, cells.offsets[:-1], np.diff(cells.offsets)).astype("i4")
+        out += [f"\n{cells.kind} {cells.count} {sized.size}\n".encode(), _bytes(sized)]
+    for scope, count, columns in (("POINT_DATA", n, data.point_data), ("CELL_DATA", data.cell_count, data.cell_data)):
+        if columns:
+            out += [f"\n{scope} {count}\n".encode(), *_render_columns(columns)]
     return b"".join(out)
+
+
+def _render_columns(columns: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """Columns of data: SCALARS, VECTORS, and a field of all others."""
+    fields = []
+    for name, values in columns.items():
+        parts, kind, word = values[:1].size, WRITTEN[values.dtype.str[1:]], quote(name, safe=SAFE) or "data"
+        if parts == 1:
+            yield f"SCALARS {word} {kind}\nLOOKUP_TABLE default\n".encode() + _bytes(values) + b"\n"
+        elif parts == 3 and values.dtype.kind == "f":
+            yield f"VECTORS {word} {kind}\n".encode() + _bytes(values) + b"\n"
+        else:
+            fields.append(f"{word} {parts} {len(values)} {kind}\n".encode() + _bytes(values) + b"\n")
+    if fields:
+        yield f"FIELD FieldData {len(fields)}\n".encode() + b"".join(fields)
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return values.astype(values.dtype.newbyteorder(">")).tobytes()
