@@ -13,6 +13,7 @@ from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.regularizer.penalty import NoPenalty, Penalty
 from rdmm.similarity import Sum
 from rdmm.similarity.measures import MeasureDivergence
+from rdmm.similarity.parts import compare
 from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
@@ -133,7 +134,7 @@ class Problem:
 
     def _terms(self, ic: InitialConditions, transform: Transform, pair: Pair, step: int, warped: Any) -> Energy:
         source = pair.source
-        similarity = self.similarity_weight * self.similarity(warped, pair.fixed)
+        similarity = self.similarity_weight * compare(self.similarity, warped, pair.fixed)
         velocity = 0.5 * self.dynamics.energy(ic, source)
         weights = self.weight_penalty(ic, source, step)
         landmarks = torch.zeros_like(velocity)

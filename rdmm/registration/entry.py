@@ -34,6 +34,7 @@ from rdmm.runtime.memory import memory_errors
 from rdmm.runtime.progress import shown_progress
 from rdmm.runtime.resources import reset_peak_memory, select_device
 from rdmm.runtime.warnings import collect_warnings
+from rdmm.similarity.parts import compare
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Identity, Transform
@@ -144,7 +145,7 @@ def _similarities(similarity: Similarity | None, pair: Pair, transform: Transfor
         return None
     try:
         with torch.no_grad():
-            before, after = (float(similarity(pair.moved_by(t), pair.fixed).sum()) for t in (Identity(), transform))
+            before, after = (float(compare(similarity, pair.moved_by(t), pair.fixed).sum()) for t in (Identity(), transform))
         return before, after
     except DivergenceError:  # masks that do not overlap
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,21 @@ from rdmm.spatial.transform import Identity, Transform, composed
 from rdmm.types import InputError, Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """Channels of an image that are compared together, apart from the others.
+
+    Args:
+        channels: how many.
+        weight: weight of their comparison.
+        is_labels: whether they are the codes of labels (``spatial.label_codes``).
+    """
+
+    channels: int
+    weight: float = 1.0
+    is_labels: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """Intensities or labels on a grid, with an optional mask.
@@ -22,7 +38,8 @@ class Image:
     Args:
         data: (b, c, *s); labels (b, 1, *s) are whole numbers of any type, and int64 where rdmm has read them.
         grid: the grid of the last axes.
-        mask: (b, 1, *s), weight of each voxel in a similarity, in [0, 1]; None: 1 everywhere.
+        mask: (b, 1, *s) or (b, c, *s), weight of each voxel in a similarity, in [0, 1]; None: 1 everywhere.
+        parts: how the channels belong together, in their order; (): they are one part. All channels of a part have one mask.
 
     Raises:
         InputError: data or mask are no tensors of the grid's shape.
@@ -31,6 +48,7 @@ class Image:
     data: Tensor
     grid: Grid
     mask: Tensor | None = None
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.grid, Grid):
@@ -54,9 +72,10 @@ class Image:
         points = self.locate(transform(onto.identity(floats)), onto)
         mask = None if self.mask is None else sample(self.mask, points.detach(), self.grid, mode=mode, outside="zero")
         if outside is None:
-            return Image(sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero"), onto, mask)
+            edge = sample(self.data, points, self.grid, mode=mode, outside="edge" if mode == "linear" else "zero")
+            return replace(self, data=edge, grid=onto, mask=mask)
         data = sample(self.data, points, self.grid, mode=mode)
-        return Image(torch.where(self.grid.contains(points), data, data.new_tensor(outside)), onto, mask)
+        return replace(self, data=torch.where(self.grid.contains(points), data, data.new_tensor(outside)), grid=onto, mask=mask)
 
     @property
     def kind(self) -> tuple[torch.dtype, str]:
@@ -102,7 +121,7 @@ class Image:
             return image
         data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (image.data, image.mask))
         assert data is not None
-        return Image(data, grid, mask)
+        return replace(self, data=data, grid=grid, mask=mask)
 
     def inpainted(self) -> Image:
         """The image with the values outside its mask replaced by a continuation of those inside: by means over larger and larger blocks.
@@ -112,14 +131,15 @@ class Image:
         if self.mask is None or bool((self.mask > 0).all()):
             return self
         inside = (self.mask > 0).to(self.data).expand(len(self.data), *self.mask.shape[1:])
-        return Image(_inpaint(torch.where(inside > 0, self.data, 0), inside), self.grid, self.mask)
+        return replace(self, data=_inpaint(torch.where(inside > 0, self.data, 0), inside))
 
     def canonical(self) -> Image:
         """The same image with its axes in the order of Grid.canonical."""
         grid = self.grid.canonical()
         if grid == self.grid:
             return self
-        return Image(self.grid.restored(self.data, grid), grid, None if self.mask is None else self.grid.restored(self.mask, grid))
+        mask = None if self.mask is None else self.grid.restored(self.mask, grid)
+        return replace(self, data=self.grid.restored(self.data, grid), grid=grid, mask=mask)
 
     def composed(self, first: Transform, then: Transform) -> Transform:
         """The transform of moving by ``first`` and then by ``then``: images pull back, first ∘ then."""
@@ -127,10 +147,37 @@ class Image:
 
     def to_float32(self) -> Image:
         """The image in float32 on the CPU, as if read from a file."""
-        return Image(self.data.cpu().float(), self.grid, None if self.mask is None else self.mask.cpu().float())
+        return replace(self, data=self.data.cpu().float(), mask=None if self.mask is None else self.mask.cpu().float())
 
     def to(self, device: torch.device) -> Image:
-        return Image(self.data.to(device), self.grid, None if self.mask is None else self.mask.to(device))
+        return replace(self, data=self.data.to(device), mask=None if self.mask is None else self.mask.to(device))
+
+    def mass(self) -> Tensor:
+        """Mass (*s) of the first part, float64: its mean intensity above the minimum, in the mask; of codes of labels, 1 in every label."""
+        first = self.split()[0]
+        data = first.data[0].double()
+        mass = data.square().sum(0) if self.parts and self.parts[0].is_labels else data.mean(0)
+        mass = mass - mass.min()
+        return mass if first.mask is None else mass * first.mask[0, 0]
+
+    def split(self) -> list[Image]:
+        """One image for each part."""
+        images, first = [], 0
+        for part in self.parts or (Part(self.data.shape[1]),):
+            end = first + part.channels
+            mask = self.mask if self.mask is None or self.mask.shape[1] == 1 else self.mask[:, first : first + 1]
+            images.append(Image(self.data[:, first:end], self.grid, mask))
+            first = end
+        return images
+
+
+def joined(images: Sequence[Image], parts: Sequence[Part]) -> Image:
+    """One image of all channels of ``images`` on one grid, each of which becomes a part: the inverse of ``Image.split``."""
+    mask = None
+    if any(x.mask is not None for x in images):
+        masks = (torch.ones_like(x.data[:, :1]) if x.mask is None else x.mask for x in images)
+        mask = torch.cat([m.expand_as(x.data) for m, x in zip(masks, images, strict=True)], 1)
+    return Image(torch.cat([x.data for x in images], 1), images[0].grid, mask, tuple(parts))
 
 
 def _inpaint(x: Tensor, weight: Tensor) -> Tensor:

@@ -117,5 +117,5 @@ def with_field_of_view(pair: Pair[Image]) -> Pair[Image]:
     """The pair with a mask of the moving image's field of view, so that voxels outside it have no weight."""
     moving = pair.moving
     if moving.mask is None:
-        moving = Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]))
+        moving = replace(moving, mask=torch.ones_like(moving.data[:, :1]))
     return replace(pair, moving=moving)

@@ -123,12 +123,9 @@ CenterAndCovariance = tuple[np.ndarray, np.ndarray]
 
 
 def image_center_and_covariance(image: Image) -> CenterAndCovariance:
-    """Center of mass (d,) and covariance (d, d) in world millimeters; mass is intensity above the minimum, in the mask."""
+    """Center of mass (d,) and covariance (d, d) in world millimeters; mass is Image.mass."""
     x = image.grid.to_world(image.grid.identity(image.data.double()))[0].flatten(1)
-    mass = image.data[:1].double().mean(1)
-    mass = (mass - mass.min()).flatten()
-    if image.mask is not None:
-        mass = mass * image.mask[0, 0].flatten()
+    mass = image.mass().flatten()
     return _weighted_center_and_covariance(x, mass / ops.total(mass, 0).clamp_min(1e-12))
 
 

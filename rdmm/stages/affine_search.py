@@ -11,6 +11,7 @@ import torch
 
 from rdmm.optim.lbfgs import History, minimize
 from rdmm.optim.problem import Similarity
+from rdmm.similarity.parts import compare
 from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
@@ -65,7 +66,7 @@ class ImageObjective:
         moved = self.pair.moved_by(in_frame(matrix, self.pair.fixed.grid))
         if moved.mask is not None and float(ops.total(moved.mask, 0)) < MIN_OVERLAP * moved.mask.numel():
             raise DivergenceError(f"the images overlap in less than {MIN_OVERLAP:.0%} of the fixed image")
-        return self.similarity(moved, self.pair.fixed).sum()
+        return compare(self.similarity, moved, self.pair.fixed).sum()
 
 
 @dataclass(frozen=True, eq=False)
