@@ -141,7 +141,7 @@ def test_wrong_settings_are_one_line(override, message):
         ("integrator.steps=2.5", "integrator.steps must be a whole number; got 2.5"),
         ("penalty.range=3", "penalty.range has no effect with penalty=none; it needs penalty=omt"),
         ("+penalty.range=3", "penalty: unknown key 'range'; it needs penalty=omt"),
-        ("affine=none affine.init=com", "affine.init (--init) has no effect with affine=none; it needs affine=opt"),
+        ("affine=none affine.init=com", "affine.init (init) has no effect with affine=none; it needs affine=opt"),
         ("optimizer=none optimizer.scales=[1]", "optimizer.scales has no effect with optimizer=none; it needs optimizer=lbfgs"),
         ("similarity=LNCC", "similarity=LNCC: no such option (did you mean 'lncc'?)"),
         ("affine/similarity=ssd", "unknown key 'affine/similarity'; to choose an option there, type +similarity@affine.similarity=ssd"),

@@ -261,7 +261,7 @@ def test_26_no_geometry(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert io.read_image(path).grid.voxel == (1, 1, 1)
     assert "no s-form" in caplog.text
-    assert_refused(path, "--strict", strict=True)
+    assert_refused(path, "strict=True", strict=True)
 
 
 @pytest.mark.fault(27)
@@ -339,7 +339,7 @@ def test_33_no_overlap(tmp_path, good):
     far = np.diag([2.0, 2, 2, 1])
     far[0, 3] = 1000
     path = save_nifti(tmp_path / "far.nii.gz", make_picture(), far)
-    with pytest.raises(InputError, match=r"do not overlap.*0\.\.38.*1000\.\.1038.*--init com"):
+    with pytest.raises(InputError, match=r"do not overlap.*0\.\.38.*1000\.\.1038.*init=\"com\""):
         rdmm.register(fixed=good, moving=path)
     result = rdmm.register(fixed=good, moving=path, init="com", **FAST)
     middle = torch.tensor([[[19.0], [21], [17]]], dtype=torch.float64)

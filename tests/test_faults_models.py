@@ -231,7 +231,7 @@ def test_the_command_line_takes_weights(tmp_path, file):
 
 def test_networks_without_a_model_say_so(monkeypatch, file):
     monkeypatch.setattr(location, "bundled_model", lambda: file.parent / "none.safetensors")
-    with pytest.raises(ConfigError, match=r"pass --weights MODEL\.safetensors"):
+    with pytest.raises(ConfigError, match=r"pass weights=\"MODEL\.safetensors"):
         compose(["initializer=unet"])
     write_small_model(file, affine=False)
     with pytest.raises(ConfigError, match="holds no affine network"):

@@ -233,9 +233,9 @@ def test_what_cannot_be_is_said(straight, tmp_path):
     warp, affine = io.read_transform(case.names["warp"]), io.read_transform(case.names["affine"])
     with pytest.raises(ConfigError, match="did you mean 'fsl'"):
         read_transform_as(case.names["warp"], "fls", case.space)
-    with pytest.raises(ConfigError, match="pass --moving IMAGE"):
+    with pytest.raises(ConfigError, match="pass moving=IMAGE"):
         write_transform(tmp_path / "x.npz", warp, None, Space(case.space.fixed))
-    with pytest.raises(ConfigError, match="pass --fixed IMAGE"):
+    with pytest.raises(ConfigError, match="pass fixed=IMAGE"):
         write_transform(tmp_path / "x.nii.gz", affine, "itk", Space())
     with pytest.raises(OutputError, match="cannot hold a warp"):
         write_transform(tmp_path / "x.mat", Composed(warp, affine), "itk", case.space)
@@ -247,7 +247,7 @@ def test_what_cannot_be_is_said(straight, tmp_path):
         write_transform(tmp_path / "x.xfm", affine, None, case.space)
     field = np.zeros((*case.space.fixed.shape, 3), np.float32)
     nib.save(nib.Nifti1Image(field, np.eye(4)), tmp_path / "plain.nii.gz")
-    with pytest.raises(ConfigError, match="--from"):
+    with pytest.raises(ConfigError, match="from_="):
         read_transform_as(str(tmp_path / "plain.nii.gz"), None, case.space)
     coefficients = nib.Nifti1Image(field, np.eye(4))
     coefficients.header["intent_code"] = 2007

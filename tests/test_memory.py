@@ -93,7 +93,7 @@ def test_wherever_a_run_begins(tmp_path, monkeypatch, capsys, name):
     assert (row["status"], row["exit_code"]) == ("ResourceError", 3)
     with pytest.raises(ResourceError):
         rdmm.register(fixed="f.nii", moving="m.nii")
-    assert inspect.signature(rdmm.register).parameters["fixed"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert inspect.signature(rdmm.register).parameters["spacing"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
 def test_it_is_asked_without_torch():

@@ -132,7 +132,7 @@ def test_affine_tells_of_turns(d):
     with collect_warnings() as ambiguous:
         AffineOpt()(Pair(symmetric, symmetric))
     assert quiet == []
-    assert len(told) == 1 and "was rotated by 180 degrees against the files' geometry" in told[0] and "--init header" in told[0]
+    assert len(told) == 1 and "was rotated by 180 degrees against the files' geometry" in told[0] and 'init="header"' in told[0]
     assert len(ambiguous) == 1 and "rotated by another 180 degrees the images agree about as well" in ambiguous[0]
 
 
@@ -200,7 +200,7 @@ def test_regions_go_through_the_initial_map():
     h = Regions({1: [1.0, 0.0]}, [0.0, 1.0], smoothing=0.0)(pair.with_initial(Affine(shift))).weights
     assert float(h[0, 0, 18, 8]) == 1
     assert float(h[0, 0, 8, 8]) == 0
-    with pytest.raises(rdmm.ConfigError, match="--regions"):
+    with pytest.raises(rdmm.ConfigError, match="pass regions="):
         Regions({1: [1.0, 0.0]}, [0.0, 1.0])(Pair(pair.fixed, pair.moving))
 
 

@@ -320,7 +320,7 @@ def test_a_bare_matrix_names_no_tool(text, tmp_path):
         (tmp_path / name).write_text(text.format(rows))
         with pytest.raises(InputError, match=r"--from fsl\|ras"):
             io.read_transform(str(tmp_path / name))
-        with pytest.raises(ConfigError, match=r"pass --from fsl\|ras"):
+        with pytest.raises(ConfigError, match=r"pass from_=\"fsl\|ras"):
             read_transform_as(str(tmp_path / name), None, Space())
         x = points(3)
         read = read_transform_as(str(tmp_path / name), "ras", Space())(torch.as_tensor(x.T[None]))[0].numpy().T

@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 from rdmm.config.location import config_folders, share
-from rdmm.types import nearest
+from rdmm.types import nearest, option
 
-COMMAND_LINE_OPTIONS = {"affine.init": "--init"}
-"""Keys that an option of ``rdmm register`` sets."""
+OWN_OPTIONS = {"affine.init": "init"}
+"""Keys that an option of ``rdmm register``, and an argument of the same name in Python, sets."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ def explain(message: str, overrides: Sequence[str], known: Known) -> str:
     """Hydra's error message as one line that names the typed key, and the nearest option or key."""
     missing = re.search(r"Could not (?:find|load) '([^']+)'", message)
     if missing:
-        group, _, option = missing.group(1).rpartition("/")
+        group, _, name = missing.group(1).rpartition("/")
         options = options_of(group)
-        return f"{group}={option}: no such option{nearest(option.lower(), options)}; there are {', '.join(options)}"
+        return f"{group}={name}: no such option{nearest(name.lower(), options)}; there are {', '.join(options)}"
     unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
     if unknown:
         key = unknown.group(2) or unknown.group(1)
@@ -52,8 +52,7 @@ def explain_key(key: str, known: Known, overrides: Sequence[str] = ()) -> str:
     if options:
         default = known.defaults.get(group)
         needed = [default] if default in options else options
-        option = COMMAND_LINE_OPTIONS.get(key)
-        shown = f"{key} ({option})" if option else key
+        shown = f"{key} ({option(OWN_OPTIONS[key], '')})" if key in OWN_OPTIONS else key
         return f"{shown} has no effect with {group}={known.choices.get(group)}; it needs {' or '.join(f'{group}={o}' for o in needed)}"
     value = next((o.partition("=")[2] for o in overrides if override_key(o) == key), "OPTION")
     if "/" in key and key.rpartition("/")[2] in groups():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rdmm.types import ConfigError
+from rdmm.types import ConfigError, option
 
 
 def share() -> Path:
@@ -49,5 +49,5 @@ def model_path(file: Any) -> str:
     if file is not None:
         raise ConfigError(f"weights must be the path of a model file; got {file!r}")
     if not bundled_model().exists():
-        raise ConfigError("initializer=unet and affine=net need a trained model: pass --weights MODEL.safetensors")
+        raise ConfigError(f"initializer=unet and affine=net need a trained model: pass {option('weights', 'MODEL.safetensors')}")
     return str(bundled_model())

@@ -26,7 +26,7 @@ from rdmm.spatial.measure import Measure, frame_of
 from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fraction
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Transform, compose_all, flat, framed
-from rdmm.types import InputError, Tensor
+from rdmm.types import InputError, Tensor, option
 
 log = logging.getLogger(__name__)
 
@@ -215,14 +215,15 @@ def _check_overlap(pair: Pair[Image]) -> None:
     if 0 < fraction < SMALL_OVERLAP:
         log.warning(
             "only %.2g %% of the fixed image is in the field of view of the moving image: %s; if their headers are wrong, align centers "
-            "of mass first with --init com",
+            "of mass first with %s",
             100 * fraction,
             format_boxes([pair.fixed.grid, pair.moving.grid]),
+            option("init", "com"),
         )
     if fraction == 0:
         raise InputError(
             f"the images do not overlap in world space: {format_boxes([pair.fixed.grid, pair.moving.grid])}; "
-            "if their headers are wrong, align their centers of mass first with --init com"
+            f"if their headers are wrong, align their centers of mass first with {option('init', 'com')}"
         )
 
 

@@ -19,7 +19,7 @@ from typing import IO
 
 import numpy as np
 
-from rdmm.types import ConfigError, InputError, OutputError, nearest
+from rdmm.types import ConfigError, InputError, OutputError, nearest, option
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ class Outputs:
             if is_folder:
                 _make_folder(folder)
             elif not os.path.isdir(folder):
-                raise OutputError(f"{printable(folder)}: no such folder; make it, or end -o with / so that rdmm makes it")
+                raise OutputError(f"{printable(folder)}: no such folder; make it, or end the name with / so that rdmm makes it")
             remove_abandoned(folder)
             with _temporary_file(folder):
                 pass
@@ -285,7 +285,7 @@ class Outputs:
         try:
             lock.acquire()
         except Timeout:
-            raise OutputError(f"{self.prefix}: another run of rdmm is writing there; wait for it, or choose another -o") from None
+            raise OutputError(f"{self.prefix}: another run of rdmm is writing there; wait for it, or choose another name") from None
         except (OSError, NotImplementedError) as error:
             if not isinstance(error, NotImplementedError) and error.errno not in LOCKS_UNSUPPORTED:
                 raise OutputError(f"{path}: cannot write it: {path_problem(path, error)}") from error
@@ -314,9 +314,9 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     if status is None:
         return
     if stat.S_ISDIR(status.st_mode):
-        raise OutputError(f"{path}: is a folder, and a file of this name is to be written; remove it, or choose another -o")
+        raise OutputError(f"{path}: is a folder, and a file of this name is to be written; remove it, or choose another name")
     if not overwrite:
-        raise OutputError(f"{path}: exists already; choose another -o or pass --overwrite")
+        raise OutputError(f"{path}: exists already; choose another name or pass {option('overwrite')}")
 
 
 def _status(path: Path) -> os.stat_result | None:

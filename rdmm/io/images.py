@@ -16,7 +16,7 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import sample
 from rdmm.spatial.placement import require_same_plane
-from rdmm.types import ConfigError, InputError, OutputError, Tensor
+from rdmm.types import ConfigError, InputError, OutputError, Tensor, option
 
 NanPolicy = Literal["error", "zero", "mask"]
 """What to do with NaN and Inf: raise InputError, set them to 0, or mask them out."""
@@ -45,10 +45,10 @@ def _choose_volume(path: Path, volumes: np.ndarray, volume: int | None, *, has_o
     """The volume (*s) of (*s, n) with the number ``volume``; None: the only one. ``has_options``: the user could type --volume."""
     n = volumes.shape[-1]
     if volume is None and n > 1:
-        advice = f"choose --volume K, 0 to {n - 1}" if has_options else "write one of them to a file of its own"
+        advice = f"choose {option('volume', 'K')}, 0 to {n - 1}" if has_options else "write one of them to a file of its own"
         raise InputError(f"{path}: {n} volumes (4D); {advice}")
     if volume is not None and not 0 <= volume < n:
-        raise InputError(f"{path}: --volume {volume}: there is no such volume; volumes go from 0 to {n - 1}")
+        raise InputError(f"{path}: {option('volume', str(volume))}: there is no such volume; volumes go from 0 to {n - 1}")
     return np.asarray(volumes[..., volume or 0])
 
 
@@ -64,7 +64,7 @@ def _replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy, *, has_
     if bad == good.size:
         raise InputError(f"{path}: no finite voxel: all are NaN or Inf")
     if policy == "error":
-        advice = "correct them, or pass --nan zero or --nan mask" if has_options else "correct them first"
+        advice = f"correct them, or pass {option('nan', 'zero')} or {option('nan', 'mask')}" if has_options else "correct them first"
         raise InputError(f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); {advice}")
     log.warning("%s: %d voxels are NaN or Inf: %s", path, bad, "set to 0" if policy == "zero" else "masked out")
     return np.where(good, array, 0), good if policy == "mask" else None
@@ -108,7 +108,9 @@ def read_image(
 def require_no_volume(volume: int | None, name: str) -> None:
     """Raise ConfigError for the number of a volume of an image in memory, which has channels."""
     if volume is not None:
-        raise ConfigError(f"volume={volume}: {name} is an image in memory, which has channels and no volumes; leave volume out")
+        raise ConfigError(
+            f"{option('volume', str(volume))}: {name} is an image in memory, with channels and no volumes; leave {option('volume', '')} out"
+        )
 
 
 def _checked_image(image: Image, name: str, nan: NanPolicy, *, has_options: bool) -> Image:

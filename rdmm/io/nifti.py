@@ -22,7 +22,7 @@ from rdmm.io.streams import check_content, read_content, read_head, require_prom
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.placement import Placement, Unit
-from rdmm.types import InputError
+from rdmm.types import InputError, option
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +290,8 @@ def _parse_placement(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...
         return found
     if strict:
         raise InputError(
-            f"{path}: no s-form and no q-form: the place of the image in the world is unknown; write one of them, or leave out --strict"
+            f"{path}: no s-form and no q-form: the place of the image in the world is unknown; write one of them, or leave out "
+            f"{option('strict')}"
         )
     sizes, good = _voxel_sizes(header)
     if good:

@@ -25,7 +25,7 @@ from rdmm.io.vectors import Space, is_like_positions
 from rdmm.spatial.grid import require_one_dimension
 from rdmm.spatial.inverse import inverse
 from rdmm.spatial.transform import Dense, Placed, Transform, compose_all, flat
-from rdmm.types import LENGTHS, ConfigError, InputError, nearest
+from rdmm.types import LENGTHS, ConfigError, InputError, nearest, option
 
 
 class TransformReader(Protocol):
@@ -117,7 +117,7 @@ def read_transform_as(name: str, form: str | None, space: Space) -> Transform:
         return _require_lengths(path, READERS[form].read(path, space))
     forms = recognise(path)
     if len(forms) > 1:
-        raise ConfigError(f"{_ambiguity(name, forms)}; pass --from {'|'.join(forms)}")
+        raise ConfigError(f"{_ambiguity(name, forms)}; pass {option('from_', '|'.join(forms))}")
     return _require_displacement(path, _require_lengths(path, READERS[forms[0]].read(path, space)), forms[0])
 
 
@@ -149,7 +149,7 @@ def choose_writer(name: str | os.PathLike[str], form: str | None) -> TransformFo
     path = Path(name)
     if form is not None and form not in FORMATS:
         read_only = " is only read" if form in READERS else f" does not exist{nearest(form, FORMATS)}"
-        raise ConfigError(f"--to {form}: this format{read_only}; transforms are written as {', '.join(FORMATS)}")
+        raise ConfigError(f"{option('to', str(form))}: this format{read_only}; transforms are written as {', '.join(FORMATS)}")
     if form is None:
         is_learn2reg = path.suffix.lower() == ".npz" or path.name.startswith("disp_")
         form = "afni" if path.suffix.lower() == ".1d" else "learn2reg" if is_learn2reg else "itk"
@@ -179,11 +179,13 @@ def read_transform(name: str) -> Transform:
     if _is_bracketed(name):
         return inverse(read_transform(_inside(name)), _inside(name))
     forms = recognise(Path(name))
-    convert = f"convert it first: rdmm convert {name} OUT --from {'|'.join(forms)}"
     if len(forms) > 1:
-        raise InputError(f"{_ambiguity(name, forms)}; {convert}")
+        raise InputError(f"{_ambiguity(name, forms)}; convert it first: rdmm convert {name} OUT --from {'|'.join(forms)}")
     if READERS[forms[0]].needs_images:
-        raise InputError(f"{name}: a transform of {forms[0]} depends on the grids of both images; {convert} --fixed IMAGE --moving IMAGE")
+        raise InputError(
+            f"{name}: a transform of {forms[0]} depends on the grids of both images; convert it first: "
+            f"rdmm convert {name} OUT --from {forms[0]} --fixed IMAGE --moving IMAGE"
+        )
     return read_transform_as(name, None, Space())
 
 

@@ -12,7 +12,7 @@ from rdmm.io.files import require_file, require_finite_result, write_atomically
 from rdmm.io.nifti import read_raw
 from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Dense, Placed, Transform, displacement, flat, framed
-from rdmm.types import ConfigError, InputError, OutputError, Tensor
+from rdmm.types import ConfigError, InputError, OutputError, Tensor, option
 
 
 def ras_to_lps(d: int) -> np.ndarray:
@@ -68,8 +68,8 @@ class Space:
     def both(self, what: str) -> tuple[Grid, Grid]:
         """Both grids; raises ConfigError if one is missing, on which ``what`` depends."""
         if self.fixed is None or self.moving is None:
-            missing = "--fixed" if self.fixed is None else "--moving"
-            raise ConfigError(f"{what} depends on the grids of both images: pass {missing} IMAGE")
+            missing = option("fixed" if self.fixed is None else "moving", "IMAGE")
+            raise ConfigError(f"{what} depends on the grids of both images: pass {missing}")
         return self.fixed, self.moving
 
 
@@ -81,7 +81,7 @@ def choose_grid(transform: Transform, space: Space) -> Grid:
     """
     own = [m.grid for m in flat(transform) if isinstance(m, Placed)]
     if space.fixed is None and not own:
-        raise ConfigError("an affine has no grid of its own: pass --fixed IMAGE")
+        raise ConfigError(f"an affine has no grid of its own: pass {option('fixed', 'IMAGE')}")
     return space.fixed or own[0]
 
 
@@ -111,7 +111,8 @@ def read_vectors(path: Path, grid: Grid | None) -> tuple[np.ndarray, Grid, int]:
     array = raw.array.astype(np.float64).reshape(*(shape[k] for k in space.axes), shape[-1])
     if grid is not None and array.shape[:-1] != grid.shape:
         raise InputError(
-            f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}; give the --fixed image of this field"
+            f"{path}: a field of {array.shape[:-1]} voxels, but the fixed image has {grid.shape}; give the image of this field: "
+            f"{option('fixed', 'IMAGE')}"
         )
     return array, grid or raw.header.grid(), raw.header.intent
 

@@ -19,7 +19,7 @@ from rdmm.spatial.measure import Measure
 from rdmm.spatial.ops import sample
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Transform
-from rdmm.types import ConfigError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, Tensor, option, require_finite_fields
 
 
 class Initializer(Protocol):
@@ -85,7 +85,7 @@ class Regions:
         """Raise ConfigError for shapes, and where no regions were given."""
         require_image(pair)
         if pair.regions is None:
-            raise ConfigError("initializer=regions needs a label map of the moving image: pass --regions LABELS.nii.gz")
+            raise ConfigError(f"initializer=regions needs a label map of the moving image: pass {option('regions', 'LABELS.nii.gz')}")
 
     def __call__(self, pair: Pair) -> InitialConditions:
         self.check(pair)

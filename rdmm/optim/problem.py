@@ -19,7 +19,7 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Dense, Transform
-from rdmm.types import ConfigError, InputError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, InputError, Tensor, option, require_finite_fields
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Problem:
             InputError: the similarity is for images, and the pair is of shapes.
         """
         if self.landmark_weight and pair.landmarks is None:
-            raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass --landmarks CSV")
+            raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass {option('landmarks', 'CSV')}")
         if isinstance(pair.fixed, Measure) and not _compares_measures(self.similarity):
             name = type(self.similarity).__name__
             raise InputError(f"{name} compares images; for shapes (points, curves, surfaces) use e.g. similarity=sinkhorn_points")
@@ -127,7 +127,7 @@ class Problem:
         """(b,) L of the total map, model (21)."""
         marks = pair.landmarks
         if marks is None:
-            raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass --landmarks CSV")
+            raise ConfigError(f"landmark_weight is {self.landmark_weight} but there are no landmarks: pass {option('landmarks', 'CSV')}")
         total_map = pair.total_map(transform)
         start, end = (marks.fixed, marks.moving) if isinstance(pair.fixed, Image) else (marks.moving, marks.fixed)
         return (total_map(start) - end).square().sum(1).mean(1)

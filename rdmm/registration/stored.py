@@ -21,7 +21,7 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Identity, Transform, composed, framed
 from rdmm.stages.base import Result
 from rdmm.stages.deform import deforms
-from rdmm.types import ConfigError, InputError
+from rdmm.types import ConfigError, InputError, option
 
 
 def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
@@ -38,7 +38,7 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
     config = require_trusted(summary["config"], str(record))
     if any(io.is_mesh(name) for name in files.values()):
         raise InputError(
-            f"{record}: this is a run of shapes, and its report cannot be made again from files; register again with --overwrite"
+            f"{record}: this is a run of shapes, and its report cannot be made again from files; register again with {option('overwrite')}"
         )
     if not {"fixed", "moving"} <= set(files):
         raise InputError(f"{record}: the images of this run were not files; use Registration.save in Python to write its report")

@@ -17,6 +17,7 @@ from rdmm.registration.background import find_background
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import overlap_fraction, with_field_of_view
 from rdmm.stages.base import Result
+from rdmm.types import option
 
 if TYPE_CHECKING:
     from rdmm.registration.images import Registration
@@ -206,7 +207,7 @@ def _doubts_of_background(done: Registration) -> Iterator[Doubt]:
         yield Doubt(
             "check",
             f"the deformation follows noise in the background: SDlogJ is {outside:.2g} there and {inside:.2g} in the subject; "
-            "give a --fixed-mask or a lower similarity_weight",
+            f"give {option('fixed_mask', 'MASK')} or a lower similarity_weight",
         )
 
 

@@ -16,7 +16,7 @@ WORDS = re.compile(
 )
 """What torch (CPU and CUDA), MKL, cuBLAS, cuFFT and the loader of libraries write where an allocation fails."""
 
-ADVICE = "use smaller images, smaller optimizer.scales or optimizer.shooting, fewer --jobs, or a machine with more memory"
+ADVICE = "use smaller images, smaller optimizer.scales or optimizer.shooting, fewer processes at a time, or a machine with more memory"
 
 
 @contextlib.contextmanager

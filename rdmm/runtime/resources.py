@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from rdmm.types import ConfigError, ResourceError
+from rdmm.types import ConfigError, ResourceError, option
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def select_device(name: str) -> torch.device:
     """The torch device of --device, cpu or cuda. Raises ConfigError if it does not exist on this machine."""
     import torch
 
-    wrong = f"device (--device) {name!r}: "
+    wrong = f"{option('device', str(name))}: "
     try:
         device = torch.device(name) if isinstance(name, str) else None
     except RuntimeError:

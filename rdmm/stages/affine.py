@@ -39,7 +39,7 @@ from rdmm.stages.affine_search import (
     history_row,
 )
 from rdmm.stages.base import Result
-from rdmm.types import ConfigError, DivergenceError, InputError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, DivergenceError, InputError, Tensor, option, require_finite_fields
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,9 @@ class AffineOpt:
             except DivergenceError as error:
                 log.debug("affine start %s: %s", start.name, error)
         if not candidates:
-            raise InputError("no start of the affine search makes the images overlap; check the files' geometry, or try --init com")
+            raise InputError(
+                f"no start of the affine search makes the images overlap; check the files' geometry, or try {option('init', 'com')}"
+            )
         best = min(candidates, key=_rank)
         log.info("affine start: %s", best.start.name)
         return best, _doubts_of_orientation(best, candidates) if self.init == "auto" else []
@@ -152,7 +154,8 @@ def _doubts_of_placement(matrix: Tensor, what: str) -> list[str]:
     doubts = []
     if (angle := rotation_degrees(matrix)) > WARN_ROTATION_DEG:
         doubts.append(
-            f"the moving {what} was rotated by {angle:.0f} degrees against the files' geometry; if that is wrong, use --init header"
+            f"the moving {what} was rotated by {angle:.0f} degrees against the files' geometry; if that is wrong, use "
+            f"{option('init', 'header')}"
         )
     if not 1 / MAX_SCALE < (scale := scale_factor(matrix)) < MAX_SCALE:
         doubts.append(f"the sizes in the files differ by a factor of {max(scale, 1 / scale):.2g}; are the units and voxel sizes right?")
@@ -169,7 +172,7 @@ def _doubts_of_orientation(best: Candidate, candidates: Sequence[Candidate]) -> 
         similarity, angle = min(others)
         doubts.append(
             f"rotated by another {angle:.0f} degrees the images agree about as well (dissimilarity {similarity:.3g}; that of the result is "
-            f"{best.similarity:.3g}); if the result is wrong, use --init header or --initial"
+            f"{best.similarity:.3g}); if the result is wrong, use {option('init', 'header')} or {option('initial', 'TRANSFORM')}"
         )
     return doubts
 

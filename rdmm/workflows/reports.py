@@ -16,7 +16,7 @@ from rdmm.registration.record import find_outputs, read_summary, table_row
 from rdmm.registration.schema import read_plain_json
 from rdmm.registration.stored import read_run
 from rdmm.report.html import render_study
-from rdmm.types import InputError, OutputError, RdmmError
+from rdmm.types import InputError, OutputError, RdmmError, option
 
 
 def study_rows(folder: Path) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def write_report(run: str, *, overwrite: bool) -> Path:
     summary = read_summary(record) if is_run else {}
     path = outputs.path("report.html") if is_run else folder / "index.html"
     if os.path.exists(path) and not overwrite:
-        raise OutputError(f"{path}: already exists; pass --overwrite to replace it")
+        raise OutputError(f"{path}: already exists; pass {option('overwrite')} to replace it")
     if not is_run:
         return write_index(folder)
     page = _render(outputs, summary)

@@ -16,7 +16,7 @@ from rdmm.io.vectors import from_vectors, ras_to_lps, require_itk_grid, to_itk_a
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Affine, Placed, Transform, flat
-from rdmm.types import ConfigError, InputError
+from rdmm.types import ConfigError, InputError, option
 
 COPIES = 4
 """Copies of a transform's numbers that exist at once while it is read: as stored, in float64, in RAS, and as the map. Not measured."""
@@ -58,7 +58,7 @@ def write_h5(path: Path, transform: Transform, grid: Grid | None) -> None:
 def _sample_warp(m: Transform, grid: Grid | None) -> Placed:
     """Sample a map on ``grid``, as a displacement field."""
     if grid is None:
-        raise ConfigError("this transform has no grid of its own: pass --fixed IMAGE")
+        raise ConfigError(f"this transform has no grid of its own: pass {option('fixed', 'IMAGE')}")
     return from_vectors(world_vectors(m, grid), grid)
 
 
