@@ -150,5 +150,5 @@ def test_commands_that_write_nothing_have_no_overwrite():
 def test_python_refuses_before_computing_too(monkeypatch):
     monkeypatch.setattr(stages.Chain, "__call__", lambda *_: pytest.fail("the run computed"))
     pair, _, _ = shapes_pair(3, (24, 24))
-    with pytest.raises(rdmm.ConfigError, match="--landmarks"):
+    with pytest.raises(rdmm.ConfigError, match="landmarks=CSV"):
         rdmm.register(fixed=pair.fixed, moving=pair.moving, landmark_weight=1)

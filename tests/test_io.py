@@ -161,7 +161,7 @@ def test_outputs_are_checked_before_work(tmp_path):
         Outputs.prepare(tmp_path / "missing" / "prefix_", ["a"], overwrite=False)
     assert Outputs.prepare(f"{tmp_path}/new/", ["a"], overwrite=False).path("a") == tmp_path / "new" / "a"
     (tmp_path / "p_a").write_text("x")
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         Outputs.prepare(tmp_path / "p_", ["a"], overwrite=False)
     Outputs.prepare(tmp_path / "p_", ["a"], overwrite=True)
     with pytest.raises(OutputError, match="cannot write"):

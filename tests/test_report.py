@@ -141,7 +141,7 @@ def test_the_same_page_again(study, tmp_path):
     """rdmm report rebuilds the run: the same metrics and texts, and pictures of the same size."""
     path = study / "r0" / "report.html"
     before = path.read_text()
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         write_report(str(study / "r0"), overwrite=False)
     assert write_report(str(study / "r0" / "run.json"), overwrite=True) == path
     after = path.read_text()

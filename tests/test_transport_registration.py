@@ -55,7 +55,7 @@ def test_landmarks_drive_images():
         result = Deform(problem, LBFGS([1.0], [20]))(Pair(fixed, moving, landmarks=marks))
         errors.append(float((result.transform(marks.fixed) - marks.moving).norm()))
     assert errors[1] < 0.005 < 0.05 < errors[0]
-    with pytest.raises(ConfigError, match="--landmarks"):
+    with pytest.raises(ConfigError, match="landmarks=CSV"):
         Deform(Problem(LDDMM(SMOOTHER), SSD(), landmark_weight=1), LBFGS([1.0], [2]))(Pair(fixed, moving))
 
 

@@ -31,6 +31,10 @@ class InitialConditions:
     weights: Tensor | None = None
     points: Tensor | None = None
 
+    def __repr__(self) -> str:
+        given = [f"{k} {tuple(x.shape)}" for k in ("momentum", "weights", "points") if (x := getattr(self, k)) is not None]
+        return f"InitialConditions({', '.join(given)})"
+
     def grid(self, source: Image) -> Grid:
         """The shooting grid: that of ``source``, resampled to the momentum's shape."""
         shape = tuple(self.momentum.shape[2:])

@@ -59,7 +59,7 @@ def _read_map(given: Any, name: str) -> Transform:
                 f"{name}: an array of shape {matrix.shape}; give a matrix (3, 3) or (4, 4) of world millimeters, or the file of a transform"
             )
         return affine_map(Path(name), matrix)
-    inner = getattr(given, "transform", given)  # of a Registration
+    inner = given if isinstance(given, Transform) else getattr(given, "transform", None)  # of a Registration
     if isinstance(inner, Transform):
         return inner
     raise InputError(

@@ -21,6 +21,9 @@ from rdmm.types import OutputError
 
 PAGE_FILES = ("run.json", "report.html")
 
+METRICS_SHOWN = ("dice_before", "dice", "tre_before_mm", "tre_mm", "distance_before_mm", "distance_after_mm", "folds_percent")
+"""Metrics in the short text of a registration."""
+
 
 @dataclass(frozen=True, eq=False)
 class FinishedRegistration(ABC):
@@ -88,6 +91,20 @@ class FinishedRegistration(ABC):
     @abstractmethod
     def thumbnail(self) -> str:
         """A small base64 JPEG for index.html."""
+
+    @abstractmethod
+    def plot(self) -> Any:
+        """A matplotlib figure: before, after, and the deformed grid. A notebook shows it; a script calls ``matplotlib.pyplot.show()``."""
+
+    def __repr__(self) -> str:
+        shown = [f"{k} {v:.3g}" for k, v in self.metrics.items() if k in METRICS_SHOWN]
+        seconds = self.result.seconds.get("total", float("nan"))
+        return f"{type(self).__name__}({'; '.join([f'verdict {self.verdict.grade}', *shown, f'{seconds:.2g} s'])})"
+
+    def _repr_html_(self) -> str:
+        from rdmm.report.interactive import render_cell
+
+        return render_cell(type(self).__name__, self.verdict.grade, list(self.verdict.reasons), self.metrics, self.thumbnail())
 
     @final
     def render_report(self, summary: Mapping[str, Any]) -> str:

@@ -58,6 +58,10 @@ class Settings:
     intensity: Normalize = field(default_factory=Normalize)
     output: Output = field(default_factory=Output)
 
+    def __repr__(self) -> str:
+        kinds = [f"{k}={v['_target_'].rpartition('.')[2]}" for k, v in self.config.items() if isinstance(v, Mapping) and "_target_" in v]
+        return f"Settings({', '.join(kinds)})"
+
 
 def compose_settings(overrides: Sequence[str] = (), name: str = "register") -> Settings:
     """Settings from KEY=VALUE texts. Call this before any data is read, so that wrong settings are reported first.

@@ -41,7 +41,7 @@ MIN_WEIGHT_FILES = 16
 """Files t*_Weight1 to t*_Weight16 of an earlier run are removed, even if this run's smoother has fewer Gaussians."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Registration(FinishedRegistration):
     """A finished registration of images.
 
@@ -317,6 +317,12 @@ class Registration(FinishedRegistration):
             return []
         steps = ((snapshot.t, snapshot.displacement, transform) for snapshot, transform in self.animation_maps())
         return image_frames(self.pair.fixed, self.pair.moving, steps, self.shooting_grid)
+
+    def plot(self) -> Any:
+        """A matplotlib figure of the middle slices: fixed, moving, warped, difference and deformed grid."""
+        from rdmm.report.interactive import plot_images
+
+        return plot_images(self.pair.fixed, self._moved_by(self.pair.initial), self._image_result())
 
     def thumbnail(self) -> str:
         """A small base64 JPEG of the fixed image, the warped image and their difference."""

@@ -27,7 +27,7 @@ PATH_TIMES = tuple(k / 10 for k in range(11))
 """Times t of the control points' paths."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ShapeRegistration(FinishedRegistration):
     """A finished registration of shapes.
 
@@ -173,6 +173,14 @@ class ShapeRegistration(FinishedRegistration):
             return []
         steps = ((snapshot.t, snapshot.points) for snapshot in self.snapshots)
         return shape_frames(self.pair.fixed, steps, self.frame)
+
+    def plot(self) -> Any:
+        """A matplotlib figure of both shapes, before and after, with the deformed grid."""
+        from rdmm.report.interactive import on_screen
+        from rdmm.report.shape_figures import ShapeResult, shapes_by_method
+
+        results = {"warped": ShapeResult(self.warped, self.flow)}
+        return on_screen(lambda make: shapes_by_method(self.pair.fixed, self.pair.moving, results, self.frame, make))
 
     def thumbnail(self) -> str:
         """A small base64 JPEG of the shapes before and after, in the first plane."""

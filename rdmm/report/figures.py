@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.types import Tensor
-
-matplotlib.use("Agg")
 
 PLANES = {2: [("plane", 1)], 3: [("sagittal", 0), ("coronal", 1), ("axial", 2)]}
 """For 2D and 3D: the name of each plane, and the axis perpendicular to it (ignored in 2D)."""
@@ -48,15 +45,14 @@ class ImageResult:
 
 
 def png(figure: Any, dpi: int = 80) -> bytes:
-    """Encode a matplotlib figure as PNG, and close it."""
+    """Encode a matplotlib figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()
 
 
 def base64_png(figure: Any) -> str:
-    """Encode a matplotlib figure as base64 PNG, and close it."""
+    """Encode a matplotlib figure as base64 PNG."""
     return base64.b64encode(png(figure)).decode()
 
 
@@ -74,9 +70,14 @@ def base64_picture(picture: Any, kind: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def panels(rows: int, columns: int, width: float = 3, height: float = 3) -> tuple[Any, np.ndarray]:
-    """A figure of (rows, columns) axes without ticks, each of ``width`` by ``height`` inches."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+def panels(rows: int, columns: int, width: float = 3, height: float = 3, make: Callable[..., Any] = Figure) -> tuple[Any, np.ndarray]:
+    """A figure of (rows, columns) axes without ticks, each of ``width`` by ``height`` inches.
+
+    Args:
+        make: makes the empty figure; figures of pyplot are shown on the user's screen, those of ``Figure`` are for files only.
+    """
+    figure = make(figsize=(width * columns, height * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for a in axes.flat:
         a.set_xticks([])
         a.set_yticks([])
@@ -150,7 +151,7 @@ def intensity_range(x: Tensor) -> Tensor:
     return torch.stack([low, torch.maximum(high, low + 1e-12)])
 
 
-def _scale_intensity(image: Image) -> Tensor:
+def scale_intensity(image: Image) -> Tensor:
     """The first channel (*s), scaled to [0, 1]."""
     x = image.data[0, 0]
     low, high = intensity_range(x)
@@ -186,7 +187,7 @@ def image_figures(
 
 def _comparison(fixed: Image, warped: Image, moving: Image) -> str:
     grid = fixed.grid
-    scaled = [_scale_intensity(x) for x in (fixed, warped, moving)]
+    scaled = [scale_intensity(x) for x in (fixed, warped, moving)]
     planes = PLANES[grid.ndim]
     figure, axes = panels(len(planes), 5)
     for row, (name, axis) in zip(axes, planes, strict=True):
@@ -202,7 +203,7 @@ def _comparison(fixed: Image, warped: Image, moving: Image) -> str:
 
 def _deformation(fixed: Image, displacement: Tensor) -> str:
     grid = fixed.grid
-    log, scaled = log_jacobian(displacement, grid)[0], _scale_intensity(fixed)
+    log, scaled = log_jacobian(displacement, grid)[0], scale_intensity(fixed)
     limit = max(0.1, float(log.abs().max()))
     planes = PLANES[grid.ndim]
     figure, axes = panels(len(planes), 2)
@@ -226,7 +227,8 @@ def _sigma(sigmas: tuple[Tensor, Tensor], grid: Grid) -> str:
 
 
 def _energy(history: Sequence[Mapping[str, float]]) -> str:
-    figure, axes = plt.subplots(figsize=(7, 3))
+    figure = Figure(figsize=(7, 3))
+    axes = figure.subplots()
     of_deformation = [h for h in history if "velocity" in h]
     for name in ("total", "similarity", "velocity"):
         axes.plot([h[name] for h in of_deformation], label=name)
@@ -240,7 +242,7 @@ def image_thumbnail(fixed: Image, warped: Image) -> str:
     """Fixed, warped and their difference (gray: zero) side by side in the last plane, as a small base64 JPEG."""
     grid = fixed.grid
     axis = PLANES[grid.ndim][-1][1]
-    a, b = (middle_slice(_scale_intensity(x), axis) for x in (fixed, warped))
+    a, b = (middle_slice(scale_intensity(x), axis) for x in (fixed, warped))
     strip = np.concatenate([x[::-1] for x in (a, b, (b - a + 1) / 2)], 1)
     width = max(1, round(THUMBNAIL_HEIGHT * strip.shape[1] / strip.shape[0] / aspect(axis, grid)))
     return base64_picture(gray_picture(strip).resize((width, THUMBNAIL_HEIGHT)), "JPEG")

@@ -17,7 +17,8 @@ WORST_FIRST = {"dice": 1, "tre_mm": -1, "distance_after_mm": -1, "hd95_mm": -1, 
 
 
 @cache
-def _load_template(name: str) -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
+    """A page of the folder pages; it escapes all texts."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
     return jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.StrictUndefined).get_template(name)
 
@@ -43,7 +44,7 @@ def render(
     facts += [(k, f"{v['path']} (sha256 {v['sha256']})") for k, v in files.items()]
     facts += [(k, summary[k]) for k in ("device", "seed")]
     facts += [(f"version of {k}", v) for k, v in summary["versions"].items()]
-    return _load_template("pair.html").render(
+    return load_template("pair.html").render(
         title=title,
         status=summary["status"],
         verdict=summary.get("verdict", ""),
@@ -53,7 +54,7 @@ def render(
         frames=list(frames),
         lines=[{"t": frame["t"], "lines": [plane["lines"] for plane in frame["planes"]]} for frame in frames],
         points=points,
-        metrics=[(k, _format_value(v)) for k, v in summary["metrics"].items()],
+        metrics=[(k, format_value(v)) for k, v in summary["metrics"].items()],
         facts=facts,
         config=yaml.safe_dump(summary["config"], sort_keys=False),
     )
@@ -88,7 +89,7 @@ def render_study(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     done = sum(row["status"] == "done" for row in rows)
     means = [f"mean {k} {sum(v) / len(v):.4g} (n {len(v)})" for k in WORST_FIRST if (v := _finite_values(rows, k))]
     summary = ", ".join([f"{done} of {len(rows)} done", *means])
-    return _load_template("study.html").render(title=title, columns=columns, rows=shown, summary=summary)
+    return load_template("study.html").render(title=title, columns=columns, rows=shown, summary=summary)
 
 
 def _finite_values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -96,10 +97,10 @@ def _finite_values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [float(v) for v in found if isinstance(v, int | float) and math.isfinite(v)]
 
 
-def _format_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value for readers: floats with five digits; a dash for None, NaN and Inf."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {_format_value(v)}" for k, v in value.items())
+        return ", ".join(f"{k}: {format_value(v)}" for k, v in value.items())
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     return f"{value:.5g}" if isinstance(value, float) else str(value)
@@ -107,4 +108,4 @@ def _format_value(value: Any) -> str:
 
 def _table_cell(value: Any) -> dict[str, Any]:
     number = float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    return {"text": "" if value is None else _format_value(value), "number": number}
+    return {"text": "" if value is None else format_value(value), "number": number}

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from rdmm.report.figures import THUMBNAIL_HEIGHT, base64_picture
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.transform import Transform
 from rdmm.types import Tensor
-
-matplotlib.use("Agg")
 
 PLANES = {2: [(0, 1)], 3: [(0, 1), (0, 2), (1, 2)]}
 """For 2D and 3D: the horizontal and the vertical axis of each plane that is drawn."""
@@ -45,16 +42,19 @@ class ShapeResult:
     flow: Transform
 
 
-def shapes_by_method(fixed: Measure, moving: Measure, results: Mapping[str, ShapeResult], frame: Grid) -> Any:
+def shapes_by_method(
+    fixed: Measure, moving: Measure, results: Mapping[str, ShapeResult], frame: Grid, make: Callable[..., Any] = Figure
+) -> Any:
     """A matplotlib figure that compares several methods: the moving shape (before, and warped by each) over the fixed one.
 
-    Each plane has its own rows. In 2D, the deformed grid of each flow is drawn too.
+    Each plane has its own rows. In 2D, the deformed grid of each flow is drawn too. ``make`` makes the empty figure, as for ``panels``.
     """
     shown = [("moving", moving, None), *((name, r.warped, r.flow) for name, r in results.items())]
     planes = PLANES[frame.ndim]
     columns = len(shown) if frame.ndim == 3 else min(4, len(shown))
     rows = len(planes) * -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 5 * rows), squeeze=False)
+    figure = make(figsize=(5 * columns, 5 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat[len(planes) * len(shown) :]:
         panel.set_axis_off()
     panels = iter(axes.flat)

@@ -86,6 +86,9 @@ class Grid:
             raise InputError(f"a grid's shape is a list of whole numbers, e.g. (64, 64), not {shape!r}") from error
         return cls(tuple(shape), np.diag([*spacing, 1.0]))
 
+    def __repr__(self) -> str:
+        return f"Grid({' x '.join(map(str, self.shape))} voxels of {' x '.join(f'{h:.4g}' for h in self.voxel)} mm)"
+
     @property
     def ndim(self) -> int:
         return len(self.shape)

@@ -59,6 +59,11 @@ class Image:
             if x is not None and tuple(x.shape[2:]) != self.grid.shape:
                 raise InputError(f"an image's {name} is (b, c, *grid.shape); got {tuple(x.shape)} on a grid of {self.grid.shape}")
 
+    def __repr__(self) -> str:
+        channels = "" if self.data.shape[1] == 1 else f"{self.data.shape[1]} channels, "
+        mask = "" if self.mask is None else ", with a mask"
+        return f"Image({channels}{str(self.data.dtype).removeprefix('torch.')}, {self.grid!r}{mask})"
+
     def moved_by(self, transform: Transform, onto: Grid | None = None, *, mode: Mode = "linear", outside: float | None = None) -> Image:
         """Pull-back I ∘ T: the values of the image at T(x) for each voxel x of ``onto`` (default: the image's own grid).
 

@@ -77,6 +77,11 @@ class Pair(Generic[S]):
         if a != b:
             raise ConfigError(f"fixed is {a[0]} on {a[1]} but moving is {b[0]} on {b[1]}; convert one of them first (.to)")
 
+    def __repr__(self) -> str:
+        more = {"initial": self.initial, "regions": self.regions, "landmarks": self.landmarks and "given"}
+        given = [f"{k}={v}" for k, v in more.items() if v is not None and not isinstance(v, Identity)]
+        return f"Pair({', '.join([f'fixed={self.fixed!r}', f'moving={self.moving!r}', *given])})"
+
     def scaled(self, factor: float) -> Pair[S]:
         """Both shapes, resampled to the voxel size of ``fixed.scaled(factor)``."""
         return replace(self, fixed=self.fixed.scaled(factor), moving=self.moving.resampled_like(factor, self.fixed))

@@ -48,6 +48,10 @@ class Affine:
 
     matrix: Tensor
 
+    def __repr__(self) -> str:
+        rows = "; ".join(" ".join(f"{x:.4g}" for x in row) for row in self.matrix.detach().reshape(-1, *self.matrix.shape[-2:])[0].tolist())
+        return f"Affine({rows})"
+
     @property
     def ndim(self) -> int:
         return int(self.matrix.shape[-1]) - 1
@@ -80,6 +84,10 @@ class Dense:
     grid: Grid
     outside: Literal["edge", "identity"] = "edge"
 
+    def __repr__(self) -> str:
+        longest = float(self.displacement.detach().norm(dim=1).max()) * self.grid.length
+        return f"Dense(up to {longest:.3g} mm, on {self.grid!r})"
+
     @property
     def ndim(self) -> int:
         return self.grid.ndim
@@ -98,6 +106,9 @@ class Composed:
 
     first: Transform
     then: Transform
+
+    def __repr__(self) -> str:
+        return f"Composed({self.first!r}, then {self.then!r})"
 
     def __post_init__(self) -> None:
         require_one_dimension({"the first transform": self.first.ndim, "the next transform": self.then.ndim})
@@ -132,6 +143,9 @@ class Placed:
     transform: Transform
     grid: Grid
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.transform!r})"
+
     @property
     def ndim(self) -> int:
         return self.grid.ndim
@@ -146,6 +160,9 @@ class Framed:
 
     transform: Transform
     grid: Grid
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.transform!r})"
 
     @property
     def ndim(self) -> int:

@@ -43,6 +43,11 @@ class Result:
     has_stalled: bool = False
     similarities: tuple[float, float] | None = None
 
+    def __repr__(self) -> str:
+        energy = ", ".join(f"{k} {v:.4g}" for k, v in self.energy.items())
+        seconds = ", ".join(f"{k} {v:.3g}" for k, v in self.seconds.items())
+        return f"Result({self.transform!r}; energy: {energy}; seconds: {seconds})"
+
 
 def require_usable(part: Any, pair: Pair) -> None:
     """Let every part of a stage look at the pair before anything is computed.
