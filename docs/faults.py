@@ -148,6 +148,11 @@ FAULTS = {
         87: ("configuration from a file that names a class conf/ does not name", "ConfigError; nothing is called"),
     },
     "Any file, setting and command": {
+        116: ("values that do not fit the type of a result", "the input's type is widened, with a warning; OutputError with --dtype"),
+        117: (
+            "a label map moved without --labels",
+            "noticed by its voxels, moved by nearest neighbor, with a warning that names the options",
+        ),
         115: ("an image, an empty folder or an unknown form of brackets as a transform", "InputError that says what to give"),
         114: ("settings that contradict `--transform`, or that it leaves without effect", "ConfigError that names both"),
         112: (

@@ -26,8 +26,12 @@ MIN_VOXELS = 4
 """Fewest voxels along an axis of an image: as many as the coarsest level of the pyramid keeps (Grid.scaled). Not measured."""
 
 
-def _as_volumes(raw: Raw) -> tuple[np.ndarray, Grid]:
-    """The volumes of a file, (*s, n) with n = 1 for an image without a fourth axis, and their 2D or 3D grid."""
+def as_volumes(raw: Raw) -> tuple[np.ndarray, Grid]:
+    """The volumes of a file, (*s, n) with n = 1 for an image without a fourth axis, and their 2D or 3D grid.
+
+    Raises:
+        InputError: another number of axes, or too few voxels.
+    """
     path, array = raw.header.path, raw.array
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -41,7 +45,7 @@ def _as_volumes(raw: Raw) -> tuple[np.ndarray, Grid]:
     return array.reshape(*grid.shape, -1), grid
 
 
-def _choose_volume(path: Path, volumes: np.ndarray, volume: int | None, *, has_options: bool) -> np.ndarray:
+def choose_volume(path: Path, volumes: np.ndarray, volume: int | None, *, has_options: bool) -> np.ndarray:
     """The volume (*s) of (*s, n) with the number ``volume``; None: the only one. ``has_options``: the user could type --volume."""
     n = volumes.shape[-1]
     if volume is None and n > 1:
@@ -52,7 +56,7 @@ def _choose_volume(path: Path, volumes: np.ndarray, volume: int | None, *, has_o
     return np.asarray(volumes[..., volume or 0])
 
 
-def _replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy, *, has_options: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy, *, has_options: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """The array with NaN and Inf set to 0, and for the policy ``mask`` the voxels that were finite (otherwise None)."""
     if array.dtype.kind != "f":
         return array, None
@@ -99,9 +103,9 @@ def read_image(
         require_no_volume(volume, name)
         return _checked_image(source, name, nan, has_options=has_options)
     raw = read_raw(source, strict=strict)
-    volumes, grid = _as_volumes(raw)
-    array = _choose_volume(raw.header.path, volumes, volume, has_options=has_options)
-    array, good = _replace_nan(raw.header.path, array, nan, has_options=has_options)
+    volumes, grid = as_volumes(raw)
+    array = choose_volume(raw.header.path, volumes, volume, has_options=has_options)
+    array, good = replace_nan(raw.header.path, array, nan, has_options=has_options)
     return Image(_to_tensor(array), grid, None if good is None else _to_tensor(good))
 
 
@@ -115,42 +119,13 @@ def require_no_volume(volume: int | None, name: str) -> None:
 
 def _checked_image(image: Image, name: str, nan: NanPolicy, *, has_options: bool) -> Image:
     """An image in memory, (1, c, *s), as if it were read from a file."""
-    array, good = _replace_nan(name, image_array(image, name), nan, has_options=has_options)
+    array, good = replace_nan(name, image_array(image, name), nan, has_options=has_options)
     mask = mask_array(image, name)
     if good is not None:
         finite = np.asarray(good.all(1, keepdims=True), dtype=np.float32)
         mask = finite if mask is None else mask * finite
     data = torch.from_numpy(np.array(array, dtype=np.float32))
     return Image(data, image.grid, None if mask is None else torch.from_numpy(mask))
-
-
-def read_volumes(source: Source, volume: int | None = None, *, labels: bool = False) -> list[Image]:
-    """Read the volumes of a 2D, 3D or 4D file, (1, 1, *s) each; NaN and Inf are 0 and outside the volume's mask, which the log says.
-
-    Args:
-        volume: the number of the only volume to read, from 0; None: all.
-        labels: read label maps, as ``read_labels`` does.
-
-    Raises:
-        InputError: as for ``read_image``, or a volume without a finite voxel.
-    """
-    raw = read_raw(source, strict=False)
-    path, (volumes, grid) = raw.header.path, _as_volumes(raw)
-    out = []
-    for k in range(volumes.shape[-1]) if volume is None else [volume]:
-        array = _choose_volume(path, volumes, k, has_options=True)
-        array, good = _replace_nan(path, array, "error" if labels else "mask", has_options=False)
-        data = _to_labels(os.fspath(path), array) if labels else _to_tensor(array)
-        out.append(Image(data, grid, None if good is None else _to_tensor(good)))
-    return out
-
-
-def image_channels(image: Image, name: str, *, labels: bool) -> list[Image]:
-    """The channels of an image in memory, (1, 1, *s) each, checked as ``read_volumes`` checks the volumes of a file."""
-    if labels:
-        return [read_labels(image, name=name)]
-    checked = read_image(image, name=name, nan="mask")
-    return [Image(checked.data[:, k : k + 1], checked.grid, checked.mask) for k in range(checked.data.shape[1])]
 
 
 def _read_voxels(source: Source | Image, *, name: str, strict: bool) -> tuple[str, np.ndarray, Grid]:
@@ -162,16 +137,16 @@ def _read_voxels(source: Source | Image, *, name: str, strict: bool) -> tuple[st
         array = channels[0]
     else:
         raw = read_raw(source, strict=strict)
-        name, (volumes, grid) = os.fspath(raw.header.path), _as_volumes(raw)
-        array = _choose_volume(raw.header.path, volumes, None, has_options=False)
-    return name, _replace_nan(name, array, "error", has_options=False)[0], grid
+        name, (volumes, grid) = os.fspath(raw.header.path), as_volumes(raw)
+        array = choose_volume(raw.header.path, volumes, None, has_options=False)
+    return name, replace_nan(name, array, "error", has_options=False)[0], grid
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
 
 
-def _to_labels(name: str, array: np.ndarray) -> Tensor:
+def to_labels(name: str, array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(to_whole_numbers(name, array)))[None, None]
 
 
@@ -215,7 +190,7 @@ def read_labels(source: Source | Image, like: Image | None = None, *, name: str 
         InputError: labels that are not whole numbers or not exact, or that do not overlap the image.
     """
     place, array, grid = _read_voxels(source, name=name, strict=strict)
-    labels = Image(_to_labels(place, array), grid)
+    labels = Image(to_labels(place, array), grid)
     return labels if like is None else _onto_grid(place, labels, like, "label map")
 
 
@@ -289,13 +264,13 @@ def stored_voxels(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, int
     array = np.moveaxis(data.detach().cpu().reshape(-1, *grid.shape).numpy(), 0, -1)
     array = array if array.shape[-1] > 1 else array[..., 0]
     if integer:
-        return _smallest_integers(path, require_finite_result(path, array))
+        return smallest_integers(path, require_finite_result(path, array))
     values = finite_float32(path, np.where(np.isnan(array), 0, array) if missing else array)
     values[np.isnan(array)] = np.nan
     return values
 
 
-def _smallest_integers(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:
+def smallest_integers(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray:
     """The array, rounded, in the smallest integer type that holds its values."""
     whole = array if array.dtype.kind in "iu" else np.rint(array)
     low, high = int(whole.min()), int(whole.max())

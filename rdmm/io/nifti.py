@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from rdmm.io.files import gzip_bytes, require_ending, require_file, write_atomically
+from rdmm.io.formats.header import Header, Raw, Storage, Time, placement_of
 from rdmm.io.streams import check_content, read_content, read_head, require_promised_size
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid
@@ -104,54 +105,19 @@ def _parse_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
         raise InputError(f"{path}: unknown data type code {int(header['datatype'])}") from error
 
 
-def _require_scalars(path: Path, dtype: np.dtype) -> None:
+COLORS = (("R", "G", "B"), ("R", "G", "B", "A"))
+"""Names of the parts of colored voxels."""
+
+
+def _require_scalars(path: Path, dtype: np.dtype, *, colors: bool = False) -> None:
+    if colors and dtype.names in COLORS:
+        return
     if dtype.names is not None:
         raise InputError(f"{path}: RGB or structured voxels; convert to scalar intensities, or pass the channels as an rdmm.Image")
     if dtype.kind == "c":
         raise InputError(f"{path}: complex voxels; take the magnitude first")
     if dtype.kind not in "buif" or dtype.itemsize == 0:
         raise InputError(f"{path}: voxels of type {dtype} cannot be read; convert them to integers or floats")
-
-
-@dataclass(frozen=True, eq=False)
-class Header:
-    """What is known of an image before its voxels are read.
-
-    Args:
-        path: the file's name, for messages.
-        shape: all axes, also those of time and of vectors.
-        placement: where the voxels lie.
-        intent: NIfTI's code of what the values are.
-        fields: all fields of the header; None if the image is not NIfTI.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    placement: Placement
-    intent: int = 0
-    fields: Any = None
-
-    def grid(self) -> Grid:
-        """The grid of the first two or three axes, 2D for a single slice.
-
-        Raises:
-            InputError: there are no such axes, or their affine is singular.
-        """
-        placement = self.placement
-        if len(self.shape) < 2 or len(placement.axes) < 2:
-            raise InputError(f"{self.path}: {len(self.shape)} dimensions {self.shape}; a 2D or 3D image is expected")
-        try:
-            return Grid.placed(placement)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
-
-
-@dataclass(frozen=True, eq=False)
-class Raw:
-    """The header, and all scaled voxels (*header.shape) in the file's type."""
-
-    header: Header
-    array: np.ndarray
 
 
 def peek(source: Source) -> tuple[tuple[int, ...], Any]:
@@ -199,12 +165,13 @@ def read_grid(source: Source, *, strict: bool = False) -> Grid:
     return header.grid()
 
 
-def read_raw(source: Source, *, strict: bool) -> Raw:
+def read_raw(source: Source, *, strict: bool, colors: bool = False) -> Raw:
     """Read all voxels of an image.
 
     Args:
         source: a path, or a nibabel image.
         strict: refuse a file without s-form and q-form.
+        colors: also read colored voxels.
 
     Raises:
         InputError: the file is damaged, not NIfTI, or its voxels are not real numbers.
@@ -212,13 +179,29 @@ def read_raw(source: Source, *, strict: bool) -> Raw:
     """
     header = read_header(source, strict=strict)
     if isinstance(source, nib.spatialimages.SpatialImage):
-        return Raw(header, _array_in_memory(header, source))
+        array = _array_in_memory(header, source)
+        return Raw(header, array, _storage(header, array.dtype))
     dtype = _parse_dtype(header.path, header.fields)
-    _require_scalars(header.path, dtype)
+    _require_scalars(header.path, dtype, colors=colors)
     start, count = _extent(header)
     _require_memory_of(header, dtype)
     data = read_content(header.path, start, count).view(dtype).reshape(header.shape, order="F")
-    return Raw(header, _apply_scaling(header.path, data, header.fields))
+    if dtype.names is not None:
+        if math.prod(header.shape[3:]) > 1:
+            raise InputError(f"{header.path}: {header.shape[3]} volumes of colors; write one of them to a file of its own")
+        shape = (*header.shape[:3], *(1,) * (3 - len(header.shape[:3])), 1, len(dtype.names))
+        return Raw(header, np.stack([data[c] for c in dtype.names], -1).reshape(shape), replace(_storage(header, dtype), is_color=True))
+    scaled = _apply_scaling(header.path, data, header.fields)
+    return Raw(header, scaled, _storage(header, dtype if scaled is data else np.dtype(np.float32)))
+
+
+def _storage(header: Header, dtype: np.dtype) -> Storage:
+    fields = header.fields
+    if fields is None:
+        return Storage(dtype)
+    step, start = float(fields["pixdim"][4]), float(fields["toffset"])
+    time = Time(step if math.isfinite(step) and step > 0 else 1.0, start if math.isfinite(start) else 0.0, int(fields["xyzt_units"]) & 56)
+    return Storage(dtype.newbyteorder("="), header.intent, time)
 
 
 def _require_memory_of(header: Header, dtype: np.dtype) -> None:
@@ -343,51 +326,26 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a[:3, :3] - b[:3, :3]).max() > 1e-2 * scale or np.abs(a[:3, 3] - b[:3, 3]).max() > scale)
 
 
-def make_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
-    """The grid of a file that is not NIfTI; errors name the file."""
-    try:
-        return Grid(shape, affine)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def placement_of(grid: Grid) -> Placement:
-    """How results on a grid are stored: as the file that the grid was read from, otherwise by its affine.
-
-    A 2D grid without a file lies in the plane z = 0; its voxels are as thick as their mean edge.
-    """
-    if grid.placement is not None:
-        return grid.placement
-    if grid.ndim == 3:
-        return Placement(grid.shape, grid.affine)
-    affine = np.eye(4)
-    affine[np.ix_([0, 1, 3], [0, 1, 3])] = np.asarray(grid.affine)
-    affine[2, 2] = sum(grid.voxel) / 2
-    return Placement(grid.shape, affine)
-
-
-def encode_nifti(array: np.ndarray, grid: Grid, *, intent: int = 0) -> bytes:
-    """The bytes of a NIfTI-1 file of voxels (*s) or vectors (*s, d) on a grid.
+def encode_nifti(array: np.ndarray, grid: Grid, *, intent: int = 0, fifth: bool | None = None, time: Time | None = None) -> bytes:
+    """The bytes of a NIfTI-1 file of voxels (*s), or of volumes or vectors (*s, d) on a grid.
 
     Shape, affine, unit and code are those of the file of the grid; the affine is the s-form and, without shear, the q-form. Vectors are
-    stored as (X, Y, Z, d); those of intent 1006 and 1007 as (X, Y, Z, 1, d).
+    stored as (X, Y, Z, d); ``fifth``, the default for the intents 1006 and 1007, as (X, Y, Z, 1, d).
     """
     placement = placement_of(grid)
     vectors = array.shape[grid.ndim :]
     space = placement.shape if not vectors else (*placement.shape, *(1,) * (3 - len(placement.shape)))
-    shape = (*space, *((1,) if intent in FIFTH_AXIS_INTENTS else ()), *vectors)
+    shape = (*space, *((1,) if (intent in FIFTH_AXIS_INTENTS if fifth is None else fifth) else ()), *vectors)
     affine = placement.storable_affine()
     image = nib.Nifti1Image(array.reshape(shape), affine, dtype=array.dtype)
     image.header.set_intent(intent)
     image.header.set_xyzt_units(placement.unit)
+    if time is not None:
+        image.header["xyzt_units"] = int(image.header["xyzt_units"]) + time.unit
+        image.header["pixdim"][4], image.header["toffset"] = time.step, time.start
     image.set_sform(affine, placement.code)
     image.set_qform(affine, placement.code)
     return image.to_bytes()
-
-
-def axis_codes(grid: Grid) -> str:
-    """Directions of the axes of a 3D grid: three of L R P A I S, e.g. "RAS"; "2D" for a grid in the plane."""
-    return "".join(nib.aff2axcodes(np.asarray(grid.affine))) if grid.ndim == 3 else "2D"
 
 
 def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -9,15 +10,18 @@ import torch
 from rdmm import io
 from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
 from rdmm.io.files import check_output, require_ending
-from rdmm.io.images import image_channels, require_no_volume
 from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_maps
-from rdmm.io.nifti import ENDINGS, Source
+from rdmm.io.nifti import ENDINGS
+from rdmm.io.stack import Stack, cast, choose_type, write_stack
 from rdmm.mapping.transforms import invert_in_world, sparse_points, warn_outside
 from rdmm.spatial import image as spatial
-from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid, require_one_dimension
-from rdmm.spatial.transform import Transform, framed
-from rdmm.types import ConfigError, InputError, Tensor, option
+from rdmm.spatial.interpolation import FOR_LABELS, INTERPOLATIONS, Interpolation, interpolate
+from rdmm.spatial.label_map import is_label_map, is_whole
+from rdmm.spatial.transform import framed
+from rdmm.types import ConfigError, InputError, Tensor, nearest, option
+
+log = logging.getLogger(__name__)
 
 
 def apply(
@@ -27,6 +31,8 @@ def apply(
     out: str | os.PathLike[str] | None = None,
     *,
     labels: bool = False,
+    interpolation: str | None = None,
+    dtype: str | None = None,
     invert: bool = False,
     default_value: float = 0,
     volume: int | None = None,
@@ -40,36 +46,43 @@ def apply(
             files, a ``Registration``, matrices (d+1, d+1) of world millimeters, or transforms of world millimeters, fixed -> moving.
         reference: an image, or a Grid; None: the fixed grid of the ``Registration`` that was given as ``transforms``.
         out: a file to write, too.
-        labels: nearest neighbor; the numbers of labels stay exact.
+        labels: the image is a label map: nearest neighbor; the numbers of labels stay exact.
+        interpolation: "linear", "nearest", "bspline", "sinc" or "generic-label" (the label with the largest linear weight). None: linear;
+            nearest for labels, and for what looks like a label map, which the log says.
+        dtype: type of the result, such as "float32"; integers are rounded to the nearest. None: the type of the image, or a wider one
+            where that cannot hold the result.
         invert: apply the inverse of all transforms together.
         default_value: value outside the image's field of view.
         volume: number of the only volume to move, from 0; None: all.
         overwrite: replace an existing file.
 
     Raises:
-        ConfigError: a default value that is no label.
+        ConfigError: a default value that is no label; no such interpolation or type, or one that would mix labels.
         InputError: a file cannot be used, or the dimensions differ.
         DivergenceError: with ``invert``, the transforms fold, so that they have no inverse.
-        OutputError: the file exists, or cannot be written.
+        OutputError: the file exists, or cannot be written; or the result does not fit ``dtype``.
     """
-    if labels and not (isinstance(default_value, int) and -(2**63) <= default_value < 2**63):
-        raise ConfigError(
-            f"{option('default_value', str(default_value))}: with {option('labels')} it is a whole number of 64 bits, such as 0"
-        )
     path = None if out is None else check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
     fixed_grid, moving_grid = grids_of_maps(transforms)
     source, name = image_source(image, "image", like=moving_grid), describe_maps(transforms)
-    volumes = _read_channels(source, volume, labels=labels)
+    stack = io.read_stack(source, volume)
+    mode = _choose_interpolation(interpolation, stack, labels=labels)
+    labels = labels or mode == "generic-label"
+    if labels:
+        _require_label(default_value)
+    kept, widen = choose_type(dtype, stack, labels=labels)
     grid = read_given_grid(_required(reference, fixed_grid), "reference")
     transform = read_maps(transforms)
-    require_one_dimension({name_of(image, "image"): volumes[0].grid.ndim, name_of(reference, "reference"): grid.ndim, name: transform.ndim})
+    require_one_dimension({name_of(image, "image"): stack.grid.ndim, name_of(reference, "reference"): grid.ndim, name: transform.ndim})
     if invert:
         transform = invert_in_world(transform, name)
     warn_outside(transform, sparse_points(grid), "reference")
-    total = framed(transform, grid)
-    moved = Image(torch.cat([_moved(v, total, grid, "nearest" if labels else "linear", default_value) for v in volumes], 1), grid)
+    volumes = stack.images(labels=labels or (mode == "nearest" and isinstance(default_value, int) and is_whole(stack.array)))
+    points = volumes[0].locate(framed(transform, grid)(grid.identity(torch.zeros(1, dtype=torch.float64))), grid)
+    values = torch.cat([_moved(v, points, mode, default_value) for v in volumes], 1)
+    moved = Image(cast(path or "the result", values, kept, widen=widen), grid)
     if path is not None:
-        moved.save(path, overwrite=True)
+        write_stack(path, moved.data, grid, stack)
     return moved
 
 
@@ -80,21 +93,52 @@ def _required(reference: Given | Grid | None, fixed_grid: Grid | None) -> Given 
     return fixed_grid if reference is None else reference
 
 
-def _read_channels(source: Source | spatial.Image, volume: int | None, *, labels: bool) -> list[spatial.Image]:
-    """The volumes of a file, or the channels of an image in memory, (1, 1, *s) each."""
-    if not isinstance(source, spatial.Image):
-        return io.read_volumes(source, volume, labels=labels)
-    require_no_volume(volume, "image")
-    return image_channels(source, "image", labels=labels)
+def _choose_interpolation(wanted: str | None, stack: Stack, *, labels: bool) -> Interpolation:
+    """The interpolation that was asked for; otherwise nearest for what looks like labels, which the log says, and linear for all else.
+
+    Raises:
+        ConfigError: there is no such interpolation, or it would mix the numbers of labels.
+    """
+    if wanted is not None and wanted not in INTERPOLATIONS:
+        raise ConfigError(
+            f"{option('interpolation', wanted)}: there is no such interpolation{nearest(wanted, INTERPOLATIONS)}; there are"
+            f" {', '.join(INTERPOLATIONS)}"
+        )
+    if labels and wanted not in (None, *FOR_LABELS):
+        raise ConfigError(
+            f"{option('interpolation', wanted)} mixes the numbers of labels; with {option('labels')} it is {' or '.join(FOR_LABELS)}"
+        )
+    if wanted is not None:
+        return wanted
+    if labels:
+        return "nearest"
+    if stack.is_vector or not is_label_map(stack.array[..., 0]):
+        return "linear"
+    log.warning(
+        "%s: looks like a label map (whole numbers in pieces): moved by nearest neighbor, as with %s; pass %s if it is an image",
+        stack.name,
+        option("labels"),
+        option("interpolation", "linear"),
+    )
+    return "nearest"
 
 
-def _moved(image: spatial.Image, transform: Transform, grid: Grid, mode: ops.Mode, outside: float) -> Tensor:
-    """The image (1, 1, *s) moved onto ``grid``. Voxels with mask 0, which have no value, have no weight in the interpolation; the result is
-    NaN where one of them is the nearest voxel."""
-    moved = image.moved_by(transform, grid, mode=mode, outside=outside)
+def _require_label(default_value: float) -> None:
+    if not (isinstance(default_value, int) and -(2**63) <= default_value < 2**63):
+        raise ConfigError(
+            f"{option('default_value', str(default_value))}: with {option('labels')} it is a whole number of 64 bits, such as 0"
+        )
+
+
+def _moved(image: spatial.Image, points: Tensor, mode: Interpolation, outside: float) -> Tensor:
+    """The values (1, 1, *t) of an image (1, 1, *s) at points (1, d, *t) of its domain. Voxels with mask 0, which have no value, have no
+    weight in a linear interpolation; the result is NaN where one of them is the nearest voxel."""
+    inside = image.grid.contains(points)
     if image.mask is None:
-        return moved.data
-    mask = spatial.Image(image.mask, image.grid)
-    weight = mask.moved_by(transform, grid).data
-    nearest = mask.moved_by(transform, grid, mode="nearest", outside=2.0).data  # 2 outside the field of view
-    return torch.where(nearest == 1, moved.data / weight, torch.where(nearest == 0, torch.nan, outside))
+        data = interpolate(image.data, points, image.grid, mode)
+        return torch.where(inside, data, data.new_tensor(outside))
+    weight = interpolate(image.mask, points, image.grid, "linear")
+    known = interpolate(image.mask, points, image.grid, "nearest") > 0
+    source = image.data * image.mask if mode == "linear" else image.inpainted().data
+    data = interpolate(source, points, image.grid, mode) / (weight.clamp_min(1e-6) if mode == "linear" else 1)
+    return torch.where(inside, torch.where(known, data, torch.nan), outside)

@@ -21,13 +21,18 @@ FEW_VALUES = 4
 """So few values follow each other in label maps, too."""
 
 
+def is_whole(array: np.ndarray) -> bool:
+    """Whether all numbers are whole, and finite."""
+    return array.dtype.kind in "iub" or bool(np.isfinite(array).all() and (array == np.rint(array)).all())
+
+
 def is_label_map(array: np.ndarray) -> bool:
-    """Whether an array (*s) of finite numbers looks like a label map: whole numbers, of which most have their own kind around them.
+    """Whether an array (*s) looks like a label map: whole numbers, of which most have their own kind around them.
 
     The most frequent value, the background, is left out. A value counts once, whatever its volume, so plateaus (air, saturation) in an
     image do not make it a label map.
     """
-    if array.dtype.kind not in "iub" and not np.array_equal(array, np.rint(array)):
+    if not is_whole(array):
         return False
     planes = np.moveaxis(array, int(np.argmin(array.shape)), 0) if array.ndim == 3 else array[None]
     planes = planes[:: max(1, round(array.size / MAX_VOXELS))]

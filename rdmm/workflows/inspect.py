@@ -10,7 +10,8 @@ import numpy as np
 
 from rdmm import io, metrics
 from rdmm.io.files import require_file
-from rdmm.io.nifti import axis_codes, is_image_name
+from rdmm.io.formats.header import axis_codes
+from rdmm.io.nifti import is_image_name
 from rdmm.io.tools.start import Start
 from rdmm.io.transforms import READERS, recognise
 from rdmm.registration.record import find_outputs, read_summary

@@ -7,12 +7,14 @@ from typing import Any
 from rdmm import mapping
 from rdmm.mapping.evaluation import regularity
 from rdmm.mapping.transforms import invert_and_measure
+from rdmm.runtime.warnings import collect_warnings
 
 
 def apply(image: str, names: list[str], reference: str, out: str, **options: Any) -> dict[str, Any]:
     """``rdmm apply``: resample an image, or a label map, and write it."""
-    mapping.apply(image, names, reference, out, **options)
-    return {"written": out}
+    with collect_warnings() as warnings:
+        moved = mapping.apply(image, names, reference, out, **options)
+    return {"type": str(moved.data.dtype).removeprefix("torch."), "warnings": list(dict.fromkeys(warnings)), "written": out}
 
 
 def points(file: str, names: list[str], out: str, *, lps: bool, overwrite: bool) -> dict[str, Any]:

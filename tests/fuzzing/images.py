@@ -143,7 +143,7 @@ def draw_image(rng: Rng) -> Case:
         if way == 1:
             assert is_invertible(np.asarray(io.read_grid(path).affine))
         if way == 2:
-            for image in io.read_volumes(path):
+            for image in io.read_stack(path).images(labels=False):
                 require_laws(image, folder)
         require_laws(io.read_image(path, nan=nan, volume=volume, strict=strict), folder)
 

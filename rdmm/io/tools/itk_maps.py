@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdmm.io.nifti import make_grid
+from rdmm.io.formats.header import make_grid
 from rdmm.io.vectors import affine_map, from_vectors, ras_to_lps
 from rdmm.spatial.grid import require_one_dimension
 from rdmm.spatial.transform import Affine, Identity, Transform, compose_all
