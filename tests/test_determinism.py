@@ -65,7 +65,14 @@ def test_the_gradient_of_an_affine_map_does_not_depend_on_threads(threads):
 
 
 FLAT, SOLID = (190, 180), (40, 36, 34)
-CASES = [("mklncc", "rdmm", FLAT), ("nmi", "svf", FLAT), ("ssd", "rdmm", FLAT), ("ncc", "lddmm", SOLID), ("mklncc", "svf", SOLID)]
+CASES = [
+    ("mklncc", "rdmm", FLAT),
+    ("nmi", "svf", FLAT),
+    ("mind", "svf", FLAT),
+    ("ssd", "rdmm", FLAT),
+    ("ncc", "lddmm", SOLID),
+    ("mklncc", "svf", SOLID),
+]
 
 
 @pytest.mark.parametrize(("similarity", "dynamics", "shape"), [*CASES, ("sinkhorn", "svf", SOLID)])

@@ -17,6 +17,7 @@ SIMILARITIES = {
     "lncc": ["similarity=lncc"],
     "mklncc": ["similarity=mklncc"],
     "nmi": ["similarity=nmi"],
+    "mind": ["similarity=mind"],
     "sinkhorn": ["similarity=sinkhorn", "similarity_weight=100"],
     "sum": ["similarity=[lncc,sinkhorn]"],
 }

@@ -5,7 +5,7 @@ import torch
 from conftest import blobs
 
 from rdmm import ConfigError, DivergenceError, Grid, Image, InputError
-from rdmm.similarity import LNCC, NCC, NMI, SSD, MultiKernelLNCC
+from rdmm.similarity import LNCC, MIND, NCC, NMI, SSD, MultiKernelLNCC
 
 ALL = {
     "ssd": SSD(),
@@ -14,6 +14,7 @@ ALL = {
     "lncc_torch": LNCC(5, fused=False),
     "mklncc": MultiKernelLNCC((0.2, 0.5), (0.4, 0.6)),
     "nmi": NMI(16),
+    "mind": MIND(),
 }
 
 

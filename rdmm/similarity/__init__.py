@@ -3,6 +3,7 @@
 from rdmm.similarity.hausdorff import HausdorffDivergence, SoftMinDivergence
 from rdmm.similarity.kernel import EnergyDistance, KernelDistance
 from rdmm.similarity.lncc import LNCC, MultiKernelLNCC
+from rdmm.similarity.mind import MIND
 from rdmm.similarity.ncc import NCC
 from rdmm.similarity.nmi import NMI
 from rdmm.similarity.sinkhorn_images import GridSinkhorn
@@ -12,6 +13,7 @@ from rdmm.similarity.sum import Sum
 
 __all__ = [
     "LNCC",
+    "MIND",
     "NCC",
     "NMI",
     "SSD",
