@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
-from rdmm.types import InputError
+from rdmm.types import InputError, option
 
 
 def require_trained_kind(pair: Pair, ndim: int, channels: int) -> None:
     """Raise InputError if a network was trained for another number of dimensions or channels."""
-    kind = "shapes"
-    if isinstance(pair.fixed, Image):
-        kind = f"{pair.fixed.grid.ndim}D images of {pair.fixed.data.shape[1]} channels"
-    wanted = f"{ndim}D images of {channels} channels"
+    kind = _images(pair.fixed.grid.ndim, pair.fixed.data.shape[1]) if isinstance(pair.fixed, Image) else "shapes"
+    wanted = _images(ndim, channels)
     if kind != wanted:
-        raise InputError(f"this network is for {wanted}, not for {kind}; give a model that was trained on such images (--weights)")
+        weights = option("weights", "")
+        raise InputError(
+            f"this network is for {wanted}, not for {kind}; give a model that was trained on such images ({weights}):"
+            f" without {weights}, the one that comes with rdmm is used"
+        )
+
+
+def _images(ndim: int, channels: int) -> str:
+    return f"{ndim}D images" + (f" of {channels} channels" if channels > 1 else "")
 
 
 def at_training_resolution(pair: Pair[Image], ndim: int, channels: int, resolution: int) -> Pair[Image]:

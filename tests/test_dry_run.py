@@ -92,9 +92,9 @@ def test_refused_like_the_run(folder, monkeypatch, text, code, message):
 
 
 def test_a_dry_run_prints_settings_for_people(folder):
-    done = invoke("register", folder, "f m -o {d}/other/", "--dry-run")
+    done = invoke("register", folder, "f m -o {d}/other/ similarity_weight=0.02", "--dry-run")
     assert done.exit_code == 0 and not (folder / "other").exists()
-    assert "\n  similarity_weight: 0.015\n" in done.stdout and "{'" not in done.stdout and "&id" not in done.stdout
+    assert "\n  similarity_weight: 0.02\n" in done.stdout and "{'" not in done.stdout and "&id" not in done.stdout
     shown = json.loads(invoke("register", folder, "f m", "--dry-run", "--json").stdout)
     assert shown["config"]["similarity_weight"] == 0.015
 

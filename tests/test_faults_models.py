@@ -220,7 +220,7 @@ def test_the_command_line_takes_weights(tmp_path, file):
     main = [sys.executable, "-c", "from rdmm.cli import main; main()"]
     run = [*main, "register", str(fixed), str(moving), "-o", f"{tmp_path}/out/", "--weights", str(odd)]
     done = subprocess.run(run, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 3 and "this network is for 2D images of 1 channels, not for 3D" in done.stderr, done.stderr
+    assert done.returncode == 3 and "this network is for 2D images, not for 3D" in done.stderr, done.stderr
     write_small_model(odd, shape=(16, 16, 16))
     done = subprocess.run(run, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode in (0, 5), done.stderr  # an untrained model on noise: the verdict says so

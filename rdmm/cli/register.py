@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rdmm.cli.numbers import PERCENT, SEED, THREADS, VOLUME
-from rdmm.cli.terminal import common_options, optional_file_options, print_result, progress, set_log, split_arguments
+from rdmm.cli.terminal import (
+    common_options,
+    is_debugging,
+    optional_file_options,
+    print_result,
+    progress,
+    set_log,
+    spaced_setting,
+    split_arguments,
+)
 from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS, TRANSFORM_HELP, TRANSFORMS
 from rdmm.types import DivergenceError, InputError, nearest
 
@@ -35,7 +44,9 @@ JOB_OPTIONS = ("transform", "init", "weights", "device", "threads", "seed", "max
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--threads", type=THREADS, help="Number of CPU threads.")
 @click.option("--seed", type=SEED, default=0)
-@click.option("--dry-run", is_flag=True, help="Check everything, compute nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, compute nothing; show the settings that differ from the defaults (--json: all)."
+)
 @common_options
 def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, **options: Any) -> int:
     """Register MOVING to FIXED: two images, or two shapes (points, curves, fibers, surfaces: .vtk, .vtp, .ply, .stl, .obj, .gii,
@@ -54,9 +65,9 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     if moving:
         files.insert(1, moving)
     if len(files) != 2:
-        raise click.UsageError(
-            f"give two images, FIXED and MOVING; got {len(files)}: {' '.join(files)} (settings are KEY=VALUE, without spaces around =)"
-        )
+        spaced = spaced_setting(arguments)
+        cure = f"; settings have no spaces around =: write {spaced}" if spaced else "; settings are KEY=VALUE"
+        raise click.UsageError(f"give two images, FIXED and MOVING; got {len(files)}: {' '.join(files)}{cure}")
     set_log(options["quiet"], options["debug"])
     from rdmm.workflows.job import Job
 
@@ -71,8 +82,7 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
 
     if dry_run:
         settings = job.check(overwrite=overwrite)
-        gib = round(job.memory() / 2**30, 2)
-        print_result({"fixed": job.fixed, "moving": job.moving, "out": job.out, "memory_gib": gib, "config": settings.config}, as_json)
+        print_result(job.checked_facts(settings, whole=as_json or is_debugging()), as_json)
         if not as_json:
             click.echo("nothing was computed or written: inputs, settings and places of the results are fine")
         return 0

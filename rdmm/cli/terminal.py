@@ -43,7 +43,7 @@ class Program(click.Group):
             click.echo(error.ctx.get_help() if error.ctx else "", err=True)
             sys.exit(2)
         except click.ClickException as error:
-            error.show()
+            click.echo(f"rdmm: {_usage_text(error, list(args[0] if args else kwargs.get('args') or sys.argv[1:]))}", err=True)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(130)
@@ -60,6 +60,26 @@ class Program(click.Group):
             text = " ".join(str(error).split())
             click.echo(f"rdmm: unexpected {type(error).__name__}: {text} (--debug shows where)", err=True)
             sys.exit(1)
+
+
+def _usage_text(error: click.ClickException, words: list[str]) -> str:
+    """A usage error as one line; an option that is a setting is shown as one.
+
+    Args:
+        words: what was typed.
+    """
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    if isinstance(error, click.NoSuchOption):
+        key, _, value = error.option_name.lstrip("-").replace("-", "_").partition("=")
+        from rdmm.config.compose import is_setting
+
+        if is_setting(key):
+            place = next((k for k, word in enumerate(words) if word.partition("=")[0] == error.option_name), len(words))
+            after = [word for word in words[place + 1 : place + 2] if not word.startswith("-")]
+            value = words[place].partition("=")[2] if "=" in "".join(words[place : place + 1]) else (after or ["VALUE"])[0]
+            return f"{error.option_name} is a setting and no option: write {key}={value}, without dashes"
+    context = getattr(error, "ctx", None)
+    return f"{text}{'' if text.endswith('?') else ';'} {context.command_path if context else 'rdmm'} --help shows what can be typed"
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,10 +154,33 @@ def progress(quiet: bool) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if quiet or not sys.stderr.isatty() else progress_bar()
 
 
+def _yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML, with lists and the innermost settings on one line."""
+    from yaml import safe_dump
+
+    styles = ((k, v, None if isinstance(v, Mapping | list) else False) for k, v in settings.items())
+    return "".join(safe_dump({k: v}, sort_keys=False, allow_unicode=True, default_flow_style=style) for k, v, style in styles)
+
+
+def is_debugging() -> bool:
+    """Whether --debug was given."""
+    return logging.getLogger("rdmm").isEnabledFor(logging.DEBUG)
+
+
 def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Split arguments into files and KEY=VALUE settings. An existing file whose name contains = counts as a file."""
     files = [a for a in arguments if "=" not in a or os.path.exists(a)]
     return files, [a for a in arguments if a not in files]
+
+
+def spaced_setting(arguments: tuple[str, ...]) -> str:
+    """The first KEY=VALUE that was typed with spaces around its =, without them; "" if there is none."""
+    for before, word, after in zip(("", *arguments), arguments, (*arguments[1:], ""), strict=False):
+        if word.startswith("="):
+            return f"{before}{word}{after if word == '=' else ''}"
+        if word.endswith("=") and after:
+            return word + after
+    return ""
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
@@ -152,8 +195,6 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
             for item in value:
                 click.echo(f"{key}: {item}")
         elif isinstance(value, Mapping) and value:
-            from yaml import safe_dump
-
-            click.echo(f"{key}:\n{indent(safe_dump(value, sort_keys=False, allow_unicode=True), '  ').rstrip()}")
+            click.echo(f"{key}:\n{indent(_yaml(value), '  ').rstrip()}")
         else:
             click.echo(f"{key}: {value:.5g}" if isinstance(value, float) else f"{key}: {value}")

@@ -5,8 +5,8 @@ files. ``renamed`` maps class names that stored files hold to today's; ``program
 """
 
 from rdmm.config.build import build
-from rdmm.config.compose import check_overrides, compose, quoted
+from rdmm.config.compose import changed_settings, check_overrides, compose, quoted
 from rdmm.config.location import share
 from rdmm.config.trust import require_trusted, require_trusted_yaml
 
-__all__ = ["build", "check_overrides", "compose", "quoted", "require_trusted", "require_trusted_yaml", "share"]
+__all__ = ["build", "changed_settings", "check_overrides", "compose", "quoted", "require_trusted", "require_trusted_yaml", "share"]

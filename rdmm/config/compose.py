@@ -6,7 +6,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rdmm.config.explain import Known, brief, explain, explain_key, flatten, groups, options_of, override_key
+from rdmm.config.explain import (
+    Known,
+    brief,
+    explain,
+    explain_key,
+    explain_several,
+    fitting_options,
+    flatten,
+    groups,
+    options_of,
+    override_key,
+)
 from rdmm.config.location import config_folders, further_folders, model_path, share
 from rdmm.config.node import with_origins
 from rdmm.config.renamed import current
@@ -53,6 +64,25 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
         plain.pop("study", None)
     settings: dict[str, Any] = with_origins(plain, raw, raw)
     return settings
+
+
+def changed_settings(config: Mapping[str, Any], name: str = "register") -> dict[str, Any]:
+    """The dotted keys of a configuration whose values differ from those by default; a class goes by the key of its entries.
+
+    Copies are left out: ``dynamics.smoother.sigmas``, which follows ``smoother.sigmas``.
+    """
+    default = dict(_leaves(compose((), name)))
+    found = {key: value for key, value in _leaves(config) if default.get(key, ...) != value}
+    return {key.removesuffix("._target_"): value for key, value in found.items() if found.get(key.partition(".")[2], ...) != value}
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values, without the copies of settings below ``deform`` and ``stages``."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value and prefix + key != "deform":
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key != "deform" and not (prefix == "stages." and isinstance(value, list)):
+            yield prefix + key, value
 
 
 def _require_nodes(raw: Any, overrides: Sequence[str], name: str) -> None:
@@ -151,8 +181,15 @@ def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def expand(override: str) -> list[str]:
-    """A typed override as Hydra reads it: a sum of similarities in its parts, and a name with {fields} in quotes."""
-    return [_quote_fields(text) for text in _expand_sum(override)]
+    """A typed override as Hydra reads it: a sum of similarities in its parts, options in lower case, and a name with {fields} in quotes."""
+    return [_quote_fields(_in_lower_case(text)) for text in _expand_sum(override)]
+
+
+def _in_lower_case(override: str) -> str:
+    """``similarity=LNCC`` as ``similarity=lncc``; any other override as it is."""
+    key, _, value = override.partition("=")
+    is_option = key in groups() and value not in options_of(key) and value.lower() in options_of(key)
+    return f"{key}={value.lower()}" if is_option else override
 
 
 FIELDS = re.compile(r"""(?:[^\s,:'"\[\]{}]*(?<!\$){\w+})+[^\s,:'"\[\]{}]*(?: +[^\s,:'"\[\]{}]+)*""")
@@ -192,16 +229,23 @@ def check_overrides(overrides: Sequence[str], name: str = "register") -> None:
         if "${" in text:
             raise ConfigError(f"{text!r}: references are not resolved; write the value itself")
         if key in groups() and not text.startswith("~"):
-            _require_option_names(key, text.partition("=")[2])
+            _require_option_names(key, text.partition("=")[2], name)
 
 
-def _require_option_names(group: str, value: str) -> None:
+def is_setting(key: str, name: str = "register") -> bool:
+    """Whether the first part of a key is that of a setting."""
+    return key.split(".")[0] in _top_level_keys(name)
+
+
+def _require_option_names(group: str, value: str, name: str) -> None:
     """Check that an option of a group is a name: a path would load any YAML file, and resolve what it refers to."""
+    if re.fullmatch(r"[\w ]+(,[\w ]+)+", value):
+        raise ConfigError(explain_several(group, value, name))
     found = NO_OPTION_NAME.search(value)
     if found or value == "null":
         wrong = f"an option is a name, without {found.group()!r}" if found else "no option"
         entries = "" if group == "experiment" else f"; entries of {group} are set by {group}.KEY=VALUE"
-        raise ConfigError(f"{group}={brief(value)}: {wrong}; there are {', '.join(options_of(group))}{entries}")
+        raise ConfigError(f"{group}={brief(value)}: {wrong}; there are {', '.join(fitting_options(group, name))}{entries}")
 
 
 NO_OPTION_NAME = re.compile(r"[./\\{:]")
@@ -231,9 +275,10 @@ def _known(overrides: Sequence[str], name: str) -> Known:
 
     default = _compose_by_hydra((), name, return_hydra_config=True)
     try:
-        chosen = _compose_by_hydra([o for o in overrides if override_key(o) in groups()], name, return_hydra_config=True)
+        typed = [text for o in overrides if override_key(o) in groups() for text in expand(o)]
+        chosen = _compose_by_hydra(typed, name, return_hydra_config=True)
     except (HydraException, ValueError, TypeError):
         chosen = default
     plain: Any = OmegaConf.to_container(chosen)
     plain.pop("hydra")
-    return Known([*groups(), *flatten(plain)], dict(default.hydra.runtime.choices), dict(chosen.hydra.runtime.choices))
+    return Known([*groups(), *flatten(plain)], dict(default.hydra.runtime.choices), dict(chosen.hydra.runtime.choices), name)

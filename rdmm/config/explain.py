@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,16 @@ from rdmm.types import nearest, option
 OWN_OPTIONS = {"affine.init": "init"}
 """Keys that an option of ``rdmm register``, and an argument of the same name in Python, sets."""
 
+ARGUMENTS = (
+    *("fixed", "moving", "out", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "fixed_keypoints", "moving_keypoints"),
+    *("landmarks", "initial", "nan", "volume", "strict", "max_folding", "device", "threads", "seed", "transform", "overwrite"),
+)
+"""Arguments of a registration that are no settings."""
+
+
+FOR_SHAPES = re.compile(r"^# For shapes", re.MULTILINE)
+"""A comment in the file of an option that does not work with images."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -23,11 +34,13 @@ class Known:
         keys: groups, and dotted keys of the configuration.
         defaults: the option of each group by default.
         choices: the option of each group as typed.
+        program: register, shapes, train or eval.
     """
 
     keys: Sequence[str]
     defaults: Mapping[str, str | None]
     choices: Mapping[str, str | None]
+    program: str = "register"
 
 
 def explain(message: str, overrides: Sequence[str], known: Known) -> str:
@@ -35,7 +48,7 @@ def explain(message: str, overrides: Sequence[str], known: Known) -> str:
     missing = re.search(r"Could not (?:find|load) '([^']+)'", message)
     if missing:
         group, _, name = missing.group(1).rpartition("/")
-        options = options_of(group)
+        options = fitting_options(group, known.program)
         return f"{group}={name}: no such option{nearest(name.lower(), options)}; there are {', '.join(options)}"
     unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
     if unknown:
@@ -43,6 +56,13 @@ def explain(message: str, overrides: Sequence[str], known: Known) -> str:
         typed = [override_key(o) for o in overrides]
         return explain_key(next((k for k in typed if k.endswith(key)), key), known, overrides)
     return f"{brief(' '.join(overrides))}: {brief(message.strip().splitlines()[0])}"
+
+
+def explain_several(group: str, values: str, program: str) -> str:
+    """Why ``GROUP=a,b`` is refused."""
+    if group == "similarity":
+        return f"similarity={values}: for their sum write similarity=[{values}]"
+    return f"{group}={values}: {group} is one option, so write one of {', '.join(fitting_options(group, program))}"
 
 
 def explain_key(key: str, known: Known, overrides: Sequence[str] = ()) -> str:
@@ -61,8 +81,19 @@ def explain_key(key: str, known: Known, overrides: Sequence[str] = ()) -> str:
         return f"{key!r} is a group that this configuration does not use"
     if key in known.keys:
         return f"{key} cannot be set here: what holds it was removed or replaced by another setting"
+    if "." not in key:
+        return f"unknown key {key!r}{_nearest_name(key, known)}"
     siblings = [k for k in known.keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
     return f"unknown key {key!r}{nearest(key, siblings) or nearest(key, known.keys)}"
+
+
+def _nearest_name(word: str, known: Known) -> str:
+    """``" (did you mean 'x'?)"`` for a key, the last part of a key, or an argument that is no setting, or an empty string."""
+    names = {k.rpartition(".")[2]: repr(k) for k in sorted(known.keys, key=lambda k: -k.count("."))}
+    if known.program in ("register", "shapes"):
+        names |= {a: option(a, "") for a in ARGUMENTS}
+    close = difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.65)
+    return f" (did you mean {names[close[0]]}?)" if close else ""
 
 
 def brief(value: Any) -> str:
@@ -88,6 +119,12 @@ def groups() -> list[str]:
 
 def options_of(group: str) -> list[str]:
     return sorted({p.stem for conf in config_folders() for p in (conf / group).glob("*.yaml")})
+
+
+def fitting_options(group: str, program: str) -> list[str]:
+    """The options of a group, without those for shapes where images are registered."""
+    files = [p for conf in config_folders() for p in (conf / group).glob("*.yaml")]
+    return sorted({p.stem for p in files if program != "register" or not FOR_SHAPES.search(p.read_text())})
 
 
 @lru_cache

@@ -210,6 +210,10 @@ def _umask() -> int:
     return mask
 
 
+NO_PREFIX = (".nii", ".gz", ".mgz", ".mha", ".nrrd", ".hdr", ".img", ".vtk", ".vtp", ".ply", ".mat", ".h5", ".txt", ".html", ".json")
+"""Endings of a name that was meant to be that of one file."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The output files of one run: a prefix of their names, as in ANTs, or a folder (ends in /, or exists)."""
@@ -223,10 +227,16 @@ class Outputs:
         Temporary files that killed runs left in the folder are removed.
 
         Raises:
+            ConfigError: ``out`` has the name of a file.
             OutputError: a file exists already, its name is too long, or the folder cannot be made or written.
         """
         text = os.fspath(out)
         is_folder = text.endswith(("/", os.sep)) or os.path.isdir(text)
+        if not is_folder and text.lower().endswith(NO_PREFIX):
+            raise ConfigError(
+                f"{text}: the results are several files, so {option('out', '')} is a folder (ends in /) or the start of their names"
+                " (out/run1_); for one image of a name of your own, use rdmm apply on the result"
+            )
         self = cls(text if not is_folder else os.path.join(text, ""))
         folder = self.path("x").parent
         for name in names:

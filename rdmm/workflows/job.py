@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rdmm.config.compose import quoted
+from rdmm.config.compose import changed_settings, quoted
 from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, file_of, files_of, values_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
@@ -28,7 +28,7 @@ from rdmm.registration.record import nan_to_null, read_summary
 from rdmm.registration.transform_kind import transform_overrides
 from rdmm.runtime.resources import select_device
 from rdmm.stages.deform import deforms
-from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError
+from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError, option
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,25 @@ class Job:
         Outputs.check(self.out, self.output_names(settings), overwrite=overwrite)
         return settings
 
+    def checked_facts(self, settings: Settings, *, whole: bool) -> dict[str, Any]:
+        """What a dry run prints: the files, the memory, and the settings that differ from the defaults.
+
+        Args:
+            whole: all settings instead.
+        """
+        options = {"transform": self.transform, "init": self.init, "weights": self.weights}
+        facts: dict[str, Any] = {
+            "fixed": self.fixed,
+            "moving": self.moving,
+            **self.given_inputs,
+            **{k: v for k, v in options.items() if v is not None},
+        }
+        facts |= {"out": self.out, "may_write": ", ".join(self.output_names(settings)), "memory_gib": round(self.memory() / 2**30, 2)}
+        if whole:
+            return {**facts, "config": settings.config}
+        changed = changed_settings(settings.config, "shapes" if self.for_shapes else "register")
+        return {**facts, "settings": changed or "the defaults"}
+
     def run(self, inputs: Inputs | ShapeInputs, settings: Settings) -> tuple[FinishedRegistration, list[Path], dict[str, Any]]:
         """Register and write the results. If the search is interrupted, its best result is written.
 
@@ -187,6 +206,8 @@ class Job:
             unused.append("--fixed-labels has no effect: Dice needs --moving-labels, too")
         for text in unused:
             log.warning("%s", text)
+        if "moving_labels" in self.given_inputs and "fixed_labels" not in self.given_inputs:
+            log.info("%s alone are warped and written; Dice needs %s, too", option("moving_labels", ""), option("fixed_labels", ""))
         return replace(inputs, warnings=[*inputs.warnings, *unused])
 
     def check_folding(self, metrics: Mapping[str, Any]) -> None:
