@@ -9,9 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import bump
 
 from rdmm import Grid, io, mapping
+from rdmm.cli.program import main
 from rdmm.io.transforms import expand
 from rdmm.spatial.inverse import inverse
 from rdmm.spatial.transform import Affine, Dense, Placed, compose_all
@@ -129,3 +131,36 @@ def test_what_is_no_transform_is_said(run: Path, grid: Grid, tmp_path: Path) -> 
     ):
         with pytest.raises(InputError, match=said):
             io.read_transform(name)
+
+
+def test_jacobians_of_chains(run: Path, grid: Grid, tmp_path: Path) -> None:
+    """det D(A ∘ W) = det A det D W at every voxel; the affine is in it only on request, and what is printed says so."""
+    (run / "1InverseWarp.nii.gz").unlink()
+    nib.save(nib.Nifti1Image(np.zeros(grid.shape, np.float32), affine_4(grid)), tmp_path / "r.nii.gz")
+
+    def jacobian(*words: str, code: int = 0) -> tuple[np.ndarray | None, str]:
+        out = tmp_path / "j.nii.gz"
+        done = CliRunner().invoke(main, ["jacobian", *words, "-o", str(out), "--overwrite"], catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return (nib.load(out).get_fdata().squeeze() if code == 0 else None), done.output
+
+    alone, said = jacobian(f"{run}/1Warp.nii.gz")
+    assert "affine: none in the transforms" in said and np.ptp(alone) > 0.1
+    det = np.linalg.det(turn(grid))
+    for words in (["-t", f"{run}/"], ["-t", f"{run}/1Warp.nii.gz", "-t", f"{run}/0GenericAffine.mat"], [f"{run}"]):
+        found, said = jacobian(*words)
+        assert "affine: not included" in said and np.allclose(found, alone, atol=1e-5)
+        found, said = jacobian(*words, "--with-affine", "-r", str(tmp_path / "r.nii.gz"))
+        assert "affine: included" in said and np.allclose(found, det * alone, atol=1e-4)
+    assert np.allclose(np.exp(jacobian("-t", f"{run}", "--log")[0]), alone, atol=1e-5)
+    twice = jacobian("-t", f"{run}/1Warp.nii.gz", "-t", f"[{run}/1Warp.nii.gz,1]")[0]
+    assert np.allclose(twice, 1, atol=1e-3)
+    affine = f"{run}/0GenericAffine.mat"
+    assert np.allclose(jacobian(affine, "--with-affine", "-r", str(tmp_path / "r.nii.gz"))[0], det, atol=1e-5)
+    assert "--with-affine" in jacobian(affine, code=2)[1] and "once" in jacobian(affine, "-t", affine, code=2)[1]
+
+
+def affine_4(grid: Grid) -> np.ndarray:
+    affine = np.eye(4)
+    affine[np.ix_([*range(grid.ndim), 3], [*range(grid.ndim), 3])] = np.asarray(grid.affine)
+    return affine

@@ -118,11 +118,20 @@ def optional_file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def transform_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the repeatable option -t."""
+    return _transform_option(required=True)(command)
+
+
+def optional_transform_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the repeatable option -t of a command that can do without."""
+    return _transform_option(required=False)(command)
+
+
+def _transform_option(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     text = (
         "Transform of any tool whose file tells the tool (docs/formats.md), or a whole run: its folder or prefix. [X,1] is the inverse of"
         " X: of an affine, a warp or a run. Repeat -t for several. For images, the last -t is applied first, as in ANTs."
     )
-    return click.option("-t", "--transform", "names", multiple=True, required=True, metavar="FILE", help=text)(command)
+    return click.option("-t", "--transform", "names", multiple=True, required=required, metavar="FILE", help=text)
 
 
 def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:

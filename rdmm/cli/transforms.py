@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from rdmm.cli.numbers import VALUE, VOLUME
-from rdmm.cli.terminal import common_options, conversion_options, printing_options, prints_result, source_format_option, transform_option
+from rdmm.cli.terminal import (
+    common_options,
+    conversion_options,
+    optional_transform_option,
+    printing_options,
+    prints_result,
+    source_format_option,
+    transform_option,
+)
 from rdmm.types import ConfigError
 
 DIRECTION = "A transform maps points of the fixed image to the moving image, as in ANTs: y = A(x + u(x)), RAS+ world millimeters."
@@ -128,24 +136,29 @@ def compose(names: tuple[str, ...], out: str, **options: Any) -> dict[str, Any]:
 
 
 @click.command(no_args_is_help=True, epilog=DIRECTION)
-@click.argument("warp")
+@click.argument("warp", required=False)
+@optional_transform_option
+@click.option("-r", "--reference", metavar="IMAGE", help="The result has the grid of this image; by default that of the first warp.")
 @click.option("-o", "--out", required=True)
+@click.option(
+    "--with-affine/--without-affine", "with_affine", help="Also of the affine maps around the warps. By default without, as in ANTs."
+)
 @click.option("--log", "take_log", is_flag=True, help="Write the logarithm; determinants below 0.001 are set to 0.001 first.")
 @common_options
 @prints_result
-def jacobian(warp: str, out: str, take_log: bool, overwrite: bool) -> dict[str, Any]:
-    """Jacobian determinant of a warp, by central differences. Counts of folds are printed. An affine that belongs to the warp is not
-    included.
+def jacobian(warp: str | None, names: tuple[str, ...], out: str, **options: Any) -> dict[str, Any]:
+    """Jacobian determinant of WARP, or of the transforms of -t together, by central differences. Above 1, the moving image is larger there.
+    Counts of folds are printed, and whether an affine is included.
 
     \b
     Examples:
       rdmm jacobian out/1Warp.nii.gz -o jacobian.nii.gz
-      rdmm jacobian out/1Warp.nii.gz -o log_jacobian.nii.gz --log
-      rdmm jacobian warp.nii.gz -o jacobian.nii.gz --json
+      rdmm jacobian -t out/ -o log_jacobian.nii.gz --log
+      rdmm jacobian -t out/ --with-affine -r fixed.nii.gz -o jacobian.nii.gz --json
     """
     from rdmm.workflows import transforms
 
-    return transforms.jacobian(warp, out, take_log=take_log, overwrite=overwrite)
+    return transforms.jacobian(warp, list(names), out, **options)
 
 
 @click.command(no_args_is_help=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rdmm import io, metrics
-from rdmm.io.exchange import Given, Image, image_source, name_of
+from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
 from rdmm.io.files import check_output, require_ending
 from rdmm.io.maps import Maps, describe_maps, read_maps
 from rdmm.io.nifti import ENDINGS
@@ -16,33 +16,80 @@ from rdmm.io.vectors import Space, choose_grid
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, compose_all, displacement, flat, framed, split
-from rdmm.types import ConfigError, InputError, option
+from rdmm.types import ConfigError, option
 
 
-def read_displacement(warp: Maps) -> tuple[torch.Tensor, Grid]:
-    """The displacement (1, d, *s) of a warp, in domain units, and its grid. Raises InputError for any other transform."""
-    transform = read_maps(warp)
-    if not isinstance(transform, Placed) or not isinstance(transform.transform, Dense):
-        raise InputError(f"{describe_maps(warp)}: not a warp; give a .nii or .nii.gz file of displacements")
-    return transform.transform.displacement, transform.grid
-
-
-def jacobian(warp: Maps, out: str | os.PathLike[str] | None = None, *, log: bool = False, overwrite: bool = False) -> Image:
-    """The Jacobian determinant of a warp by central differences, or its logarithm. An affine that belongs to the warp is not included.
+def jacobian(
+    transforms: Maps,
+    out: str | os.PathLike[str] | None = None,
+    reference: Given | Grid | None = None,
+    *,
+    with_affine: bool = False,
+    log: bool = False,
+    overwrite: bool = False,
+) -> Image:
+    """The Jacobian determinant of a map, or its logarithm, by central differences: how much larger the moving image is at each voxel.
 
     Args:
-        warp: the file of a warp.
+        transforms: one, or a list, as for ``rdmm.apply``.
         out: a file to write, too.
+        reference: the image, or Grid, whose voxels the result has; None: those of the first warp.
+        with_affine: with the affine maps before and after the warps; otherwise of the deformation alone, as ANTs computes it of a warp.
         log: the logarithm; determinants below 0.001 are set to 0.001 first.
         overwrite: replace an existing file.
+
+    Raises:
+        InputError: a file cannot be used.
+        ConfigError: affine maps alone, without ``with_affine`` or ``reference``.
+        OutputError: the file exists, or cannot be written.
     """
+    return measured_jacobian(transforms, out, reference, with_affine=with_affine, log=log, overwrite=overwrite)[0]
+
+
+def measured_jacobian(
+    transforms: Maps,
+    out: str | os.PathLike[str] | None,
+    reference: Given | Grid | None,
+    *,
+    with_affine: bool,
+    log: bool,
+    overwrite: bool,
+) -> tuple[Image, dict[str, Any]]:
+    """``jacobian``; and what became of the affine maps, with the folds and SDlogJ of what was measured."""
     path = None if out is None else check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
-    u, grid = read_displacement(warp)
+    whole, name = read_maps(transforms), describe_maps(transforms)
+    inner = _without_affine(whole)
+    removed = len(flat(inner)) < len(flat(whole))
+    given = None if reference is None else read_given_grid(reference, "reference")
+    require_one_dimension({name: whole.ndim, name_of(reference, "reference"): None if given is None else given.ndim})
+    if isinstance(inner, Identity) and not (with_affine and given):
+        raise ConfigError(
+            f"{name}: only affine maps, without a warp; pass {option('with_affine')} and {option('reference', 'IMAGE')}"
+            " for their determinant on the grid of an image"
+        )
+    transform = whole if with_affine else inner
+    grid = choose_grid(transform, Space(given))
+    u = _displacement(transform, grid)
     det = ops.jacobian_determinant(u.double(), grid)[None]
     image = Image((det.clamp_min(1e-3).log() if log else det).float(), grid)
     if path is not None:
         image.save(path, overwrite=True)
-    return image
+    state = "none in the transforms" if not removed else "included" if with_affine else "not included"
+    return image, {"affine": state, **metrics.regularity(u, grid)}
+
+
+def _displacement(transform: Transform, grid: Grid) -> torch.Tensor:
+    """The displacement (1, d, *s) of a map of world millimeters on a grid, in domain units."""
+    if isinstance(transform, Placed) and isinstance(transform.transform, Dense) and transform.grid == grid:
+        return transform.transform.displacement
+    return displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64))
+
+
+def _without_affine(transform: Transform) -> Transform:
+    """A chain without the affine maps before and after its warps: they do not fold, and they are not part of the deformation."""
+    maps = flat(transform)
+    first = next((k for k, m in enumerate(maps) if not isinstance(m, Affine)), len(maps))
+    return split(compose_all(maps[first:]))[0]
 
 
 def evaluate(
@@ -86,22 +133,10 @@ def evaluate(
     return out
 
 
-def regularity(warp: Maps) -> dict[str, Any]:
-    """Folds and SDlogJ of a warp, as ``rdmm jacobian`` prints them."""
-    return metrics.regularity(*read_displacement(warp))
-
-
 def _regularity(transform: Transform) -> dict[str, float]:
-    """Folds and SDlogJ of all warps of a chain together, on the grid of the first; {} if there is none.
-
-    Affine maps before and after the warps are left out: they do not fold, and they are not part of the deformation.
-    """
-    maps = flat(transform)
-    first = next((k for k, m in enumerate(maps) if not isinstance(m, Affine)), len(maps))
-    deformation, _ = split(compose_all(maps[first:]))
+    """Folds and SDlogJ of all warps of a chain together, on the grid of the first, without affine maps around them; {} without warps."""
+    deformation = _without_affine(transform)
     if isinstance(deformation, Identity):
         return {}
     grid = choose_grid(deformation, Space())
-    if isinstance(deformation, Placed) and isinstance(deformation.transform, Dense):
-        return metrics.regularity(deformation.transform.displacement, grid)
-    return metrics.regularity(displacement(framed(deformation, grid), grid, torch.zeros(1, dtype=torch.float64)), grid)
+    return metrics.regularity(_displacement(deformation, grid), grid)

@@ -10,9 +10,9 @@ import torch
 from rdmm import io
 from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
 from rdmm.io.files import check_output, require_ending
+from rdmm.io.formats.stack import Stack, cast, choose_type, write_stack
 from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_maps
 from rdmm.io.nifti import ENDINGS
-from rdmm.io.stack import Stack, cast, choose_type, write_stack
 from rdmm.mapping.transforms import invert_in_world, sparse_points, warn_outside
 from rdmm.spatial import image as spatial
 from rdmm.spatial.grid import Grid, require_one_dimension

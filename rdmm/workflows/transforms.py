@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rdmm import mapping
-from rdmm.mapping.evaluation import regularity
+from rdmm.mapping.evaluation import measured_jacobian
 from rdmm.mapping.transforms import invert_and_measure
 from rdmm.runtime.warnings import collect_warnings
+from rdmm.types import ConfigError
 
 
 def apply(image: str, names: list[str], reference: str, out: str, **options: Any) -> dict[str, Any]:
@@ -44,10 +45,14 @@ def invert_transform(
     return {"residual_voxels": residual, "written": out}
 
 
-def jacobian(warp: str, out: str, *, take_log: bool, overwrite: bool) -> dict[str, Any]:
-    """``rdmm jacobian``: write the Jacobian determinant of a warp, or its logarithm; return the regularity metrics."""
-    mapping.jacobian(warp, out, log=take_log, overwrite=overwrite)
-    return {**regularity(warp), "written": out}
+def jacobian(
+    warp: str | None, names: list[str], out: str, reference: str | None, *, with_affine: bool, take_log: bool, overwrite: bool
+) -> dict[str, Any]:
+    """``rdmm jacobian``: write the Jacobian determinant of a chain of transforms, or its logarithm; return the regularity metrics."""
+    if (warp is None) == (not names):
+        raise ConfigError("give the transforms once: as WARP, or with -t, of which there may be several")
+    maps = names if warp is None else [warp]
+    return {**measured_jacobian(maps, out, reference, with_affine=with_affine, log=take_log, overwrite=overwrite)[1], "written": out}
 
 
 def evaluate(names: list[str], fixed_labels: str | None, moving_labels: str | None, landmarks: str | None) -> dict[str, Any]:
