@@ -91,6 +91,32 @@ def test_an_array_has_the_axes_of_its_file(tmp_path: Path) -> None:
     assert back.simpleitk().GetSize() == (6, 1, 5) and np.allclose(back.simpleitk().GetSpacing(), (2, 3, 4))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64, np.int64, bool])
+def test_an_array_is_stored_in_its_type(dtype: type, tmp_path: Path) -> None:
+    array = (np.random.default_rng(0).random((5, 6, 7)) * 100 > 50 if dtype is bool else np.arange(210).reshape(5, 6, 7)).astype(dtype)
+    image = Image.from_array(array, spacing=(1, 2, 3))
+    stored = nib.load(image.save(tmp_path / "image.nii.gz"))
+    assert image.grid.voxel == (1, 2, 3) and image.numpy().dtype == dtype and np.array_equal(np.asarray(stored.dataobj), array)
+    assert stored.get_data_dtype() == (np.uint8 if dtype in (np.int64, bool) else dtype) == image.nibabel().get_data_dtype()
+    assert image.simpleitk().GetPixel(1, 2, 3) == array[1, 2, 3]
+
+
+def test_ants_gets_numbers_that_it_holds() -> None:
+    pytest.importorskip("ants")
+    array = np.arange(-20, 10).reshape(5, 6)
+    for numbers in (array, array + 20, array + 2**24):
+        assert np.array_equal(Image.from_array(numbers, spacing=(1, 1)).ants().numpy(), numbers)
+    for numbers in (array + 2**33, array * 2**28):
+        with pytest.raises(rdmm.OutputError, match="no type of ANTs"):
+            Image.from_array(numbers + 1, spacing=(1, 1)).ants()
+
+
+def test_from_array_needs_a_place() -> None:
+    with pytest.raises(ConfigError, match="affine of array"):
+        Image.from_array(np.zeros((5, 5)))
+    assert Image.from_array(torch.zeros(5, 6, 7, 2), affine=np.eye(4)).data.shape == (1, 2, 5, 6, 7)
+
+
 def arguments(fixed: object, moving: object, **places: object) -> dict:
     return read_arguments({"fixed": fixed, "moving": moving}, NONE | places)
 

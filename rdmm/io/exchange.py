@@ -14,13 +14,13 @@ import torch
 
 from rdmm.io.files import check_output, require_ending
 from rdmm.io.formats.simpleitk import from_sitk, is_sitk, itk_affine, itk_geometry, to_sitk
-from rdmm.io.images import stored_voxels, write_image
+from rdmm.io.images import smallest_integers, stored_voxels
 from rdmm.io.in_memory import image_array, require_image_source, tensor_array
-from rdmm.io.nifti import ENDINGS, Source, encode_nifti, placement_of, read_grid
+from rdmm.io.nifti import ENDINGS, Source, encode_nifti, placement_of, read_grid, write_nifti
 from rdmm.spatial import image as spatial
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.placement import MILLIMETERS
-from rdmm.types import ConfigError, InputError, option
+from rdmm.types import ConfigError, InputError, OutputError, option
 
 Given = Any
 """An image as Python gives it: a path, an image of nibabel, SimpleITK or ANTs, an ``rdmm.Image``, or an array of numpy or torch."""
@@ -52,39 +52,62 @@ class Image(spatial.Image):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy) if copy is not None else np.asarray(self.numpy(), dtype=dtype)
 
+    @classmethod
+    def from_array(cls, array: np.ndarray | torch.Tensor, spacing: Sequence[float] | None = None, affine: Any = None) -> Image:
+        """The image of an array (x, y), (x, y, z) or (x, y, z, channel), which ``spacing`` or ``affine`` places as for ``rdmm.register``.
+
+        Raises:
+            InputError: the array has other axes, or holds no real numbers.
+            ConfigError: a spacing or affine that does not fit the array; or neither.
+        """
+        voxels = tensor_array(array, "array")
+        whole = _channels(voxels if voxels.ndim > 3 else voxels[..., None], _array_affine(voxels, "array", spacing, affine), "array")
+        return cls(whole.data, whole.grid)
+
     def nibabel(self) -> nib.Nifti1Image:
         """A nibabel image, as ``save`` writes it."""
-        integer = not self.data.is_floating_point()
-        return nib.Nifti1Image.from_bytes(
-            encode_nifti(stored_voxels("the image", self.data, self.grid, integer=integer, missing=True), self.grid)
-        )
+        return nib.Nifti1Image.from_bytes(encode_nifti(self._stored_voxels("the image"), self.grid))
 
     def simpleitk(self) -> Any:
         """A SimpleITK image. Raises ConfigError if SimpleITK is not installed."""
-        return to_sitk(self.numpy(), self._affine(), components=self.data.shape[1] > 1)
+        array = self.numpy()
+        return to_sitk(array.astype(np.uint8) if array.dtype == np.bool_ else array, self._affine(), components=self.data.shape[1] > 1)
 
     sitk = simpleitk
 
     def ants(self) -> Any:
-        """An ANTs image. Raises ConfigError if antspyx is not installed."""
+        """An ANTs image: whole numbers as uint8 or uint32, or float32 if some are negative, since ANTs has no other types.
+
+        Raises:
+            ConfigError: antspyx is not installed.
+            OutputError: whole numbers that these types cannot hold.
+        """
         try:
             import ants
         except ImportError as error:
             raise ConfigError("an image of ANTs needs antspyx, which is not installed: pip install antspyx") from error
         origin, spacing, direction = itk_geometry(self._affine())
         d, components = len(origin), self.data.shape[1] > 1
-        return ants.from_numpy(self.numpy(), origin, spacing, np.reshape(direction, (d, d)), has_components=components)
+        return ants.from_numpy(_as_ants_holds(self.numpy()), origin, spacing, np.reshape(direction, (d, d)), has_components=components)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write a NIfTI file: integers in the smallest type that holds them, all else in float32.
+        """Write a NIfTI file in the type of ``data``: whole numbers of 64 bits, as labels have, in the smallest type that holds them.
 
         Raises:
             ConfigError: the name does not end in .nii or .nii.gz.
             OutputError: the file exists, or cannot be written.
         """
         path = check_output(require_ending(path, ENDINGS, "an image"), overwrite=overwrite)
-        write_image(path, self.data, self.grid, integer=not self.data.is_floating_point(), missing=True)
+        write_nifti(path, encode_nifti(self._stored_voxels(path), self.grid))
         return path
+
+    def _stored_voxels(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """The voxels (*s) or (*s, c) in the type in which they are stored."""
+        array = np.moveaxis(image_array(self, "the image")[0], 0, -1)
+        array = array if array.shape[-1] > 1 else array[..., 0]
+        if array.dtype in (np.int64, np.bool_):
+            return smallest_integers(path, array.astype(np.int64))
+        return array if array.dtype != np.float32 else stored_voxels(path, self.data, self.grid, integer=False, missing=True)
 
     def _affine(self) -> np.ndarray:
         """From the voxels of ``numpy`` to millimeters (RAS+): (4, 4), or (3, 3) if they have two axes."""
@@ -125,7 +148,7 @@ def image_source(
     if spacing is None and affine is None:
         raise InputError(
             f"{name} is an array of shape {array.shape}, which does not say where its voxels are; give an image of nibabel,"
-            " or rdmm.Image(torch.as_tensor(x)[None, None], rdmm.Grid(x.shape, affine))"
+            " or rdmm.Image.from_array(x, affine=...)"
         )
     return _placed(array, _array_affine(array, name, spacing, affine), name)
 
@@ -151,6 +174,17 @@ def read_given_grid(given: Given | Grid, name: str) -> Grid:
 def name_of(given: Any, argument: str) -> str:
     """How messages call what was given for an argument: by its path, if it is one."""
     return os.fspath(given) if isinstance(given, str | os.PathLike) else argument
+
+
+def _as_ants_holds(array: np.ndarray) -> np.ndarray:
+    """Numbers in a type of ANTs, whose library would wrap negative ones around."""
+    if array.dtype.kind == "f" or array.dtype in (np.uint8, np.bool_):
+        return array
+    dtype = np.uint32 if array.min() >= 0 else np.float32
+    held = array.astype(dtype)
+    if not np.array_equal(held.astype(np.float64), array.astype(np.float64)):
+        raise OutputError(f"the image holds whole numbers up to {np.abs(array).max()}, which no type of ANTs can hold; renumber the labels")
+    return held
 
 
 def _placed(array: np.ndarray, affine: np.ndarray, name: str) -> nib.spatialimages.SpatialImage:
