@@ -154,6 +154,7 @@ FAULTS = {
             "noticed by its voxels, moved by nearest neighbor, with a warning that names the options",
         ),
         115: ("an image, an empty folder or an unknown form of brackets as a transform", "InputError that says what to give"),
+        118: ("a further image (`--also`) without its partner, with a weight that is none, or elsewhere", "an error that names it"),
         114: ("settings that contradict `--transform`, or that it leaves without effect", "ConfigError that names both"),
         112: (
             "hostile values in any field, drawn by the thousand",

@@ -13,7 +13,7 @@ from rdmm import ConfigError, Grid, io
 from rdmm.cli import main
 from rdmm.data.given import LINEAR_MODELS, TRANSFORMS
 from rdmm.registration.entry import compose_settings
-from rdmm.registration.transform_kind import transform_overrides
+from rdmm.registration.typed_options import transform_overrides
 from rdmm.stages.affine_model import Model
 from rdmm.workflows.batch import Batch
 from rdmm.workflows.job import Job
@@ -122,7 +122,7 @@ def test_a_deformation_sets_the_dynamics(name):
 def test_settings_that_contradict_the_transform(transform, override):
     with pytest.raises(ConfigError) as error:
         transform_overrides(transform, ["similarity=nmi", override])
-    assert override in str(error.value) and transform in str(error.value) and "leave out" in str(error.value)
+    assert override in str(error.value) and f'transform="{transform}"' in str(error.value) and "leave out" in str(error.value)
 
 
 @pytest.mark.fault(114)
@@ -142,7 +142,7 @@ def test_shapes(data, tmp_path):
     assert set(os.listdir(tmp_path)) == {"0GenericAffine.mat", "Warped.vtk", "InverseWarped.vtk", "run.json", "report.html"}
     linear = io.read_transform(str(tmp_path / "0GenericAffine.mat")).matrix.numpy()[:2, :2]
     assert np.allclose(linear @ linear.T, np.eye(2), atol=1e-5)
-    with pytest.raises(ConfigError, match="rdmm is for images"):
+    with pytest.raises(ConfigError, match='transform="rdmm" is for images'):
         Job(pair["fixed"], pair["moving"], "out/", transform="rdmm").settings()
 
 

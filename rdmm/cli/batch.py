@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdmm.cli.images import guide_option
 from rdmm.cli.numbers import JOBS, PERCENT, SEED, THREADS
 from rdmm.cli.terminal import common_options, print_result, set_log
 from rdmm.data.given import AFFINE_STARTS, TRANSFORM_HELP, TRANSFORMS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--launcher", type=click.Choice(["local", "submitit"]), default="local", show_default=True)
 @click.option("--slurm", multiple=True, metavar="NAME=VALUE", help="Option of sbatch, or pairs_per_task=N (--launcher submitit).")
 @click.option("--weights", help="Model that train.py wrote.")
+@guide_option
 @click.option("--transform", type=click.Choice(TRANSFORMS), help=TRANSFORM_HELP)
 @click.option("--init", type=click.Choice(AFFINE_STARTS), help="Start of the affine search.")
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="How to treat NaN and Inf; by default they are an error.")

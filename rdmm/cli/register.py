@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rdmm.cli.images import WithWeights, also_option, guide_option
 from rdmm.cli.numbers import PERCENT, SEED, THREADS, VOLUME
 from rdmm.cli.terminal import (
     common_options,
@@ -18,22 +19,24 @@ from rdmm.cli.terminal import (
     spaced_setting,
     split_arguments,
 )
-from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS, TRANSFORM_HELP, TRANSFORMS
+from rdmm.data.given import AFFINE_STARTS, COMMAND_LINE_INPUTS, READING_OPTIONS, TRANSFORM_HELP, TRANSFORMS, Also
 from rdmm.types import DivergenceError, InputError, nearest
 
 if TYPE_CHECKING:
     from rdmm.workflows.job import Job
 
-INPUT_OPTIONS = (*(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
-JOB_OPTIONS = ("transform", "init", "weights", "device", "threads", "seed", "max_folding")
+INPUT_OPTIONS = ("also", *(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
+JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "threads", "seed", "max_folding")
 
 
-@click.command(no_args_is_help=True)
+@click.command(cls=WithWeights, no_args_is_help=True)
 @click.argument("arguments", nargs=-1, metavar="[FIXED MOVING] [KEY=VALUE]...")
 @click.option("-f", "--fixed", help="Fixed image, instead of the first argument.")
 @click.option("-m", "--moving", help="Moving image, instead of the second argument.")
 @click.option("-o", "--out", required=True, help="Prefix of the result files, or a folder (ends in /).")
+@also_option
 @optional_file_options
+@guide_option
 @click.option("--weights", help="Model that train.py wrote. Its prediction is the result; optimizer=refine improves it.")
 @click.option("--transform", type=click.Choice(TRANSFORMS), help=TRANSFORM_HELP)
 @click.option("--init", type=click.Choice(AFFINE_STARTS), help="Start of the affine search.")
@@ -72,6 +75,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
     from rdmm.workflows.job import Job
 
     inputs = {k: options[k] for k in INPUT_OPTIONS}
+    inputs["also"] = [Also(*given) for given in options["also"]]
     job = Job(files[0], files[1], out, overrides, inputs, **{k: options[k] for k in JOB_OPTIONS})
     return run(job, **{k: options[k] for k in ("dry_run", "overwrite", "quiet", "as_json")})
 

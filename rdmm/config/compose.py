@@ -50,7 +50,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
             raise ConfigError(f"{brief(' '.join(overrides))}: {brief(error)}") from error
         _require_nodes(raw, overrides, name)
         if name == "register":
-            raw = _with_model(raw, overrides)
+            raw = _with_images(_with_model(raw, overrides), overrides)
         plain = current(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))  # earlier names may have been typed
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), overrides, _known(overrides, name))) from error
@@ -178,6 +178,13 @@ def _with_model(config: Any, overrides: Sequence[str]) -> dict[str, Any]:
             steps = {"steps": model.get("steps", 1)}
             config["stages"] = {"_target_": "rdmm.stages.learned", "affine": "${affine}", "deform": "${deform}", **steps}
     return dict(config)
+
+
+def _with_images(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration; label maps are images in it if a similarity of images, or an experiment, was chosen."""
+    typed = {override_key(o) for o in overrides}
+    chosen = any(k.split(".")[0] in ("similarity", "experiment") or k.startswith("affine.similarity") for k in typed)
+    return config | ({"labels_as_images": True} if chosen and "labels_as_images" not in typed else {})
 
 
 def expand(override: str) -> list[str]:

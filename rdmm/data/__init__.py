@@ -10,6 +10,7 @@ __all__, __getattr__ = lazy_names(
     "rdmm.data",
     {
         "intensity": ["Normalize"],
+        "parts": ["Labels"],
         "synthetic.contrasts": ["Contrasts"],
         "synthetic.scenes": ["SyntheticShapes"],
         "training.augment": ["Augment"],

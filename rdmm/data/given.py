@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from rdmm.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,28 @@ OPTIONAL_INPUTS = (
 )
 """All optional inputs, in the order of the recorded command line."""
 
+
+@dataclass(frozen=True)
+class Also:
+    """A further image of each subject (``--also``): what ``rdmm.register`` takes as an image, and the weight of their comparison."""
+
+    fixed: Any
+    moving: Any
+    weight: float = 1.0
+
+    def typed(self) -> list[str]:
+        """The words of ``--also``."""
+        return [os.fspath(self.fixed), os.fspath(self.moving), *([] if self.weight == 1 else [str(self.weight)])]
+
+
+MAX_IMAGES = 9
+"""Most images of a subject."""
+
+ALSO_COLUMNS = tuple(f"{role}_{k}" for k in range(2, MAX_IMAGES + 1) for role in ("fixed", "moving", "weight"))
+"""Columns of a list of pairs for further images of the subjects."""
+
 COMMAND_LINE_INPUTS = tuple(g for g in OPTIONAL_INPUTS if g.typed)
-INPUT_NAMES = ("fixed", "moving", *(g.name for g in OPTIONAL_INPUTS))
+INPUT_NAMES = ("fixed", "moving", "also", *(g.name for g in OPTIONAL_INPUTS))
 PAIR_FILES = ("fixed", "moving", *(g.name for g in COMMAND_LINE_INPUTS))
 """Columns of a list of pairs that name files."""
 
@@ -96,9 +119,35 @@ def file_of(value: str | os.PathLike[str]) -> str:
 
 def files_of(given: Mapping[str, Any]) -> dict[str, str]:
     """The files of inputs by their names in run.json: of several files of an input, the second one is NAME_2."""
-    found = {}
+    found: dict[str, str] = {}
     for name, value in given.items():
         for k, one in enumerate(values_of(value), 1):
-            if isinstance(one, str | os.PathLike):
+            if isinstance(one, Also):
+                found |= files_of({f"fixed_{k + 1}": one.fixed, f"moving_{k + 1}": one.moving})
+            elif isinstance(one, str | os.PathLike):
                 found[name if k == 1 else f"{name}_{k}"] = file_of(one)
+    return found
+
+
+def read_also(value: Any) -> list[Also]:
+    """The argument ``also``: (fixed, moving) or (fixed, moving, weight), or a list of such.
+
+    Raises:
+        ConfigError: it is nothing of this, or a weight is not a number > 0.
+    """
+    if value is None:
+        return []
+    is_list = isinstance(value, list | tuple) and all(isinstance(x, list | tuple | Also) for x in value)
+    if is_list and len(value) >= MAX_IMAGES:
+        raise ConfigError(f"also: at most {MAX_IMAGES - 1} further images of each subject; got {len(value)}")
+    found = []
+    for one in value if is_list else [value]:
+        if not isinstance(one, Also):
+            if not isinstance(one, list | tuple) or len(one) not in (2, 3):
+                raise ConfigError("also is a list of (fixed, moving) or (fixed, moving, weight), e.g. also=[(f2, m2), (f3, m3, 0.5)]")
+            one = Also(*one)
+        is_number = isinstance(one.weight, int | float) and not isinstance(one.weight, bool)
+        if not is_number or not 0 < one.weight < math.inf:
+            raise ConfigError(f"also: the weight of two images is a number > 0; got {one.weight!r}")
+        found.append(replace(one, weight=float(one.weight)))
     return found

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from rdmm import io
-from rdmm.data.given import INPUT_NAMES, files_of, values_of
+from rdmm.data.given import INPUT_NAMES, files_of, read_also, values_of
+from rdmm.data.parts import LABEL_WEIGHT, Contrast, Labels, in_parts, read_contrasts, read_label_map
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_path, require_shape_source
 from rdmm.io.maps import Maps, describe_maps, read_maps
@@ -26,7 +27,7 @@ from rdmm.spatial.measure import Measure, frame_of
 from rdmm.spatial.pair import Correspondence, Pair, format_boxes, overlap_fraction
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Transform, compose_all, flat, framed
-from rdmm.types import InputError, Tensor, option
+from rdmm.types import ConfigError, InputError, Tensor, option
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,9 @@ class Inputs:
         stored: grids of the fixed and the moving file, with the voxel order of the files.
         reading: reading options that differ from the defaults (READING_OPTIONS).
         warnings: warnings logged while reading.
+        contrasts: further images of the subjects.
+        maps: fixed and moving as label maps, each None if it is none.
+        by_labels: whether they are registered by their labels.
     """
 
     pair: Pair
@@ -99,16 +103,54 @@ class Inputs:
     stored: tuple[Grid, Grid] | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    contrasts: Sequence[Contrast] = ()
+    maps: tuple[Image | None, Image | None] = (None, None)
+    by_labels: bool = False
 
-    def prepare(self, normalize: Callable[[Image, str], Image], device: torch.device) -> Pair[Image]:
-        """The pair to register, on ``device``: intensities normalized, landmarks in domain units of the fixed grid.
+    def recognized(self, labels: Labels) -> Inputs:
+        """The inputs, registered by their labels if they are label maps that are not to be images.
+
+        The same labels measure the result, if no others are given.
+        """
+        fixed, moving = self.maps
+        if labels.as_images or self.by_labels or (fixed is None and moving is None):
+            return self
+        if fixed is None or moving is None:
+            names = ("moving", "fixed") if fixed is None else ("fixed", "moving")
+            log.warning("%s looks like a label map, and %s does not: both are registered as images", *names)
+            return self
+        log.info(
+            "fixed and moving are label maps: they are registered by their labels; to register the numbers as intensities, set "
+            "labels_as_images=true or choose a similarity"
+        )
+        given = (self.fixed_labels, self.moving_labels)
+        own = (fixed, moving) if given == (None, None) else given
+        return replace(self, by_labels=True, fixed_labels=own[0], moving_labels=own[1])
+
+    def prepare(self, normalize: Callable[[Image, str], Image], device: torch.device, guide_weight: float = 0.0) -> Pair[Image]:
+        """The pair to register, on ``device``: intensities normalized, labels as codes, landmarks in domain units of the fixed grid.
+
+        Args:
+            guide_weight: weight of the labels; 0: they only measure.
 
         Raises:
+            ConfigError: labels are to guide, but there are none.
             OutputError: the fixed grid is sheared; NIfTI warps cannot store such a grid.
         """
         require_itk_grid(self.pair.fixed.grid, self.files.get("fixed", "fixed"))
-        fixed = normalize(self.pair.fixed, self.files.get("fixed", "fixed")).to(device)
-        moving = normalize(self.pair.moving, self.files.get("moving", "moving")).to(device)
+        guides = self._guides() if self.by_labels or guide_weight else None
+        weight = guide_weight or LABEL_WEIGHT
+        fixed, moving = (
+            x.to(device)
+            for x in in_parts(
+                self.pair,
+                lambda image, name: normalize(image, self.files.get(name, name)),
+                self.contrasts,
+                guides,
+                weight=weight,
+                alone=self.by_labels,
+            )
+        )
         regions = None if self.pair.regions is None else self.pair.regions.to(device)
         marks = None
         if self.landmarks is not None:
@@ -117,12 +159,20 @@ class Inputs:
             marks = Correspondence(*(x.to(dtype).to(device) for x in points))
         return Pair(fixed, moving, self.pair.initial, regions, marks)
 
+    def _guides(self) -> tuple[Image, Image]:
+        fixed, moving = self.maps if self.by_labels else (self.fixed_labels, self.moving_labels)
+        if fixed is None or moving is None:
+            wanted = " and ".join(option(name, "") for name in ("fixed_labels", "moving_labels"))
+            raise ConfigError(f"labels can guide only where both images have some: give {wanted}")
+        return fixed, moving
+
 
 @with_warnings
 def read_inputs(
     fixed: Source | Image,
     moving: Source | Image,
     *,
+    also: Any = None,
     fixed_labels: Source | Image | None = None,
     moving_labels: Source | Image | None = None,
     fixed_mask: Source | Image | None = None,
@@ -165,6 +215,7 @@ def read_inputs(
         _read_label_map(given.get(name), image, name, strict=strict)
         for name, image in (("fixed_labels", target), ("moving_labels", source), ("fixed_regions", target), ("regions", source))
     )
+    maps = [read_label_map(x, given, strict=strict) for x, given in ((target, fixed), (source, moving))] if volume is None else [None, None]
     target = target if fixed_mask is None else io.read_mask(fixed_mask, target, name="fixed_mask", strict=strict)
     source = source if moving_mask is None else io.read_mask(moving_mask, source, name="moving_mask", strict=strict)
     stored = (target.grid, source.grid)
@@ -173,6 +224,7 @@ def read_inputs(
     pair = Pair(target, source, start, region_map)
     if require_overlap:
         _check_overlap(pair)
+    further = read_also(also)
     keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
     points = _read_points(landmarks, keypoints, stored)
     reading = {"nan": nan, "volume": volume, "strict": strict}
@@ -183,9 +235,11 @@ def read_inputs(
         points,
         fixed_region_map,
         labels,
-        files=_file_paths(given),
+        files=_file_paths({**given, "also": further}),
         stored=stored,
         reading={k: v for k, v in reading.items() if v not in ("error", None, False)},
+        contrasts=read_contrasts(further, pair, nan, strict=strict),
+        maps=(maps[0], maps[1]),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rdmm.data.given import PAIR_FILES
+from rdmm.data.given import ALSO_COLUMNS, MAX_IMAGES, PAIR_FILES, Also, read_also
 from rdmm.data.paths import require_plain_name, resolve_below
 from rdmm.io.files import require_file
 from rdmm.io.tables import read_rows
@@ -19,7 +19,7 @@ from rdmm.types import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
-PAIR_COLUMNS = ("id", *PAIR_FILES, "split")
+PAIR_COLUMNS = ("id", *PAIR_FILES, "split", *ALSO_COLUMNS)
 SPELLING = 0.8
 """Likeness from which an unknown column is a known one misspelled. fixed_label and fixed_labels: .96; fixed_age and fixed_mask: .74."""
 
@@ -35,6 +35,7 @@ class Row:
         files: paths by column name.
         split: train, validation, test or ''.
         where: its place in the list, for error messages.
+        also: further images of the subjects, of the columns fixed_2, moving_2, weight_2, fixed_3...
         notes: the columns that rdmm does not know, such as age or site, for the table of results.
     """
 
@@ -43,6 +44,7 @@ class Row:
     split: str
     where: str
     notes: Mapping[str, str] = field(default_factory=dict)
+    also: Sequence[Also] = ()
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Row]:
@@ -69,9 +71,28 @@ def read_pairs(path: str | os.PathLike[str], root: str | None = None) -> list[Ro
         files = {k: resolve_below(folder, record[k], where, anywhere) for k in PAIR_FILES if record.get(k)}
         id = record.get("id") or _pair_name(files["fixed"], files["moving"])
         notes = {} if is_json else {k: v for k, v in record.items() if k not in PAIR_COLUMNS}
-        rows.append(Row(require_plain_name(id, where), files, require_split(record.get("split", ""), where), where, notes))
+        also = _read_also(folder, record, where, anywhere)
+        rows.append(Row(require_plain_name(id, where), files, require_split(record.get("split", ""), where), where, notes, also))
     require_unique([(r.id, r.where) for r in rows], "id")
     return rows
+
+
+def _read_also(folder: Path, record: Mapping[str, str], where: str, anywhere: bool) -> list[Also]:
+    """The further images of a row."""
+    found = []
+    for k in range(2, MAX_IMAGES + 1):
+        fixed, moving, weight = (record.get(f"{column}_{k}", "") for column in ("fixed", "moving", "weight"))
+        if (fixed or moving or weight) and not (fixed and moving):
+            raise ConfigError(f"{where}: a further image needs both, fixed_{k} and moving_{k} (weight_{k} is 1 if it is empty)")
+        if fixed:
+            try:
+                number = float(weight or 1)
+                found += read_also((*(str(resolve_below(folder, x, where, anywhere)) for x in (fixed, moving)), number))
+            except ValueError:
+                raise ConfigError(f"{where}: weight_{k} must be a number > 0; got {weight!r}") from None
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+    return found
 
 
 def _pair_name(fixed: Path, moving: Path) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rdmm.config.compose import quoted
+from rdmm.data.given import Also, read_also
 from rdmm.data.inputs import IMAGE_INPUTS
 from rdmm.io.exchange import image_source, is_array
 from rdmm.types import ConfigError, option
@@ -77,6 +78,10 @@ def read_arguments(given: Mapping[str, Any], places: Mapping[str, Any]) -> dict[
     for name in IMAGE_INPUTS:
         if name not in ("fixed", "moving") and given.get(name) is not None:
             read[name] = image_source(given[name], name, like=read["fixed" if name.startswith("fixed") else "moving"])
+    read["also"] = []
+    for k, pair in enumerate(read_also(given.get("also")), 2):
+        fixed, moving = (image_source(getattr(pair, role), f"{role}_{k}", like=read[role]) for role in ("fixed", "moving"))
+        read["also"].append(Also(fixed, moving, pair.weight))
     return read
 
 

@@ -17,6 +17,7 @@ from rdmm.config.node import without_origins
 from rdmm.data.given import AFFINE_STARTS
 from rdmm.data.inputs import Inputs, ShapeInputs, read_inputs, read_shapes
 from rdmm.data.intensity import Normalize
+from rdmm.data.parts import Labels
 from rdmm.io.exchange import Given
 from rdmm.io.images import NanPolicy
 from rdmm.io.maps import Maps
@@ -28,7 +29,7 @@ from rdmm.registration.images import Registration
 from rdmm.registration.outputs import Output
 from rdmm.registration.record import Provenance
 from rdmm.registration.shapes import ShapeRegistration
-from rdmm.registration.transform_kind import transform_overrides
+from rdmm.registration.typed_options import option_overrides
 from rdmm.runtime.interrupt import stop
 from rdmm.runtime.memory import memory_errors
 from rdmm.runtime.progress import shown_progress
@@ -51,12 +52,14 @@ class Settings:
         stages: registers a pair.
         intensity: normalizes the intensities of images.
         output: which optional files are written.
+        labels: what labels do. Records of earlier versions do not say; label maps were images then.
     """
 
     config: Mapping[str, Any]
     stages: Stage
     intensity: Normalize = field(default_factory=Normalize)
     output: Output = field(default_factory=Output)
+    labels: Labels = field(default_factory=lambda: Labels(as_images=True))
 
     def __repr__(self) -> str:
         kinds = [f"{k}={v['_target_'].rpartition('.')[2]}" for k, v in self.config.items() if isinstance(v, Mapping) and "_target_" in v]
@@ -77,13 +80,15 @@ def compose_settings(overrides: Sequence[str] = (), name: str = "register") -> S
 
 def build_settings(config: Mapping[str, Any]) -> Settings:
     """Build the objects of a composed configuration. Raises ConfigError if one of them is of another kind than its key says."""
-    parts = {k: build(config[k], k) for k in ("stages", "intensity", "output") if k in config}
+    parts = {k: build(config[k], k) for k in ("stages", "intensity", "output", "labels") if k in config}
     if not callable(parts.get("stages")):
         raise ConfigError("stages must be settings of a stage, with a _target_; e.g. stages=single")
     if not callable(parts.get("intensity", Normalize())):
         raise ConfigError("intensity must be settings with a _target_, as in conf/register.yaml")
     if not isinstance(parts.get("output", Output()), Output):
         raise ConfigError("output must be settings with a _target_, as in conf/register.yaml")
+    if not isinstance(parts.get("labels", Labels()), Labels):
+        raise ConfigError("labels must be settings with a _target_, as in conf/register.yaml")
     return Settings(without_origins(config), **parts)
 
 
@@ -112,6 +117,7 @@ def run(
     if settings.config.get("weights"):
         inputs = replace(inputs, files={**inputs.files, "weights": str(settings.config["weights"])})
     with collect_warnings() as warnings:
+        inputs = inputs.recognized(settings.labels) if isinstance(inputs, Inputs) else inputs
         pair = prepare(inputs, settings, device)
         result = run_stages(settings.stages, pair)
     provenance = Provenance(command, seed, device, torch.get_num_threads(), [*inputs.warnings, *warnings])
@@ -126,7 +132,11 @@ def prepare(inputs: Inputs | ShapeInputs, settings: Settings, device: str) -> Pa
     Raises:
         RdmmError: inputs and settings do not fit together; its subclasses in rdmm.types say how.
     """
-    pair = inputs.prepare(settings.intensity, select_device(device))
+    place = select_device(device)
+    if isinstance(inputs, Inputs):
+        pair: Pair = inputs.recognized(settings.labels).prepare(settings.intensity, place, settings.labels.guide_weight)
+    else:
+        pair = inputs.prepare(settings.intensity, place)
     require_usable(settings.stages, pair)
     return pair
 
@@ -165,7 +175,7 @@ def _move_to(x: Any, device: torch.device) -> Any:
 
 
 def _compose_arguments(
-    name: str, overrides: Any, keys: Mapping[str, Any], *, device: Any, threads: Any, seed: Any, transform: Any, init: Any = None
+    name: str, overrides: Any, keys: Mapping[str, Any], *, device: Any, threads: Any, seed: Any, **options: Any
 ) -> Settings:
     """The settings that the arguments of ``register`` and ``register_shapes`` describe; all of them are checked before data are read."""
     set_threads(threads)
@@ -173,11 +183,13 @@ def _compose_arguments(
     select_device(device)
     if isinstance(overrides, str) or not isinstance(overrides, Sequence) or not all(isinstance(o, str) for o in overrides):
         raise ConfigError(f'overrides must be a list of texts, e.g. ["dynamics=rdmm"]; got {overrides!r}')
+    init, guide_labels = options.get("init"), options.get("guide_labels", False)
     if init is not None and not (isinstance(init, str) and init in AFFINE_STARTS):
         raise ConfigError(f"init must be one of {', '.join(AFFINE_STARTS)}; got {init!r}")
-    more = [] if init is None else [f"affine.init={init}"]
-    typed = [*overrides, *to_overrides(keys), *more]
-    return compose_settings([*typed, *transform_overrides(transform, typed, for_shapes=name == "shapes")], name)
+    if not isinstance(guide_labels, bool):
+        raise ConfigError(f"guide_labels must be True or False; got {guide_labels!r}")
+    typed = [*overrides, *to_overrides(keys)]
+    return compose_settings([*typed, *option_overrides(typed, **options, for_shapes=name == "shapes")], name)
 
 
 @contextlib.contextmanager
@@ -205,6 +217,8 @@ def register(
     seed: int = 0,
     init: str | None = None,
     transform: str | None = None,
+    also: Sequence[tuple[Any, ...]] | None = None,
+    guide_labels: bool = False,
     fixed_labels: Given | None = None,
     moving_labels: Given | None = None,
     fixed_mask: Given | None = None,
@@ -233,6 +247,9 @@ def register(
         init: start of the affine search: auto, header, com (centers of mass) or axes.
         transform: translation, rigid, similarity or affine (a matrix alone); svf, lddmm or rdmm (also a deformation, with these dynamics);
             None: set by ``dynamics``.
+        also: further images of the two subjects: (fixed, moving) or (fixed, moving, weight), or a list of such. Each pair is compared by
+            the similarity, and the values are averaged by the weights (1). Images on other grids than fixed and moving are resampled.
+        guide_labels: whether ``fixed_labels`` and ``moving_labels`` take part in the registration; otherwise they only measure it.
         initial: transform to start from, fixed -> moving: a file, a matrix (d+1, d+1) of world millimeters, a ``Registration``, a
             transform of world millimeters, or a list of these.
         verbose: show the progress on stderr. None: as a bar in notebooks and interactive sessions, not in scripts; True: always, as
@@ -244,7 +261,15 @@ def register(
     """
     setting, matrix = split_affine(affine)
     settings = _compose_arguments(
-        "register", overrides, setting | keys, device=device, threads=threads, seed=seed, transform=transform, init=init
+        "register",
+        overrides,
+        setting | keys,
+        device=device,
+        threads=threads,
+        seed=seed,
+        transform=transform,
+        init=init,
+        guide_labels=guide_labels,
     )
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}; got {nan!r}")
@@ -256,6 +281,7 @@ def register(
     given = {
         "fixed": fixed,
         "moving": moving,
+        "also": also,
         "fixed_labels": fixed_labels,
         "moving_labels": moving_labels,
         "fixed_mask": fixed_mask,

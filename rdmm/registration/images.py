@@ -41,6 +41,9 @@ MIN_WEIGHT_FILES = 16
 """Files t*_Weight1 to t*_Weight16 of an earlier run are removed, even if this run's smoother has fewer Gaussians."""
 
 
+GUIDING = "labels that guided the registration: no independent measure of it"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Registration(FinishedRegistration):
     """A finished registration of images.
@@ -114,19 +117,32 @@ class Registration(FinishedRegistration):
         return self._moved_by(self.pair.total_map(self.result.transform))
 
     def _moved_by(self, transform: Transform) -> spatial.Image:
-        return self.pair.moving.moved_by(transform, self.grid, outside=0.0)
+        return self.pair.moving.moved_by(transform, self.grid, mode="nearest" if self.inputs.by_labels else "linear", outside=0.0)
 
     @property
     def warped(self) -> Image:
-        """The moving image on the fixed grid, with the axes of the fixed file or array; 0 outside its field of view."""
-        return self._as_stored(self.moved.data)
+        """The moving image on the fixed grid, with the axes of the fixed file or array; 0 outside its field of view. Of a label map that is
+        registered by its labels, these labels."""
+        labels = self.inputs.maps[1] if self.inputs.by_labels else None
+        return self._as_stored(self.moved.data if labels is None else self._moved_labels(labels))
+
+    @cached_property
+    def further_warped(self) -> list[Image]:
+        """The further images of the moving subject (``also``) on the fixed grid, with the axes of the fixed file or array."""
+        total = self.pair.total_map(self.result.transform)
+        frame = self.grid
+        return [self._as_stored(c.moving.moved_by(total, frame, outside=0.0).data) for c in self.inputs.contrasts]
 
     @cached_property
     def warped_labels(self) -> Image | None:
-        """The labels of the moving image on the fixed grid, with the axes of the fixed file or array; None without labels."""
+        """The labels of the moving image on the fixed grid, with the axes of the fixed file or array; None without labels, or if ``warped``
+        is these labels."""
         labels = self.inputs.moving_labels
-        transform = composed(self.result.transform, self.pair.initial)
-        return None if labels is None else self._as_stored(labels.moved_by(transform, self.pair.fixed.grid, mode="nearest").data)
+        is_warped = self.inputs.by_labels and labels is self.inputs.maps[1]
+        return None if labels is None or is_warped else self._as_stored(self._moved_labels(labels))
+
+    def _moved_labels(self, labels: spatial.Image) -> Tensor:
+        return labels.moved_by(composed(self.result.transform, self.pair.initial), self.grid, mode="nearest").data
 
     @property
     def inverse_warped(self) -> Image:
@@ -134,7 +150,10 @@ class Registration(FinishedRegistration):
         moving, fixed = self.pair.moving, self.pair.fixed
         x = moving.grid.to_world(moving.grid.identity(moving.data))
         points = fixed.grid.from_world(self.inverse(x))
-        data = torch.where(fixed.grid.contains(points), ops.sample(fixed.data, points, fixed.grid), 0)
+        labels = self.inputs.maps[0] if self.inputs.by_labels else None
+        source = fixed if labels is None else labels
+        values = ops.sample(source.data, points, source.grid, mode="linear" if labels is None else "nearest")
+        data = torch.where(fixed.grid.contains(points), values, 0)
         return Image(moving.grid.restored(data, self.stored[1]), self.stored[1])
 
     def _as_stored(self, data: Tensor) -> Image:
@@ -257,7 +276,14 @@ class Registration(FinishedRegistration):
         start = Placed(self.pair.initial, self.grid)
         after = moving.moved_by(framed(self.transform, fixed.grid), fixed.grid, mode="nearest")
         before = moving.moved_by(framed(start, fixed.grid), fixed.grid, mode="nearest")
-        return metrics.overlap(after.data, fixed.data, before.data, fixed.grid.voxel, self.inputs.labels)
+        found: dict[str, Any] = metrics.overlap(after.data, fixed.data, before.data, fixed.grid.voxel, self.inputs.labels)
+        return found | ({"dice_is_of": GUIDING} if self.labels_guide else {})
+
+    @property
+    def labels_guide(self) -> bool:
+        """Whether the labels took part in the registration, so that their Dice is no independent measure of it."""
+        weight = self.config.get("guide_weight", 0)
+        return bool(weight) or (self.inputs.by_labels and self.inputs.moving_labels is self.inputs.maps[1])
 
     def _landmark_metrics(self) -> dict[str, float]:
         """Mean registration error (mm) of the landmarks, before and after, of all and of each named region; {} without landmarks."""

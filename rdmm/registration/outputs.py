@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rdmm import io
+from rdmm.data.given import MAX_IMAGES
 from rdmm.registration.record import write_conditions
 from rdmm.spatial import ops
 from rdmm.spatial.transform import Framed, displacement
@@ -72,6 +73,11 @@ def _total_displacement(r: Any, transform: Any) -> Tensor:
     return displacement(Framed(transform, r.grid), r.grid, r.deformation)
 
 
+def _further_file(k: int) -> OutputFile:
+    """The k-th image of the moving subject on the fixed grid."""
+    return OutputFile(f"Warped_{k}.nii.gz", _write_image(lambda r: r.further_warped[k - 2]), when=lambda r: len(r.further_warped) > k - 2)
+
+
 def _has_matrix(r: Any) -> bool:
     """Whether a matrix is written: where there is an affine part, and where there is no warp, so that every run has a transform."""
     return r.affine_part is not None or not r.is_deformed
@@ -95,6 +101,7 @@ def image_files(output: Output, gaussians: int) -> list[OutputFile]:
         OutputFile("Warped.nii.gz", _write_image(lambda r: r.warped)),
         OutputFile("InverseWarped.nii.gz", _write_image(lambda r: r.inverse_warped)),
         OutputFile("WarpedLabels.nii.gz", _write_image(lambda r: r.warped_labels), when=lambda r: r.warped_labels is not None),
+        *(_further_file(k) for k in range(2, MAX_IMAGES + 1)),
         OutputFile("CompositeWarp.nii.gz", _write_warp(lambda r: _total_displacement(r, r.transform)), when=lambda r: r.output.composite),
         OutputFile(
             "InverseCompositeWarp.nii.gz", _write_warp(lambda r: _total_displacement(r, r.inverse)), when=lambda r: r.output.composite

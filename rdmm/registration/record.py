@@ -57,11 +57,13 @@ def run_summary(
     verdict: Verdict,
 ) -> dict[str, Any]:
     """The content of run.json, without the checksums of the written files."""
+    contrasts = inputs.contrasts if isinstance(inputs, Inputs) else ()
+    weights = {f"moving_{k}": {"weight": contrast.weight} for k, contrast in enumerate(contrasts, 2)}
     return {
         "status": status,
         "verdict": verdict.grade,
         "reasons": list(verdict.reasons),
-        "inputs": {k: {"path": v, "sha256": io.sha256(v)} for k, v in inputs.files.items()},
+        "inputs": {k: {"path": v, "sha256": io.sha256(v)} | weights.get(k, {}) for k, v in inputs.files.items()},
         "reading": dict(inputs.reading),
         "versions": {"rdmm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "config": config,

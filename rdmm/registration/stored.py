@@ -9,7 +9,7 @@ from typing import Any
 
 from rdmm import io
 from rdmm.config.trust import require_trusted
-from rdmm.data.given import REPORT_INPUTS
+from rdmm.data.given import MAX_IMAGES, REPORT_INPUTS, Also
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
@@ -48,8 +48,10 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
         if io.sha256(require_file(name)) != wanted:
             raise InputError(f"{name}: the file has changed since this run (its sha256 differs); register again")
     optional = {k: files[k] for k in REPORT_INPUTS if k in files}
-    inputs = read_inputs(files["fixed"], files["moving"], **optional, **summary["reading"], require_overlap=False)
     settings = _build_settings(config, record)
+    also = _also(summary["inputs"])
+    inputs = read_inputs(files["fixed"], files["moving"], **optional, **summary["reading"], also=also, require_overlap=False)
+    inputs = inputs.recognized(settings.labels)
     deformations = deforms(settings.stages)
     can_shoot = len(deformations) == 1 and "initial" not in files
     dynamics = deformations[0].problem.dynamics if can_shoot else None
@@ -69,6 +71,15 @@ def _restore_result(outputs: Outputs, inputs: Inputs, summary: Mapping[str, Any]
     history = [null_to_nan(row) for row in summary["history"]]
     energy, seconds = null_to_nan(summary["energy"]), dict(summary["seconds"])
     return Result(composed(deformation, before), inverse, energy, ic, history, seconds, before, None if ic is None else dynamics)
+
+
+def _also(recorded: Mapping[str, Any]) -> list[Also]:
+    """The further images of the subjects."""
+    found = []
+    for fixed, moving in ((recorded.get(f"fixed_{k}"), recorded.get(f"moving_{k}")) for k in range(2, MAX_IMAGES + 1)):
+        if fixed and moving:
+            found.append(Also(fixed["path"], moving["path"], moving.get("weight", 1.0)))
+    return found
 
 
 def _build_settings(config: Mapping[str, Any], record: Path) -> Settings:

@@ -92,7 +92,8 @@ class Batch:
     def _job(self, row: Row) -> Job:
         files = {k: str(v) for k, v in row.files.items()}
         fixed, moving = files.pop("fixed"), files.pop("moving")
-        return replace(self.job, fixed=fixed, moving=moving, out=str(Path(self.out) / row.id) + "/", inputs={**self.job.inputs, **files})
+        inputs = {**self.job.inputs, **files, "also": row.also}
+        return replace(self.job, fixed=fixed, moving=moving, out=str(Path(self.out) / row.id) + "/", inputs=inputs)
 
     def settings(self, jobs: Mapping[str, Job]) -> dict[bool, Settings]:
         """The settings for images (key False) and for shapes (key True), if the batch has any. Raises ConfigError."""

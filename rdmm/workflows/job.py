@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import changed_settings, quoted
-from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, file_of, files_of, values_of
+from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, Also, file_of, files_of, values_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.io.files import require_file
@@ -25,7 +25,7 @@ from rdmm.registration.entry import Settings, compose_settings, prepare, run
 from rdmm.registration.images import MIN_WEIGHT_FILES
 from rdmm.registration.outputs import SHAPE_FILES, image_files
 from rdmm.registration.record import nan_to_null, read_summary
-from rdmm.registration.transform_kind import transform_overrides
+from rdmm.registration.typed_options import option_overrides
 from rdmm.runtime.resources import select_device
 from rdmm.stages.deform import deforms
 from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError, option
@@ -44,6 +44,7 @@ class Job:
         inputs: optional inputs by name (``rdmm.data.given``); None or False means not given.
         init: start of the affine search: auto, header, com or axes.
         transform: kind of transform: translation, rigid, similarity, affine, svf, lddmm or rdmm; None: set by the settings.
+        guide_labels: whether the labels take part in the registration.
         weights: path of a trained model.
         device: cpu or cuda.
         threads: CPU threads; None: torch's default.
@@ -57,6 +58,7 @@ class Job:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     init: str | None = None
     transform: str | None = None
+    guide_labels: bool = False
     weights: str | None = None
     device: str = "cpu"
     threads: int | None = None
@@ -80,6 +82,7 @@ class Job:
             **self.given_inputs,
             "init": self.init,
             "transform": self.transform,
+            "guide_labels": self.guide_labels,
             "weights": self.weights,
             "max_folding": self.max_folding,
         }
@@ -88,7 +91,7 @@ class Job:
         for name, given in options.items():
             for value in values_of(given):
                 words.append(f"--{name.replace('_', '-')}")
-                words += [] if value is True else [str(value)]
+                words += [] if value is True else value.typed() if isinstance(value, Also) else [str(value)]
         return shlex.join([*words, *self.overrides])
 
     def settings(self) -> Settings:
@@ -97,9 +100,9 @@ class Job:
         Raises:
             ConfigError: an unknown key, a value that cannot be used, or a device that does not exist.
         """
-        more = [] if self.init is None else [f"affine.init={self.init}"]
-        more += [] if self.weights is None else [f"weights={quoted(self.weights)}"]
-        more += transform_overrides(self.transform, [*self.overrides, *more], for_shapes=self.for_shapes)
+        more = [] if self.weights is None else [f"weights={quoted(self.weights)}"]
+        options = {"init": self.init, "transform": self.transform, "guide_labels": self.guide_labels}
+        more += option_overrides([*self.overrides, *more], **options, for_shapes=self.for_shapes)  # type: ignore[arg-type]
         settings = compose_settings([*self.overrides, *more], "shapes" if self.for_shapes else "register")
         select_device(self.device)
         return settings
@@ -139,7 +142,7 @@ class Job:
 
     def require_files(self) -> None:
         """Check that the input files exist, without reading them. Raises InputError."""
-        named = files_of({k: v for k, v in self.given_inputs.items() if k in PAIR_FILES})
+        named = files_of({k: v for k, v in self.given_inputs.items() if k in (*PAIR_FILES, "also")})
         for path in (self.fixed, self.moving, *named.values()):
             require_file(path)
 
@@ -238,12 +241,15 @@ class Job:
 
     def _has_same_settings(self, run: Mapping[str, Any], settings: Settings) -> bool:
         """Whether ``run`` is finished and has this job's configuration, command (with the recorded paths) and seed."""
-        recorded = run["inputs"]
-        moved = {path: recorded[k]["path"] for k, path in files_of(self.given_inputs).items() if k in recorded}
+        files = run["inputs"]
+        moved = {path: files[k]["path"] for k, path in files_of(self.given_inputs).items() if k in files}
         inputs = {k: [_relocated(x, moved) for x in values_of(v)] for k, v in self.given_inputs.items()}
-        then = replace(self, fixed=recorded["fixed"]["path"], moving=recorded["moving"]["path"], inputs=inputs)
+        then = replace(self, fixed=files["fixed"]["path"], moving=files["moving"]["path"], inputs=inputs)
         config = json.loads(json.dumps(nan_to_null(settings.config)))
-        return (run["status"], run["command"], run["seed"]) == ("done", then.command, self.seed) and run["config"] == config
+        recorded = (
+            config | run["config"]
+        )  # settings that a record of an earlier version lacks had their defaults, as the commands are equal
+        return (run["status"], run["command"], run["seed"]) == ("done", then.command, self.seed) and recorded == config
 
     def _has_same_files(self, run: Mapping[str, Any], settings: Settings, outputs: Outputs, verify: bool) -> bool:
         """Whether this job's inputs, and the results on disk, have the checksums of ``run``."""
@@ -272,6 +278,8 @@ def _input_sha256(path: str, times: tuple[int, int]) -> str:
 
 def _relocated(value: Any, moved: Mapping[str, str]) -> Any:
     """An input whose file, now at a key of ``moved``, was at the value when the run was recorded."""
+    if isinstance(value, Also):
+        return replace(value, fixed=_relocated(value.fixed, moved), moving=_relocated(value.moving, moved))
     if not isinstance(value, str | os.PathLike):
         return value
     path = file_of(value)

@@ -1,12 +1,14 @@
-"""``--transform``: the settings that a kind of transform stands for, and those that it leaves without effect."""
+"""The options that stand for settings: ``--init``, ``--transform``, ``--guide-labels``; and the settings that contradict them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rdmm.config.explain import brief, override_key
 from rdmm.data.given import LINEAR_MODELS, TRANSFORMS
-from rdmm.types import ConfigError, nearest
+from rdmm.data.parts import LABEL_WEIGHT
+from rdmm.types import ConfigError, nearest, option
 
 OF_THE_DEFORMATION = (
     "barrier",
@@ -25,6 +27,31 @@ OF_THE_DEFORMATION = (
     "weights",
 )
 """First parts of keys that only a deformable stage, or the choice of the stages, uses."""
+
+
+def option_overrides(
+    overrides: Sequence[str], *, init: str | None = None, transform: str | None = None, guide_labels: bool = False, for_shapes: bool = False
+) -> list[str]:
+    """The overrides that options stand for, to be put after ``overrides``, which were typed.
+
+    Raises:
+        ConfigError: an option is unknown, or a setting contradicts it.
+    """
+    starts = [] if init is None else [f"affine.init={init}"]
+    return [*starts, *transform_overrides(transform, overrides, for_shapes=for_shapes), *_guide(overrides, guide_labels, for_shapes)]
+
+
+def _guide(overrides: Sequence[str], guide_labels: bool, for_shapes: bool) -> list[str]:
+    if not guide_labels:
+        return []
+    if for_shapes:
+        raise ConfigError(f"{option('guide_labels')} works only for images; leave it out")
+    weight = {override_key(o): o.partition("=")[2] for o in overrides}.get("guide_weight")
+    if weight is None:
+        return [f"guide_weight={LABEL_WEIGHT}"]
+    if re.fullmatch(r"[0.]*", weight):
+        raise ConfigError(f"guide_weight={weight} contradicts {option('guide_labels')}; leave out one of the two")
+    return []
 
 
 def transform_overrides(transform: str | None, overrides: Sequence[str], *, for_shapes: bool = False) -> list[str]:
@@ -47,7 +74,7 @@ def transform_overrides(transform: str | None, overrides: Sequence[str], *, for_
     if transform in LINEAR_MODELS:
         return _linear(transform, overrides)
     if for_shapes and transform != "lddmm":
-        raise ConfigError(f"transform {transform} is for images; shapes deform by lddmm (of control points), the default")
+        raise ConfigError(f"{option('transform', transform)} is for images; shapes deform by lddmm (of control points), the default")
     return [] if for_shapes else _deformable(transform, overrides)
 
 
@@ -56,7 +83,7 @@ def _linear(transform: str, overrides: Sequence[str]) -> list[str]:
         key, value = override_key(override), override.partition("=")[2]
         useless = key.split(".")[0] in OF_THE_DEFORMATION and override != "optimizer=none"
         if useless or key == "affine.models" or (key == "affine" and value in ("none", "net")):
-            why = f"the transform {transform} is fitted by affine=opt alone, without a deformation"
+            why = f"{option('transform', transform)} is fitted by affine=opt alone, without a deformation"
             raise ConfigError(f"{brief(override)} has no effect: {why}; leave out one of the two")
     models = LINEAR_MODELS[: LINEAR_MODELS.index(transform) + 1]
     return [f"affine.models=[{','.join(models)}]", "stages=affine"]
@@ -69,5 +96,5 @@ def _deformable(transform: str, overrides: Sequence[str]) -> list[str]:
     if "initializer" in given or "weights" in given:
         others = [o for o in others if o != "optimizer=none"]  # the initializer predicts the deformation
     if others:
-        raise ConfigError(f"{brief(others[0])} contradicts the transform {transform}; leave out one of the two")
+        raise ConfigError(f"{brief(others[0])} contradicts {option('transform', transform)}; leave out one of the two")
     return [f"dynamics={transform}"]
