@@ -12,6 +12,8 @@ import torch
 
 import rdmm
 from rdmm import ConfigError, Grid, InputError, io
+from rdmm.registration.record import find_outputs, read_summary
+from rdmm.registration.stored import read_run
 from rdmm.runtime.progress import report_progress, shown_progress
 from tests.conftest import oblique
 
@@ -74,9 +76,9 @@ def test_the_whole_map_as_arrays(done: rdmm.Registration) -> None:
     x = grid.voxel_to_world(index)
     assert np.allclose(x + done.displacement_mm.reshape(-1, grid.ndim), done.points(x), atol=1e-4)
     assert np.allclose(done.affine[:-1, -1], np.eye(grid.ndim)[0]) and np.isclose(done.affine[1, 1], 1.05)
-    det, alone = done.jacobian().numpy(), done.jacobian(affine=False).numpy()
+    det, alone = done.jacobian(with_affine=True).numpy(), done.jacobian().numpy()
     assert np.allclose(det, 1.05 * alone, rtol=1e-5) and det.shape == grid.shape
-    assert np.allclose(np.exp(done.jacobian(log=True).numpy()), det, rtol=1e-4)
+    assert np.allclose(np.exp(done.jacobian(log=True).numpy()), alone, rtol=1e-4)
     h = 1e-3
     steps = [(done.points(x + h * e) - done.points(x - h * e)) / (2 * h) for e in np.eye(grid.ndim)]
     middle = np.ravel_multi_index([n // 2 for n in grid.shape], grid.shape)
@@ -160,3 +162,16 @@ def test_progress(capsys: pytest.CaptureFixture) -> None:
         assert ("level 0" in capsys.readouterr().err) == shown
     with pytest.raises(ConfigError, match="verbose"):
         rdmm.register("a.nii", "b.nii", verbose="yes")
+
+
+def test_a_start_in_memory_is_recorded(done: rdmm.Registration, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The report that is made again does not shoot the geodesic as if it began at the identity."""
+    files = [image.save(tmp_path / f"{k}.nii.gz") for k, image in enumerate((blob(done.stored[0], 0), blob(done.stored[1], 2)))]
+    start = np.eye(done.grid.ndim + 1)
+    start[0, -1] = 1.0
+    run = rdmm.register(*files, affine="none", initial=start, **QUICK)
+    run.save(f"{tmp_path}/out/", report=False)
+    summary = read_summary(tmp_path / "out" / "run.json")
+    again = read_run(find_outputs(f"{tmp_path}/out/"), summary)
+    assert summary["in_memory"] == ["initial"] and again.result.ic is None and "initial of this run" in caplog.text
+    assert np.allclose(again.warped.numpy(), run.warped.numpy(), atol=1e-4)

@@ -88,6 +88,7 @@ class Inputs:
         stored: grids of the fixed and the moving file, with the voxel order of the files.
         reading: reading options that differ from the defaults (READING_OPTIONS).
         warnings: warnings logged while reading.
+        in_memory: names of the inputs that were no files.
         contrasts: further images of the subjects.
         maps: fixed and moving as label maps, each None if it is none.
         by_labels: whether they are registered by their labels.
@@ -103,6 +104,7 @@ class Inputs:
     stored: tuple[Grid, Grid] | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    in_memory: Sequence[str] = ()
     contrasts: Sequence[Contrast] = ()
     maps: tuple[Image | None, Image | None] = (None, None)
     by_labels: bool = False
@@ -228,6 +230,7 @@ def read_inputs(
     keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
     points = _read_points(landmarks, keypoints, stored)
     reading = {"nan": nan, "volume": volume, "strict": strict}
+    files = _file_paths({**given, "also": further})
     return Inputs(
         pair,
         fixed_map,
@@ -235,9 +238,10 @@ def read_inputs(
         points,
         fixed_region_map,
         labels,
-        files=_file_paths({**given, "also": further}),
+        files=files,
         stored=stored,
         reading={k: v for k, v in reading.items() if v not in ("error", None, False)},
+        in_memory=[name for name in INPUT_NAMES if values_of(given[name]) and name not in files and name != "also"],
         contrasts=read_contrasts(further, pair, nan, strict=strict),
         maps=(maps[0], maps[1]),
     )

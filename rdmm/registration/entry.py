@@ -303,9 +303,9 @@ def register(
 @memory_errors()
 @_ordinary_tensors()
 def register_shapes(
-    *,
     fixed: str | Measure,
     moving: str | Measure,
+    *,
     overrides: Sequence[str] = (),
     transform: str | None = None,
     landmarks: str | None = None,

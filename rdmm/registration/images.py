@@ -193,15 +193,15 @@ class Registration(FinishedRegistration):
         """The affine part of the map, fixed -> moving, as a matrix (d+1, d+1) of world millimeters (RAS+); the identity without one."""
         return np.eye(self.grid.ndim + 1) if self.affine_part is None else self.affine_part.in_world(self.grid)
 
-    def jacobian(self, *, log: bool = False, affine: bool = True) -> Image:
+    def jacobian(self, *, log: bool = False, with_affine: bool = False) -> Image:
         """The Jacobian determinant of the map, by central differences: how much larger the moving image is at each voxel of the fixed one.
 
         Args:
             log: the logarithm; determinants below 0.001 are set to 0.001 first.
-            affine: with the affine part; False: of the deformation alone.
+            with_affine: with the affine part; otherwise of the deformation alone, as ``rdmm jacobian``.
         """
         det = ops.jacobian_determinant(self.deformation, self.grid)[None]
-        if affine:
+        if with_affine:
             det = det * float(np.linalg.det(self.affine[:-1, :-1]))
         return self._as_stored(det.clamp_min(1e-3).log() if log else det)
 

@@ -64,6 +64,7 @@ def run_summary(
         "verdict": verdict.grade,
         "reasons": list(verdict.reasons),
         "inputs": {k: {"path": v, "sha256": io.sha256(v)} | weights.get(k, {}) for k, v in inputs.files.items()},
+        **({"in_memory": list(inputs.in_memory)} if isinstance(inputs, Inputs) and inputs.in_memory else {}),
         "reading": dict(inputs.reading),
         "versions": {"rdmm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "config": config,

@@ -98,6 +98,7 @@ FIELDS: Mapping[str, Field] = {
     "verdict": Field(lambda x: x in ("good", "check", "failed"), "good, check or failed", required=False),
     "reasons": Field(_lists(_is_text), "a list of texts", required=False),
     "inputs": Field(_maps_to(_is_input), "a path and a sha256 for each input"),
+    "in_memory": Field(_lists(_is_word), "a list of names", required=False),
     "reading": Field(_is_reading, f"the options for reading that were given ({', '.join(READING_OPTIONS)})", required=False),
     "versions": Field(_maps_to(_is_text), "texts by name"),
     "config": Field(_maps_to(lambda x: True), "settings by name"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from rdmm.spatial.transform import Affine, Identity, Transform, composed, framed
 from rdmm.stages.base import Result
 from rdmm.stages.deform import deforms
 from rdmm.types import ConfigError, InputError, option
+
+log = logging.getLogger(__name__)
 
 
 def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
@@ -53,7 +56,10 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
     inputs = read_inputs(files["fixed"], files["moving"], **optional, **summary["reading"], also=also, require_overlap=False)
     inputs = inputs.recognized(settings.labels)
     deformations = deforms(settings.stages)
-    can_shoot = len(deformations) == 1 and "initial" not in files
+    lost = summary.get("in_memory", [])
+    if lost:
+        log.warning("%s: %s of this run were no files: the report is made without them", record, ", ".join(lost))
+    can_shoot = len(deformations) == 1 and "initial" not in {*files, *lost}
     dynamics = deformations[0].problem.dynamics if can_shoot else None
     result = _restore_result(outputs, inputs, summary, dynamics)
     return Registration(inputs, result, settings.config, output=settings.output, status=summary["status"])
