@@ -30,6 +30,7 @@ __all__ = [
     "RdmmError",
     "ResourceError",
     "Tensor",
+    "counted",
     "nearest",
     "option",
     "options_are_typed",
@@ -183,6 +184,11 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 voxel``, ``2 voxels``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def nearest(word: str, known: Iterable[str], likeness: float = 0.5) -> str:

@@ -14,7 +14,8 @@ from rdmm.cli.terminal import common_options, printing_options, prints_result
 @printing_options
 @prints_result
 def info(file: str) -> dict[str, Any]:
-    """Describe a file: image, warp, affine, initial conditions, trained model or run; or the folder of a run.
+    """Describe a file: image, transform of any tool, mesh, list of points or pairs, initial conditions, trained model or run; or the
+    folder of a run.
 
     \b
     Examples:
@@ -40,6 +41,7 @@ def report(run: str, overwrite: bool) -> dict[str, Any]:
       rdmm report out/run1_ --overwrite
       rdmm report study/ --overwrite
     """
-    from rdmm.workflows.reports import write_report
+    from rdmm.workflows.reports import reported_facts, write_report
 
-    return {"written": str(write_report(run, overwrite=overwrite))}
+    page = write_report(run, overwrite=overwrite)
+    return {"written": str(page), **reported_facts(page)}

@@ -163,6 +163,10 @@ def progress(quiet: bool) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if quiet or not sys.stderr.isatty() else progress_bar()
 
 
+def _numbers(values: list[Any], between: str = ", ") -> str:
+    return between.join(f"{x:.6g}" if isinstance(x, float) else str(x) for x in values)
+
+
 def _yaml(settings: Mapping[str, Any]) -> str:
     """Settings as YAML, with lists and the innermost settings on one line."""
     from yaml import safe_dump
@@ -200,9 +204,11 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(nan_to_null(result), indent=1))
         return
     for key, value in result.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and value and all(isinstance(x, int | float) for x in value):
+            click.echo(f"{key}: {_numbers(value, ' x ' if key == 'shape' else ', ')}")
+        elif isinstance(value, list):
             for item in value:
-                click.echo(f"{key}: {item}")
+                click.echo(f"{key}: {_numbers(item) if isinstance(item, list) else item}")
         elif isinstance(value, Mapping) and value:
             click.echo(f"{key}:\n{indent(_yaml(value), '  ').rstrip()}")
         else:

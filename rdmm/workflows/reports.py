@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ def write_report(run: str, *, overwrite: bool) -> Path:
     checksum = hashlib.sha256(encode_text(page)).hexdigest()
     _write_record(record, {**summary, "outputs": {**others, "report.html": checksum}})
     return path
+
+
+def reported_facts(page: Path) -> dict[str, Any]:
+    """What a page of ``write_report`` shows in short: the verdict and the metrics of a run, or how many pairs of a batch ended how."""
+    if page.name == "index.html":
+        rows = study_rows(page.parent)
+        endings = Counter(str(row.get("verdict") or row["status"]) for row in rows)
+        return {"pairs": len(rows), **dict(endings.most_common())}
+    run = read_summary(page.with_name(page.name.removesuffix("report.html") + "run.json"))
+    verdict = {"verdict": run["verdict"], "reasons": run.get("reasons", [])} if "verdict" in run else {}
+    return {**verdict, **{k: v for k, v in run["metrics"].items() if isinstance(v, int | float)}}
 
 
 def _write_record(path: Path, summary: Mapping[str, Any]) -> None:
