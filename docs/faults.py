@@ -93,6 +93,11 @@ FAULTS = {
     "Numerics": {
         89: ("NaN or Inf in arrays, parameters and results", "InputError or ConfigError; OutputError instead of a file that holds them"),
         103: ("arrays, None, other devices, no_grad in Python", "InputError that says what to pass; the result does not depend on no_grad"),
+        119: (
+            "`spacing=`, `affine=` that do not fit an array, or without one; labels of another shape",
+            "ConfigError or InputError that names it",
+        ),
+        120: ("`volume=` of an image in memory; numbers that no type of ANTs holds", "ConfigError; OutputError"),
         55: ("divergent shooting", "the line search backs off; DivergenceError without progress; never NaN"),
         56: ("one NaN energy", "the line search backs off and recovers"),
         57: ("the line search fails", "a gradient step"),

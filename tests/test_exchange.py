@@ -101,6 +101,7 @@ def test_an_array_is_stored_in_its_type(dtype: type, tmp_path: Path) -> None:
     assert image.simpleitk().GetPixel(1, 2, 3) == array[1, 2, 3]
 
 
+@pytest.mark.fault(120)
 def test_ants_gets_numbers_that_it_holds() -> None:
     pytest.importorskip("ants")
     array = np.arange(-20, 10).reshape(5, 6)
@@ -135,6 +136,7 @@ def test_spacing_and_affine_place_arrays(caplog: pytest.LogCaptureFixture) -> No
     assert read.stored[0].voxel == (1, 1, 1) and "fixed: an array without spacing" in caplog.text
 
 
+@pytest.mark.fault(119)
 @pytest.mark.parametrize(
     ("places", "word"),
     [
@@ -150,6 +152,7 @@ def test_a_wrong_place_is_named(places: dict, word: str) -> None:
         arguments(np.zeros((6, 6, 6)), np.zeros((6, 6, 6)), **places)
 
 
+@pytest.mark.fault(119)
 def test_a_place_without_an_array_is_refused() -> None:
     image = some_image(GRIDS["2d"])
     for name in NONE:
@@ -159,6 +162,7 @@ def test_a_place_without_an_array_is_refused() -> None:
         arguments(np.zeros((6, 6)), image, moving_spacing=(1, 1))
 
 
+@pytest.mark.fault(119)
 def test_arrays_of_labels_have_the_voxels_of_their_image() -> None:
     image, array = some_image(GRIDS["3d turned"]), np.arange(9 * 8 * 7).reshape(9, 8, 7)
     given = {"fixed": image, "moving": image.numpy(), "fixed_labels": array, "moving_mask": torch.ones(9, 8, 7)}
@@ -169,6 +173,7 @@ def test_arrays_of_labels_have_the_voxels_of_their_image() -> None:
         read_arguments(given | {"fixed_labels": array.reshape(8, 9, 7)}, NONE | {"moving_affine": image.grid.affine})
 
 
+@pytest.mark.fault(120)
 def test_volume_of_an_image_in_memory_is_not_ignored() -> None:
     image, volumes = some_image(GRIDS["3d"]), np.random.rand(9, 8, 7, 3)
     with pytest.raises(ConfigError, match="volume"):
