@@ -74,3 +74,30 @@ def test_meshes_and_lists(tmp_path):
     assert info(str(tmp_path / "p.csv"))["kind"] == "list of points" and info(str(tmp_path / "p.csv"))["highest"] == [4, 5, 6]
     (tmp_path / "t.csv").write_text("fixed,moving,age\nf,m,3\n")
     assert (info(str(tmp_path / "t.csv"))["kind"], info(str(tmp_path / "t.csv"))["columns"]) == ("table", "fixed, moving, age")
+
+
+def itk_transforms(sitk):
+    """One of each linear class of SimpleITK, with what it is in words."""
+    point, move = (10.0, -20.0, 5.0), (1.0, 2.0, -3.0)
+    return {
+        "euler": (sitk.Euler3DTransform(point, 0.1, -0.2, 0.3, move), "rigid"),
+        "versor": (sitk.VersorRigid3DTransform((0, 0, 1), 0.25, move, point), "rigid: turns by 14.32 degrees"),
+        "similarity": (sitk.Similarity3DTransform(1.2, (1, 0, 0), 0.1, move, point), "similarity: scales by 1.2, turns by 5.73 degrees"),
+        "translation": (sitk.TranslationTransform(3, move), "translation: moves the world's origin by (-1, -2, -3) mm"),
+        "euler2": (sitk.Euler2DTransform((3.0, 4.0), 0.5, (1.0, 2.0)), "rigid: turns by 28.65 degrees"),
+        "affine": (sitk.AffineTransform([2, 0, 0, 0, 1, 0, 0, 0, 1], move, point), "affine: stretches by 2, 1, 1"),
+    }
+
+
+@pytest.mark.parametrize("ending", ["tfm", "txt", "h5"])
+def test_every_linear_transform_of_itk_in_words(tmp_path, ending):
+    sitk = pytest.importorskip("SimpleITK")
+    for name, (transform, words) in itk_transforms(sitk).items():
+        path = str(tmp_path / f"{name}.{ending}")
+        sitk.WriteTransform(transform, path)
+        facts = info(path)
+        assert facts["form"] == "itk" and facts["in_words"].startswith(words), facts["in_words"]
+    both = [transform for _, (transform, _) in itk_transforms(sitk).items() if transform.GetDimension() == 3][:2]
+    sitk.WriteTransform(sitk.CompositeTransform(both), str(tmp_path / f"both.{ending}"))
+    facts = info(str(tmp_path / f"both.{ending}"))
+    assert facts["kind"].startswith("chain") and all(part.startswith("affine (rigid: turns by") for part in facts["parts"])

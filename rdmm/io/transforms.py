@@ -21,6 +21,7 @@ from rdmm.io.tools.niftyreg import NiftyReg
 from rdmm.io.tools.ras import RAS
 from rdmm.io.tools.spm import SPM
 from rdmm.io.tools.start import Start
+from rdmm.io.tools.unreadable import describe_unreadable
 from rdmm.io.vectors import Space, is_like_positions
 from rdmm.spatial.grid import require_one_dimension
 from rdmm.spatial.inverse import inverse
@@ -76,6 +77,8 @@ def recognise(path: Path) -> list[str]:
         InputError: there is none, or the file is missing.
     """
     start = Start.of(path)
+    if kind := describe_unreadable(start):
+        raise InputError(f"{path}: {kind}")
     forms = [form for form, reader in READERS.items() if reader.recognises(start)]
     named = [form for form in forms if form in ("spm", "niftyreg")]  # they fill in the intent's name, which ITK leaves empty
     if start.header is not None and not start.has_vectors:

@@ -18,6 +18,7 @@ from rdmm.io.nifti import is_image_name, read_raw
 from rdmm.io.points import MARKUP_ENDINGS
 from rdmm.io.tables import read_rows
 from rdmm.io.tools.start import Start
+from rdmm.io.tools.unreadable import describe_unreadable
 from rdmm.io.transforms import READERS, recognise
 from rdmm.registration.record import find_outputs, read_summary
 from rdmm.runtime.warnings import other_warnings
@@ -63,6 +64,8 @@ def _content_facts(path: Path) -> dict[str, Any]:
         return _model_facts(path) if io.models.is_model(path) else _tensor_facts(path)
     if ending == ".json":
         return _run_facts(path)
+    if kind := describe_unreadable(Start.of(path)):
+        raise InputError(f"{path}: {kind}")
     raise InputError(
         f"{path}: unknown kind of file; give an image or warp (.nii, .nii.gz), mesh ({', '.join(MESH_ENDINGS)}), list (.csv, .tsv,"
         f" {', '.join(MARKUP_ENDINGS)}), transform ({', '.join(TRANSFORM_ENDINGS)}), .safetensors or run.json"
