@@ -110,3 +110,49 @@ def test_a_mask_of_every_voxel_is_none(grid):
 def test_contrast_outside_the_mask_is_none():
     with pytest.raises(InputError, match="every voxel inside the mask is"):
         Normalize()(outside(Image(torch.full((1, 1, *GRID.shape), 0.5), GRID, mask_of(GRID, "hole")), "noise"))
+
+
+@pytest.mark.fault(96)
+def test_what_is_excluded_has_no_influence_in_any_part(tmp_path):
+    """A lesion in the moving image, in its second contrast and in its labels."""
+    a, b = images(GRID, None, None)
+    lesion = mask_of(GRID, "hole") == 0
+    labels = [Image((x.data > 0.5).long() + (x.data > 0.8).long(), GRID) for x in (a, b)]
+
+    def result(value: float) -> torch.Tensor:
+        moving, second = (Image(torch.where(lesion, value, x.data), GRID) for x in (b, Image(1 - b.data, GRID)))
+        moved = Image(torch.where(lesion, 1, labels[1].data) if value > 1 else labels[1].data, GRID)
+        inputs = {"moving_exclude": Image(lesion.float(), GRID), "fixed_labels": labels[0], "moving_labels": moved}
+        done = rdmm.register(
+            a, moving, also=(Image(1 - a.data, GRID), second), **inputs, guide_labels=True, overrides=["affine.iterations=4"], **LEVELS
+        )
+        return done.result.transform(GRID.identity(a.data))
+
+    assert torch.equal(result(0.0), result(50.0))
+
+
+def test_a_lesion_is_the_inverse_of_a_mask():
+    a, b = images(GRID, "hole", None)
+    plain = Image(a.data, GRID)
+    lesion = Image((a.mask == 0).float(), GRID)
+    results = [
+        rdmm.register(plain, b, affine="none", **LEVELS, **more).result.transform(GRID.identity(b.data))
+        for more in (
+            {"fixed_mask": Image(a.mask, GRID)},
+            {"fixed_exclude": lesion},
+            {"fixed_mask": Image(a.mask, GRID), "fixed_exclude": lesion},
+        )
+    ]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    none = rdmm.register(plain, b, affine="none", **LEVELS, fixed_exclude=Image(lesion.data * 0, GRID))
+    assert torch.equal(none.result.transform(GRID.identity(b.data)), found(plain, b, "affine=none") + GRID.identity(b.data))
+
+
+@pytest.mark.fault(37)
+def test_a_lesion_that_leaves_nothing():
+    a, b = images(GRID, "hole", None)
+    plain, every = Image(a.data, GRID), Image(torch.ones_like(a.data), GRID)
+    with pytest.raises(InputError, match="fixed_exclude: it excludes every voxel"):
+        rdmm.register(plain, b, fixed_exclude=every)
+    with pytest.raises(InputError, match="no voxel is left: fixed_exclude covers all of fixed_mask"):
+        rdmm.register(plain, b, fixed_mask=Image(a.mask, GRID), fixed_exclude=Image(a.mask, GRID))

@@ -42,6 +42,8 @@ OPTIONAL_INPUTS = (
     OptionalInput("moving_labels", "Label map of MOVING: it is warped and written, and used for Dice."),
     OptionalInput("fixed_mask", "Mask of FIXED: only voxels above 0 are compared."),
     OptionalInput("moving_mask", "Mask of MOVING: only voxels above 0 are compared."),
+    OptionalInput("fixed_exclude", "What FIXED must not be compared in, such as a lesion: voxels above 0 are left out."),
+    OptionalInput("moving_exclude", "What MOVING must not be compared in, such as a lesion: voxels above 0 are left out."),
     OptionalInput("fixed_keypoints", "CSV without a header, in voxels of FIXED (Learn2Reg), to measure the error."),
     OptionalInput("moving_keypoints", "The same points in voxels of MOVING."),
     OptionalInput(

@@ -13,6 +13,7 @@ import torch
 
 from rdmm import io
 from rdmm.data.given import INPUT_NAMES, files_of, read_also, values_of
+from rdmm.data.landmarks import Landmarks, read_points
 from rdmm.data.parts import LABEL_WEIGHT, Contrast, Labels, in_parts, read_contrasts, read_label_map
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_path, require_shape_source
@@ -37,7 +38,10 @@ BYTES_PER_VOXEL = 250
 BYTES_PER_SHOOTING_VOXEL = 1000
 
 
-IMAGE_INPUTS = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "regions", "fixed_regions")
+IMAGE_INPUTS = (
+    "fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "fixed_exclude", "moving_exclude",
+    "regions", "fixed_regions",
+)  # fmt: skip
 """Inputs that are images."""
 
 
@@ -58,20 +62,6 @@ def estimate_memory(sources: Sequence[Source | Image]) -> tuple[int, tuple[int, 
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
     need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
     return need, tuple(shapes[int(np.argmax(voxels))])
-
-
-@dataclass(frozen=True, eq=False)
-class Landmarks:
-    """Corresponding points (n, d) in world millimeters (RAS+), and the name of each one's region ('' for none)."""
-
-    fixed: np.ndarray
-    moving: np.ndarray
-    regions: Sequence[str]
-
-    def by_region(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Fixed and moving points of each named region."""
-        names = np.asarray(self.regions)
-        return {str(n): (self.fixed[names == n], self.moving[names == n]) for n in np.unique(names) if n}
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +133,7 @@ class Inputs:
         guides = self._guides() if self.by_labels or guide_weight else None
         weight = guide_weight or LABEL_WEIGHT
         fixed, moving = (
-            x.to(device)
+            x.inpainted().to(device)  # so that no stage sees what is masked out
             for x in in_parts(
                 self.pair,
                 lambda image, name: normalize(image, self.files.get(name, name)),
@@ -179,6 +169,8 @@ def read_inputs(
     moving_labels: Source | Image | None = None,
     fixed_mask: Source | Image | None = None,
     moving_mask: Source | Image | None = None,
+    fixed_exclude: Source | Image | None = None,
+    moving_exclude: Source | Image | None = None,
     landmarks: str | os.PathLike[str] | None = None,
     fixed_keypoints: str | os.PathLike[str] | None = None,
     moving_keypoints: str | os.PathLike[str] | None = None,
@@ -218,8 +210,7 @@ def read_inputs(
         for name, image in (("fixed_labels", target), ("moving_labels", source), ("fixed_regions", target), ("regions", source))
     )
     maps = [read_label_map(x, given, strict=strict) for x, given in ((target, fixed), (source, moving))] if volume is None else [None, None]
-    target = target if fixed_mask is None else io.read_mask(fixed_mask, target, name="fixed_mask", strict=strict)
-    source = source if moving_mask is None else io.read_mask(moving_mask, source, name="moving_mask", strict=strict)
+    target, source = (_with_masks(x, given, role, strict=strict) for x, role in ((target, "fixed"), (source, "moving")))
     stored = (target.grid, source.grid)
     target, source = target.canonical(), source.canonical()
     start = _read_start(values_of(initial), names[0], target.grid)
@@ -228,7 +219,7 @@ def read_inputs(
         _check_overlap(pair)
     further = read_also(also)
     keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
-    points = _read_points(landmarks, keypoints, stored)
+    points = read_points(landmarks, keypoints, stored)
     reading = {"nan": nan, "volume": volume, "strict": strict}
     files = _file_paths({**given, "also": further})
     return Inputs(
@@ -245,6 +236,16 @@ def read_inputs(
         contrasts=read_contrasts(further, pair, nan, strict=strict),
         maps=(maps[0], maps[1]),
     )
+
+
+def _with_masks(image: Image, given: Mapping[str, Any], role: str, *, strict: bool) -> Image:
+    """The fixed or moving image with the mask of what counts, and without what is excluded."""
+    for name, excludes in ((f"{role}_mask", False), (f"{role}_exclude", True)):
+        if given[name] is not None:
+            image = io.read_mask(given[name], image, name=name, strict=strict, excludes=excludes)
+    if image.mask is not None and not bool(image.mask.any()):
+        raise InputError(f"{role}: no voxel is left: {option(f'{role}_exclude', '')} covers all of {option(f'{role}_mask', '')}")
+    return image
 
 
 def _file_paths(given: Mapping[str, Any]) -> dict[str, str]:
@@ -285,19 +286,6 @@ def _check_overlap(pair: Pair[Image]) -> None:
         )
 
 
-def _read_points(
-    landmarks: str | os.PathLike[str] | None, keypoints: Sequence[str | os.PathLike[str]], stored: tuple[Grid, Grid]
-) -> Landmarks | None:
-    """Landmarks from a CSV, or keypoints of both images; None if there are neither."""
-    if keypoints and (landmarks is not None or len(keypoints) == 1):
-        raise InputError(f"{os.fspath(keypoints[0])}: give keypoints of both images, or landmarks, but not both")
-    if keypoints:
-        return _read_keypoints(keypoints, stored)
-    if landmarks is None:
-        return None
-    return Landmarks(*io.read_landmarks(landmarks, stored[0].ndim, stored))
-
-
 def _read_label_map(source: Source | Image | None, like: Image, name: str, *, strict: bool) -> Image | None:
     """A label map on the grid of its image ``like``, or on its own if it is in memory; axes in R, A, S order. ``name`` is for messages."""
     if source is None:
@@ -306,17 +294,6 @@ def _read_label_map(source: Source | Image | None, like: Image, name: str, *, st
     if labels.grid.ndim != like.grid.ndim:
         raise InputError(f"{name} is {labels.grid.ndim}D {labels.grid.shape} but its image is {like.grid.ndim}D {like.grid.shape}")
     return labels.canonical()
-
-
-def _read_keypoints(paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid]) -> Landmarks:
-    """Corresponding keypoints of the fixed and the moving image. The files give voxel indices of the image files."""
-    voxels = [io.read_keypoints(p, grid.ndim, grid.shape) for p, grid in zip(paths, grids, strict=True)]
-    if len(voxels[0]) != len(voxels[1]):
-        raise InputError(
-            f"{os.fspath(paths[0])} holds {len(voxels[0])} keypoints but {os.fspath(paths[1])} holds {len(voxels[1])}; they must correspond"
-        )
-    fixed, moving = (grid.voxel_to_world(x) for x, grid in zip(voxels, grids, strict=True))
-    return Landmarks(fixed, moving, [""] * len(fixed))
 
 
 @dataclass(frozen=True, eq=False)

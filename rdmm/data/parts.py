@@ -114,8 +114,13 @@ def _masked(image: Image, first: Image) -> Image:
 
 
 def read_label_map(image: Image, source: Source | Image, *, strict: bool) -> Image | None:
-    """An image that was read from ``source``, with exact labels if it is a label map by its voxels (``is_label_map``); otherwise None."""
-    if image.data.shape[1] != 1 or image.mask is not None or not is_label_map(image.data[0, 0].numpy()):
+    """An image that was read from ``source``, with exact labels, if it is a label map by its voxels (``is_label_map``); otherwise None.
+
+    A mask, of two values, is an image: its intensities say all.
+    """
+    array = image.data[0, 0].numpy()
+    is_mask = bool(((array == array.min()) | (array == array.max())).all())
+    if image.data.shape[1] != 1 or image.mask is not None or is_mask or not is_label_map(array):
         return None
     return io.read_labels(source, strict=strict).canonical()
 

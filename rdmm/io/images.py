@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -194,22 +195,27 @@ def read_labels(source: Source | Image, like: Image | None = None, *, name: str 
     return labels if like is None else _onto_grid(place, labels, like, "label map")
 
 
-def read_mask(source: Source | Image, image: Image, *, name: str = "the mask", strict: bool = False) -> Image:
+def read_mask(source: Source | Image, image: Image, *, name: str = "the mask", strict: bool = False, excludes: bool = False) -> Image:
     """Read a mask, and return ``image`` with it. Voxels above 0 are inside. A mask on another grid is resampled by world coordinates.
 
     Args:
         source, name, strict: as for ``read_image``.
+        excludes: voxels above 0 are outside instead, such as a lesion; there may be none.
 
     Raises:
-        InputError: the mask is empty, does not reach the image, or has another shape at the same affine.
+        InputError: the mask is empty (leaves nothing), does not reach the image, or has another shape at the same affine.
     """
     place, array, grid = _read_voxels(source, name=name, strict=strict)
     binary = Image(_to_tensor(array > 0), grid)
-    if not bool(binary.data.any()):
+    if not (excludes or bool(binary.data.any())):
         raise InputError(f"{place}: the mask is empty: no voxel is above 0")
     binary = _onto_grid(place, binary, image, "mask")
+    if excludes:
+        if not bool(binary.data.any()):
+            return image
+        binary = replace(binary, data=1 - binary.data)
     if not bool(binary.data.any()):
-        raise InputError(f"{place}: the mask does not overlap its image")
+        raise InputError(f"{place}: {'it excludes every voxel of its image' if excludes else 'the mask does not overlap its image'}")
     return Image(image.data, image.grid, binary.data if image.mask is None else image.mask * binary.data)
 
 
