@@ -195,8 +195,8 @@ def test_warnings_are_in_the_results(tmp_path):
     settings = {"overrides": ["optimizer.iterations=[1,1,1]"], "nan": "zero"}
     rdmm.register(fixed=tmp_path / "f.nii.gz", moving=tmp_path / "<m>.nii.gz", **settings).save(f"{tmp_path}/out/a/")
     (warning,) = json.loads((tmp_path / "out/a/run.json").read_text())["warnings"]
-    assert warning.endswith("<m>.nii.gz: 1 voxels are NaN or Inf: set to 0")
-    assert "&lt;m&gt;.nii.gz: 1 voxels are NaN or Inf" in (tmp_path / "out/a/report.html").read_text()
+    assert warning.endswith("<m>.nii.gz: 1 voxel is NaN or Inf: set to 0")
+    assert "&lt;m&gt;.nii.gz: 1 voxel is NaN or Inf" in (tmp_path / "out/a/report.html").read_text()
     (row,) = study_rows(tmp_path / "out")
     assert row["message"] == warning
     rdmm.register(fixed=tmp_path / "f.nii.gz", moving=tmp_path / "f.nii.gz", **settings).save(f"{tmp_path}/out/b/")

@@ -10,6 +10,12 @@ import click
 from rdmm.types import LENGTHS, MAX_FLOAT32, MAX_SEED, MAX_THREADS
 
 
+class WholeRange(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
+
+
 class FiniteRange(click.FloatRange):
     """A number in a range; NaN and infinity are in none."""
 
@@ -36,10 +42,10 @@ class VoxelValue(FiniteRange):
             return number
 
 
-SEED = click.IntRange(0, MAX_SEED)
-THREADS = click.IntRange(1, MAX_THREADS)
-JOBS = click.IntRange(1)
-VOLUME = click.IntRange(0)
+SEED = WholeRange(0, MAX_SEED)
+THREADS = WholeRange(1, MAX_THREADS)
+JOBS = WholeRange(1)
+VOLUME = WholeRange(0)
 PERCENT = FiniteRange(0, 100)
 LENGTH = FiniteRange(*LENGTHS)
 VALUE = VoxelValue()

@@ -17,7 +17,7 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import sample
 from rdmm.spatial.placement import require_same_plane
-from rdmm.types import ConfigError, InputError, OutputError, Tensor, option
+from rdmm.types import ConfigError, InputError, OutputError, Tensor, counted, option
 
 NanPolicy = Literal["error", "zero", "mask"]
 """What to do with NaN and Inf: raise InputError, set them to 0, or mask them out."""
@@ -68,10 +68,11 @@ def replace_nan(path: str | Path, array: np.ndarray, policy: NanPolicy, *, has_o
     where = np.unravel_index(int(np.argmin(good)), array.shape)
     if bad == good.size:
         raise InputError(f"{path}: no finite voxel: all are NaN or Inf")
+    said = f"{counted(bad, 'voxel')} {'is' if bad == 1 else 'are'} NaN or Inf"
     if policy == "error":
         advice = f"correct them, or pass {option('nan', 'zero')} or {option('nan', 'mask')}" if has_options else "correct them first"
-        raise InputError(f"{path}: {bad} voxels are NaN or Inf (first at {tuple(map(int, where))}); {advice}")
-    log.warning("%s: %d voxels are NaN or Inf: %s", path, bad, "set to 0" if policy == "zero" else "masked out")
+        raise InputError(f"{path}: {said} (first at {tuple(map(int, where))}); {advice}")
+    log.warning("%s: %s: %s", path, said, "set to 0" if policy == "zero" else "masked out")
     return np.where(good, array, 0), good if policy == "mask" else None
 
 

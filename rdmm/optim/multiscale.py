@@ -15,7 +15,7 @@ from rdmm.optim.problem import Problem
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.runtime.progress import report_progress
 from rdmm.spatial.pair import Pair
-from rdmm.types import ConfigError, DivergenceError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, DivergenceError, Tensor, counted, require_finite_fields
 
 
 class Optimizer(Protocol):
@@ -67,7 +67,8 @@ class LBFGS:
     def __post_init__(self) -> None:
         require_finite_fields(self)
         if not self.scales or len(self.scales) != len(self.iterations):
-            raise ConfigError(f"optimizer: {len(self.scales)} scales but {len(self.iterations)} iterations; give one number per scale")
+            given = f"{counted(len(self.scales), 'scale')} but {counted(len(self.iterations), 'iteration')}"
+            raise ConfigError(f"optimizer: {given}; give one number per scale")
         if any(not 0 < s <= 1 for s in self.scales) or list(self.scales) != sorted(self.scales):
             raise ConfigError(f"optimizer.scales must increase within (0, 1], not {list(self.scales)}")
         if any(n < 1 for n in self.iterations):
@@ -114,7 +115,7 @@ class LBFGS:
             change=partial(level.penalty_change, space) if space.free_weights else None,
         )
         size, count = tuple(ic.momentum.shape[2:]), len(level.history) - before
-        log.info("level %d, momentum of %s: energy %.5f after %d iterations", level.number, size, f, count)
+        log.info("level %d, momentum of %s: energy %.5f after %s", level.number, size, f, counted(count, "iteration"))
         with torch.no_grad():
             return space.unpack(x)
 

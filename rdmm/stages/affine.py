@@ -109,7 +109,7 @@ class AffineOpt:
                 best = candidate
                 history.append(history_row(best, k))
                 size = "x".join(map(str, level.pair.fixed.grid.shape))
-                log.info("affine level %d %s %s: similarity %.5f", k, size, best.model, best.similarity)
+                log.info("affine level %d %s, model %s: dissimilarity %.5f", k, size, best.model, best.similarity)
         matrix = world_matrix(best.parameters.double(), best.start, pair.fixed.grid.length)
         transform, remarks = in_frame(matrix, pair.fixed.grid), [*_doubts_of_placement(matrix, "image"), *ambiguity]
         for remark in remarks:
@@ -219,5 +219,5 @@ class PointAffine:
         remarks = _doubts_of_placement(best.matrix(), "shape")
         for remark in remarks:
             log.warning("affine: %s", remark)
-        log.info("affine of shapes, start %s: similarity %.6f", best.start.name, best.similarity)
+        log.info("affine of shapes, start %s: dissimilarity %.6f", best.start.name, best.similarity)
         return replace(affine_result(Affine(best.matrix()), best.similarity, [history_row(best)], begin), remarks=remarks)

@@ -25,7 +25,7 @@ from rdmm.registration.entry import Settings
 from rdmm.registration.record import nan_to_null, table_row
 from rdmm.runtime.occasionally import Occasionally
 from rdmm.runtime.resources import available_memory
-from rdmm.types import ConfigError, OutputError, RdmmError
+from rdmm.types import ConfigError, OutputError, RdmmError, counted
 from rdmm.workflows.job import Job
 from rdmm.workflows.launchers import Launcher, Local, Outcome, failure_outcome
 from rdmm.workflows.reports import write_index
@@ -82,7 +82,7 @@ class Batch:
                 "failures.json, failures_1of2.json), and names that start with a dot, are reserved"
             )
         if n > len(rows):
-            raise ConfigError(f"--shard {i}/{n}: there are only {len(rows)} pairs; use at most {len(rows)} shards")
+            raise ConfigError(f"--shard {i}/{n}: the list has only {counted(len(rows), 'pair')}; use at most {counted(len(rows), 'shard')}")
         return {row.id: self._job(row) for row in rows[i - 1 :: n]}
 
     def _notes(self) -> dict[str, Mapping[str, str]]:
@@ -260,7 +260,7 @@ def choose_launcher(name: str, jobs: Mapping[str, Job], wanted: int | None, slur
             return Slurm(options, SLURM_BASE_GIB + math.ceil(SLURM_MEMORY_FACTOR * gib), wanted)
         log.warning("there is no SLURM here (no sbatch and srun on the PATH): the pairs run on this machine")
     number, gib = parallel_jobs(jobs, wanted)
-    log.info("%d pairs, %d at the same time, each needs up to about %.2f GiB", len(jobs), number, gib)
+    log.info("%s, %d at the same time, each needs up to about %.2f GiB", counted(len(jobs), "pair"), number, gib)
     return Local(number)
 
 
