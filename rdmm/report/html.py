@@ -16,6 +16,11 @@ WORST_FIRST = {"dice": 1, "tre_mm": -1, "distance_after_mm": -1, "hd95_mm": -1, 
 """A study is sorted by the first of these metrics that it has. 1: low values are bad; -1: high values are."""
 
 
+def runnable(command: str) -> str:
+    """A recorded command, which does not say where its results went, as one that can be run."""
+    return f"{command} -o OUT/" if command else ""
+
+
 @cache
 def load_template(name: str) -> jinja2.Template:
     """A page of the folder pages; it escapes all texts."""
@@ -40,7 +45,7 @@ def render(
 
     files = summary["inputs"]
     title = f"{files.get('moving', {}).get('path', 'moving')} onto {files.get('fixed', {}).get('path', 'fixed')}"
-    facts = [("command", summary["command"])] if summary["command"] else []
+    facts = [("command", runnable(summary["command"]))] if summary["command"] else []
     facts += [(k, f"{v['path']} (sha256 {v['sha256']})") for k, v in files.items()]
     facts += [(k, summary[k]) for k in ("device", "seed")]
     facts += [(f"version of {k}", v) for k, v in summary["versions"].items()]

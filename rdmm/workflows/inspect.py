@@ -21,6 +21,7 @@ from rdmm.io.tools.start import Start
 from rdmm.io.tools.unreadable import describe_unreadable
 from rdmm.io.transforms import READERS, recognise
 from rdmm.registration.record import find_outputs, read_summary
+from rdmm.report.html import runnable
 from rdmm.runtime.warnings import other_warnings
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.label_map import is_label_map
@@ -195,7 +196,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
         "status": run["status"],
         "verdict": run.get("verdict", "none: a run of an earlier version"),
         "reasons": run.get("reasons", []),
-        "command": run["command"],
+        "command": runnable(run["command"]),
         "warnings": other_warnings(run.get("warnings", []), run.get("reasons", [])),
         **{k: v["path"] for k, v in run["inputs"].items()},
         **run["metrics"],
