@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from eval import figures, tables
 from rdmm.data.inputs import Inputs, ShapeInputs
+from rdmm.data.pair_list import noted
 from rdmm.data.studies.base import Cases
 from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space
@@ -116,12 +117,14 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
     """
     for name, data in study.data.items():
         methods = _build_methods(study, name, base, getattr(data, "settings", "register"))
+        notes = getattr(data, "notes", dict)()
         for number, (case, read) in enumerate(list(data.cases().items())[: study.limit]):
             shown: dict[str, Registration | ShapeRegistration] = {}
             try:
                 inputs = read()
             except RdmmError as error:
-                yield from ({"data": name, "case": case, "method": m, "status": _error_text(error)} for m in methods)
+                failed = {"status": _error_text(error)}
+                yield from ({"data": name, "case": case, "method": m, **failed, **_noted(notes, case, failed)} for m in methods)
                 continue
             for method, how in methods.items():
                 row, registration = _evaluate_case(case, inputs, how, device, seed)
@@ -132,9 +135,14 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
                         shown[method] = registration
                 if study.submission and isinstance(registration, Registration):
                     write_submission(registration, out / "submission" / method / f"disp_{case}.{study.submission}")
-                yield {"data": name, "case": case, "method": method, **row}
+                yield {"data": name, "case": case, "method": method, **row, **_noted(notes, case, row)}
             if shown:
                 figures.case(shown, out / f"{case}.png")
+
+
+def _noted(notes: Mapping[str, Mapping[str, str]], case: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """The notes on a case as columns beside those of its row."""
+    return noted(notes.get(case, {}), {"data", "case", "method", *row, *tables.TITLES})
 
 
 def _build_methods(study: Study, name: str, base: Sequence[str], settings: str) -> dict[str, Settings | External]:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from eval.study import Study, table_rows
+from eval.tables import write_tables
+from rdmm.data import PairTable
 from rdmm.data.pair_list import read_pairs
 from rdmm.io.tables import read_landmarks, read_rows
 from rdmm.types import ConfigError, InputError
@@ -62,3 +65,11 @@ def test_numbers_in_place_of_a_header(tmp_path):
     path = write(tmp_path / "marks.csv", "60,61,60,1,2,3\n1,2,3,4,5,6\n")
     with pytest.raises(InputError, match="line 1: only numbers, so the file has no header; add the line fixed_x,fixed_y,"):
         read_landmarks(path)
+
+
+def test_columns_of_ones_own_are_in_the_table_of_a_study(tmp_path):
+    path = write(tmp_path / "pairs.csv", "id,age,fixed,moving,seconds\na,61,f.nii,m.nii,5\n")
+    (row,) = table_rows(Study({"mine": PairTable(str(path))}, {"svf": []}, {}), [], "cpu", 0, tmp_path)
+    assert "no such file" in row["status"] and (row["age"], row["seconds_of_list"]) == ("61", "5")
+    write_tables([row], tmp_path)
+    assert read_rows(tmp_path / "table.csv").rows[0]["age"] == "61"

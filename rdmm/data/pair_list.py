@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,11 @@ def _read_also(folder: Path, record: Mapping[str, str], where: str, anywhere: bo
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
     return found
+
+
+def noted(notes: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
+    """The notes of a row as columns of a table of results: one whose name is ``taken`` by a result is NAME_of_list."""
+    return {f"{name}_of_list" if name in taken else name: text for name, text in notes.items()}
 
 
 def _pair_name(fixed: Path, moving: Path) -> str:

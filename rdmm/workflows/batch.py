@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm import io
-from rdmm.data.pair_list import Row, read_pairs
+from rdmm.data.pair_list import Row, noted, read_pairs
 from rdmm.io import Outputs
 from rdmm.io.files import require_free
 from rdmm.registration.entry import Settings
@@ -189,10 +189,9 @@ class Batch:
         return rows
 
     def _write(self, jobs: Mapping[str, Job], rows: Mapping[str, Outcome], notes: Mapping[str, Mapping[str, str]]) -> None:
-        """Write table.csv and failures.json, in the order of the list. Notes follow the results; one named as a result is NAME_of_list."""
+        """Write table.csv and failures.json, in the order of the list. Notes follow the results."""
         taken = {"id"}.union(*rows.values())
-        noted = {id: {f"{k}_of_list" if k in taken else k: v for k, v in row.items()} for id, row in notes.items()}
-        table = [{"id": id, **rows[id], **noted[id]} for id in jobs if id in rows]
+        table = [{"id": id, **rows[id], **noted(notes[id], taken)} for id in jobs if id in rows]
         io.write_table(self.path("table.csv"), table, LEADING_COLUMNS)
         failures = [_failure_record(row, jobs[row["id"]]) for row in table if has_failed(row)]
         io.write_atomically(self.path("failures.json"), json.dumps(nan_to_null(failures), indent=1).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +32,10 @@ class PairTable:
     def cases(self) -> dict[str, Callable[[], Inputs]]:
         rows = [r for r in read_pairs(self.path, self.root) if self.split in (None, r.split)]
         return {row.id: partial(self._read, row) for row in rows}
+
+    def notes(self) -> dict[str, Mapping[str, str]]:
+        """The columns of the list that rdmm does not know, such as age, of each case."""
+        return {row.id: row.notes for row in read_pairs(self.path, self.root)}
 
     def _read(self, row: Row) -> Inputs:
         files = dict(row.files)
