@@ -190,3 +190,46 @@ def test_settings_may_be_nested() -> None:
     assert to_overrides(nested) == to_overrides(dotted)
     with pytest.raises(ConfigError, match="optimizer: the keys"):
         to_overrides({"optimizer": {1: 2}})
+
+
+def test_a_tensor_of_monai_has_channels_and_an_affine() -> None:
+    monai = pytest.importorskip("monai.data")
+    for kind, d in (("2d", 2), ("3d", 3)):
+        grid, data = GRIDS[kind], some_image(GRIDS[kind]).data[0]
+        whole = np.eye(4)
+        whole[np.ix_([*range(d), 3], [*range(d), 3])] = grid.affine
+        lps = np.diag([-1, -1, 1, 1]) @ whole
+        for affine, space in ((whole, "RAS"), (lps, "LPS"), (np.array(grid.affine), "RAS")):
+            given = monai.MetaTensor(data, meta={"space": space})
+            given.affine = torch.as_tensor(affine)
+            read = io.read_image(image_source(given, "image"))
+            assert torch.equal(read.data[0], data) and np.allclose(read.grid.affine, grid.affine)
+
+
+def test_transforms_of_other_libraries_are_read_as_their_files() -> None:
+    """Linear ones, a composite, a warp; SimpleITK and ANTs count in LPS."""
+    sitk = pytest.importorskip("SimpleITK")
+    turn = sitk.Euler2DTransform((3.0, -2.0), 0.3, (1.0, 4.0))
+    field = sitk.DisplacementFieldTransform(sitk.GetImageFromArray(np.full((9, 9, 2), 0.5), isVector=True))
+    x = np.array([[-2.0, -3.0], [-4.0, -5.5]])
+    for transform in (turn, sitk.CompositeTransform([turn, sitk.TranslationTransform(2, (1.0, 2.0))]), field):
+        expected = -np.array([transform.TransformPoint(tuple(-p)) for p in x])
+        assert np.allclose(rdmm.points(x, transform), expected, atol=1e-5)
+        assert np.allclose(rdmm.points(x, [np.eye(3), transform]), expected, atol=1e-5)
+    ants = pytest.importorskip("ants")
+    given = ants.create_ants_transform(dimension=2, matrix=np.array([[1.1, 0.1], [0, 0.9]]), translation=(2.0, 3.0))
+    assert np.allclose(rdmm.points(x, given), [-np.asarray(given.apply_to_point(tuple(-p))) for p in x], atol=1e-5)
+
+
+def test_landmarks_may_be_arrays() -> None:
+    image, points = some_image(GRIDS["2d"]), GRIDS["2d"].corners().mean(0) + np.arange(6).reshape(3, 2) / 4
+    landmarks = (points, points + np.array([3.0, 4.0]))
+    assert read_inputs(image, image, landmarks=landmarks).landmarks.moving[0, 0] == points[0, 0] + 3
+    assert rdmm.evaluate(np.eye(3), landmarks=landmarks)["tre_mm"] == pytest.approx(5)
+    for wrong, word in (
+        ((points,), "two arrays"),
+        ((points, points[:2]), "correspond"),
+        ((points, points + 1e4), "row 1: the moving point"),
+    ):
+        with pytest.raises(InputError, match=f"landmarks.*{word}"):
+            read_inputs(image, image, landmarks=wrong)

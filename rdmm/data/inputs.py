@@ -171,7 +171,7 @@ def read_inputs(
     moving_mask: Source | Image | None = None,
     fixed_exclude: Source | Image | None = None,
     moving_exclude: Source | Image | None = None,
-    landmarks: str | os.PathLike[str] | None = None,
+    landmarks: str | os.PathLike[str] | Sequence[Any] | None = None,
     fixed_keypoints: str | os.PathLike[str] | None = None,
     moving_keypoints: str | os.PathLike[str] | None = None,
     regions: Source | Image | None = None,
@@ -194,7 +194,8 @@ def read_inputs(
         if given[name] is not None or name in ("fixed", "moving"):
             require_image_source(given[name], name)
     for name in ("landmarks", "fixed_keypoints", "moving_keypoints"):
-        require_path(given[name], name)
+        if name != "landmarks" or not isinstance(landmarks, list | tuple):
+            require_path(given[name], name)
     check_memory([fixed, moving])
     target, source = (
         io.read_image(x, name=name, nan=nan, volume=volume, strict=strict, has_options=True)

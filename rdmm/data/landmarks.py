@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Landmarks:
 
 
 def read_points(
-    landmarks: str | os.PathLike[str] | None, keypoints: Sequence[str | os.PathLike[str]], stored: tuple[Grid, Grid]
+    landmarks: str | os.PathLike[str] | Sequence[Any] | None, keypoints: Sequence[str | os.PathLike[str]], stored: tuple[Grid, Grid]
 ) -> Landmarks | None:
     """Landmarks from a CSV, or keypoints of both images; None if there are neither."""
     if keypoints and (landmarks is not None or len(keypoints) == 1):

@@ -23,7 +23,7 @@ from rdmm.spatial.placement import MILLIMETERS
 from rdmm.types import ConfigError, InputError, OutputError, option
 
 Given = Any
-"""An image as Python gives it: a path, an image of nibabel, SimpleITK or ANTs, an ``rdmm.Image``, or an array of numpy or torch."""
+"""An image as Python gives it: a path, an image of nibabel, SimpleITK, ANTs or MONAI, an ``rdmm.Image``, or an array of numpy or torch."""
 
 
 class Image(spatial.Image):
@@ -139,6 +139,8 @@ def image_source(
     if is_ants(given):
         matrix = itk_affine(given.origin, given.spacing, given.direction)
         return _channels(given.numpy(), matrix, name) if given.has_components else _placed(given.numpy(), matrix, name)
+    if is_meta_tensor(given):
+        return _from_meta_tensor(given, name)
     if not is_array(given):
         require_image_source(given, name)
         return given
@@ -161,6 +163,20 @@ def is_array(given: Any) -> bool:
 def is_ants(given: Any) -> bool:
     """Whether ``given`` is an image of ANTs; the library is not loaded for this."""
     return type(given).__module__.partition(".")[0] == "ants" and type(given).__name__ == "ANTsImage"
+
+
+def is_meta_tensor(given: Any) -> bool:
+    """Whether ``given`` is an image of MONAI; the library is not loaded for this."""
+    return type(given).__module__.partition(".")[0] == "monai" and type(given).__name__ == "MetaTensor"
+
+
+def _from_meta_tensor(given: Any, name: str) -> spatial.Image:
+    """MONAI's tensor (c, *s), with its affine to world millimeters: RAS, unless it says LPS."""
+    voxels = np.moveaxis(tensor_array(given.as_tensor(), name), 0, -1)
+    matrix = np.asarray(given.affine.tolist())
+    if given.meta.get("space") == "LPS":
+        matrix[:2] *= -1
+    return _channels(voxels, matrix if len(matrix) == 4 else _array_affine(voxels[..., 0], name, None, matrix), name)
 
 
 def read_given_grid(given: Given | Grid, name: str) -> Grid:

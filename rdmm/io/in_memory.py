@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import nibabel as nib
@@ -94,6 +95,20 @@ def point_array(values: Any, ndim: int | None, name: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise InputError(f"{name}: row {int(np.argmin(np.isfinite(array).all(1)))} is NaN or Inf; correct it first")
     return array
+
+
+def landmark_arrays(values: Sequence[Any], ndim: int, name: str = "landmarks") -> tuple[np.ndarray, np.ndarray]:
+    """Fixed and moving points (n, d) of two arrays; ``name`` is for messages.
+
+    Raises:
+        InputError: not two arrays of one shape.
+    """
+    if len(values) != 2:
+        raise InputError(f"{name}: {len(values)} were given; give the path of a CSV, or two arrays: fixed and moving points (n, {ndim})")
+    fixed, moving = (point_array(x, ndim, f"{name}[{k}]") for k, x in enumerate(values))
+    if len(fixed) != len(moving):
+        raise InputError(f"{name}: {len(fixed)} fixed and {len(moving)} moving points; they must correspond, row by row")
+    return fixed, moving
 
 
 def _real_array(data: Tensor, name: str) -> np.ndarray:

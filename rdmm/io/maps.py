@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from rdmm.types import InputError, Tensor
 
 Maps = Any
 """One transform, or a list of them, of which a point goes through the first one first. Each is the path of a file, a matrix (d+1, d+1) of
-world millimeters (RAS+), a ``Transform`` of world millimeters, fixed -> moving, or a ``Registration``, which stands for its transform."""
+world millimeters (RAS+), a ``Transform`` of world millimeters, fixed -> moving, a transform of SimpleITK or ANTs, or a ``Registration``,
+which stands for its transform."""
 
 
 def read_maps(given: Maps, name: str = "transforms") -> Transform:
@@ -59,9 +62,23 @@ def _read_map(given: Any, name: str) -> Transform:
                 f"{name}: an array of shape {matrix.shape}; give a matrix (3, 3) or (4, 4) of world millimeters, or the file of a transform"
             )
         return affine_map(Path(name), matrix)
+    if (library := type(given).__module__.partition(".")[0]) in ("SimpleITK", "ants") and type(given).__name__.endswith("Transform"):
+        return _through_file(given, library)
     inner = given if isinstance(given, Transform) else getattr(given, "transform", None)  # of a Registration
     if isinstance(inner, Transform):
         return inner
     raise InputError(
         f"{name}: a {type(given).__name__}; give the file of a transform, a matrix, an rdmm Transform or a Registration, or a list of them"
     )
+
+
+def _through_file(given: Any, library: str) -> Transform:
+    """A transform of SimpleITK or ANTs in memory, by the file that its library writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        if library == "SimpleITK":
+            path = os.path.join(folder, "transform.tfm" if given.IsLinear() else "transform.h5")
+            given.WriteTransform(path)
+        else:
+            path = os.path.join(folder, "transform.mat")
+            importlib.import_module("ants").write_transform(given, path)
+        return read_transforms([path])

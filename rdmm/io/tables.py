@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rdmm.io.files import require_file, write_text
+from rdmm.io.in_memory import landmark_arrays
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.pair import format_boxes
@@ -146,16 +147,30 @@ def parse_numbers(path: str | os.PathLike[str], table: Table, columns: Sequence[
 
 
 def read_landmarks(
-    path: str | os.PathLike[str], ndim: int = 3, grids: Sequence[Grid] | None = None
+    given: str | os.PathLike[str] | Sequence[Any], ndim: int = 3, grids: Sequence[Grid] | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Read the columns fixed_x.. and moving_x..: fixed and moving points (n, d), and the region of each ('' where the file has none).
+    """Read the columns fixed_x.. and moving_x..: fixed and moving points (n, d), and the region of each ('' where there is none).
 
     Args:
+        given: a CSV; or, in Python, two arrays: fixed and moving points (n, d).
         grids: of the fixed and the moving image, or around shapes. A point may lie outside by a tenth of the longest edge.
 
     Raises:
         InputError: a column is missing, a value is not a finite number, or a point is far outside them; the message names the row.
     """
+    if isinstance(given, str | os.PathLike):
+        fixed, moving, regions, lines = _read_landmark_rows(given, ndim)
+    else:
+        fixed, moving = landmark_arrays(given, ndim)
+        regions, lines = [""] * len(fixed), range(1, len(fixed) + 1)
+    name = os.fspath(given) if isinstance(given, str | os.PathLike) else "landmarks"
+    for kind, side, grid in zip(("fixed", "moving"), (fixed, moving), grids or (), strict=False):
+        _require_inside(name, lines, side, grid, kind)
+    return fixed, moving, regions
+
+
+def _read_landmark_rows(path: str | os.PathLike[str], ndim: int) -> tuple[np.ndarray, np.ndarray, list[str], Sequence[int]]:
+    """Fixed and moving points of a CSV, their regions, and the number of each row."""
     names = [f"{kind}_{axis}" for kind in ("fixed", "moving") for axis in "xyz"[:ndim]]
     table = read_rows(path, header=names)
     require_rows(table, path, names)
@@ -163,14 +178,11 @@ def read_landmarks(
     depth = [f"{kind}_z" for kind in ("fixed", "moving") if ndim == 2 and f"{kind}_z" in table.columns]
     if depth and np.ptp(parse_numbers(path, table, depth)) > 0:
         raise InputError(f"{os.fspath(path)}: the landmarks are 3D (column {depth[0]!r} varies), but the registration is 2D")
-    sides = {"fixed": points[:, :ndim], "moving": points[:, ndim:]}
-    for (kind, side), grid in zip(sides.items(), grids or (), strict=False):
-        _require_inside(path, table, side, grid, kind)
     regions = [row["region"] for row in table.rows] if "region" in table.columns else [""] * len(table.rows)
-    return sides["fixed"], sides["moving"], regions
+    return points[:, :ndim], points[:, ndim:], regions, table.lines
 
 
-def _require_inside(path: str | os.PathLike[str], table: Table, points: np.ndarray, grid: Grid, kind: str) -> None:
+def _require_inside(path: str, lines: Sequence[int], points: np.ndarray, grid: Grid, kind: str) -> None:
     """Raise InputError if a point lies outside the grid by more than a tenth of its longest edge."""
     low, high = grid.corners()
     margin = 0.1 * grid.length
@@ -178,7 +190,7 @@ def _require_inside(path: str | os.PathLike[str], table: Table, points: np.ndarr
     if outside.any():
         row = int(np.argmax(outside))
         raise InputError(
-            f"{path}: row {table.lines[row]}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} input "
+            f"{path}: row {lines[row]}: the {kind} point {points[row].round(1).tolist()} is far outside the {kind} input "
             f"{format_boxes([grid])}; are the landmarks in world millimeters (RAS+)?"
         )
 

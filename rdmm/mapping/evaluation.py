@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,14 +97,14 @@ def evaluate(
     transforms: Maps,
     fixed_labels: Given | None = None,
     moving_labels: Given | None = None,
-    landmarks: str | os.PathLike[str] | None = None,
+    landmarks: str | os.PathLike[str] | Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Metrics of transforms made by any tool, composed: folds and SDlogJ; Dice and landmark error (mm), before and after, if given.
 
     Args:
         transforms: one, or a list, as for ``rdmm.apply``.
         fixed_labels, moving_labels: label maps, both or neither.
-        landmarks: CSV of fixed_x..z, moving_x..z in world millimeters (RAS+).
+        landmarks: CSV of fixed_x..z, moving_x..z in world millimeters (RAS+), or two arrays: fixed and moving points (n, d).
 
     Raises:
         ConfigError: only one of the two label maps.

@@ -225,7 +225,7 @@ def register(
     moving_mask: Given | None = None,
     fixed_exclude: Given | None = None,
     moving_exclude: Given | None = None,
-    landmarks: str | os.PathLike[str] | None = None,
+    landmarks: str | os.PathLike[str] | Sequence[Any] | None = None,
     fixed_keypoints: str | os.PathLike[str] | None = None,
     moving_keypoints: str | os.PathLike[str] | None = None,
     regions: Given | None = None,
@@ -239,8 +239,8 @@ def register(
     """Register ``moving`` to ``fixed``.
 
     Args:
-        fixed, moving: each a path, an image of nibabel, SimpleITK or ANTs, an ``Image``, or an array of numpy or torch, with the axes
-            (x, y) or (x, y, z). Label maps, masks and regions, too; their arrays have the voxels of their image.
+        fixed, moving: each a path, an image of nibabel, SimpleITK, ANTs or MONAI, an ``Image``, or an array of numpy or torch, with the
+            axes (x, y) or (x, y, z). Label maps, masks and regions, too; their arrays have the voxels of their image.
         spacing: of arrays: mm along each axis. Without it, and without ``affine``, voxels are 1 mm.
         affine: of arrays: (d+1, d+1), from voxel indices to world millimeters (RAS+). A text or a dictionary is the setting ``affine``.
         moving_spacing, moving_affine: of the moving array, where they differ from those of the fixed one.
@@ -252,6 +252,7 @@ def register(
         also: further images of the two subjects: (fixed, moving) or (fixed, moving, weight), or a list of such. Each pair is compared by
             the similarity, and the values are averaged by the weights (1). Images on other grids than fixed and moving are resampled.
         guide_labels: whether ``fixed_labels`` and ``moving_labels`` take part in the registration; otherwise they only measure it.
+        landmarks: a CSV, or two arrays: corresponding fixed and moving points (n, d), world millimeters.
         initial: transform to start from, fixed -> moving: a file, a matrix (d+1, d+1) of world millimeters, a ``Registration``, a
             transform of world millimeters, or a list of these.
         verbose: show the progress on stderr. None: as a bar in notebooks and interactive sessions, not in scripts; True: always, as
