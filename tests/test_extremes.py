@@ -16,7 +16,7 @@ import train.main
 from rdmm import ConfigError, Grid, Image, InputError, io
 from rdmm.cli import main
 from rdmm.config import compose
-from rdmm.io.nifti import read_grid
+from rdmm.io import read_grid
 from rdmm.io.tools.itk import write_affine, write_warp
 from rdmm.io.tools.itk_maps import Entry, decode
 from rdmm.similarity import GridSinkhorn, HausdorffDivergence, KernelDistance, SinkhornDivergence, SoftMinDivergence

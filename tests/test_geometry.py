@@ -9,7 +9,7 @@ import torch
 
 from rdmm import Grid, InputError, io
 from rdmm.data.inputs import read_inputs
-from rdmm.io.nifti import read_grid
+from rdmm.io import read_grid
 from rdmm.spatial.transform import Identity, framed
 
 TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]])

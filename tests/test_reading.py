@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from rdmm import Grid, InputError, io
 from rdmm.cli import main
+from rdmm.io import read_grid
 from rdmm.io.files import require_ending
-from rdmm.io.nifti import read_grid
 from rdmm.io.tools.itk import read_warp
 from rdmm.runtime.resources import available_memory, require_memory
 from rdmm.spatial.transform import Identity
@@ -217,7 +217,7 @@ def test_the_proxy_of_a_cut_file(tmp_path, ending):
 
 
 @pytest.mark.fault(102)
-@pytest.mark.parametrize("name", ["o.mha", "o.png", "o", "o.nii.bz2"])
+@pytest.mark.parametrize("name", ["o.img", "o.png", "o", "o.nii.bz2", "o.dcm"])
 def test_commands_refuse_names_before_they_read(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for words in (

@@ -15,10 +15,11 @@ from rdmm import io
 from rdmm.data.given import INPUT_NAMES, files_of, read_also, values_of
 from rdmm.data.landmarks import Landmarks, read_points
 from rdmm.data.parts import LABEL_WEIGHT, Contrast, Labels, in_parts, read_contrasts, read_label_map
+from rdmm.io.formats.choice import peek_shape
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_path, require_shape_source
 from rdmm.io.maps import Maps, describe_maps, read_maps
-from rdmm.io.nifti import Source, peek
+from rdmm.io.nifti import Source
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
 from rdmm.runtime.warnings import with_warnings
@@ -58,7 +59,7 @@ def check_memory(sources: Sequence[Source | Image]) -> int:
 
 def estimate_memory(sources: Sequence[Source | Image]) -> tuple[int, tuple[int, ...]]:
     """Estimated peak memory of a registration in bytes, from the images' headers alone; and the shape of the largest image."""
-    shapes = [s.grid.shape if isinstance(s, Image) else peek(s)[0][:3] for s in sources]
+    shapes = [s.grid.shape if isinstance(s, Image) else peek_shape(s)[:3] for s in sources]
     voxels = [int(np.prod(s, dtype=object)) for s in shapes]
     need = BYTES_PER_VOXEL * sum(voxels) // 2 + BYTES_PER_SHOOTING_VOXEL * min(voxels[0], 10**6)
     return need, tuple(shapes[int(np.argmax(voxels))])
@@ -250,8 +251,8 @@ def _with_masks(image: Image, given: Mapping[str, Any], role: str, *, strict: bo
 
 
 def _file_paths(given: Mapping[str, Any]) -> dict[str, str]:
-    """The paths of those inputs that were given as files, in the order of INPUT_NAMES."""
-    return {name: path for name, path in files_of({k: given[k] for k in INPUT_NAMES}).items() if os.path.isfile(path)}
+    """The paths of those inputs that were given as files or folders, in the order of INPUT_NAMES."""
+    return {name: path for name, path in files_of({k: given[k] for k in INPUT_NAMES}).items() if os.path.exists(path)}
 
 
 def _read_start(names: Sequence[Any], fixed: str, grid: Grid) -> Transform:

@@ -7,10 +7,10 @@
 
 from rdmm.io import models
 from rdmm.io.files import Outputs, sha256, write_atomically
+from rdmm.io.formats.choice import read_grid
 from rdmm.io.formats.stack import read_stack
 from rdmm.io.images import read_image, read_labels, read_mask, write_image
 from rdmm.io.meshes import Mesh, is_mesh, read_mesh, write_mesh
-from rdmm.io.nifti import read_grid
 from rdmm.io.points import PointList, read_points, write_points
 from rdmm.io.tables import read_keypoints, read_landmarks, write_table
 from rdmm.io.tools.itk import write_affine, write_warp

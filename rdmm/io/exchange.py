@@ -12,14 +12,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from rdmm.io.files import check_output, require_ending
+from rdmm.io.formats.choice import check_image_output, read_grid, write_voxels
+from rdmm.io.formats.header import affine_in_mm, placement_of
 from rdmm.io.formats.simpleitk import from_sitk, is_sitk, itk_affine, itk_geometry, to_sitk
 from rdmm.io.images import smallest_integers, stored_voxels
 from rdmm.io.in_memory import image_array, require_image_source, tensor_array
-from rdmm.io.nifti import ENDINGS, Source, encode_nifti, placement_of, read_grid, write_nifti
+from rdmm.io.nifti import Source, encode_nifti
 from rdmm.spatial import image as spatial
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.placement import MILLIMETERS
 from rdmm.types import ConfigError, InputError, OutputError, option
 
 Given = Any
@@ -71,7 +71,9 @@ class Image(spatial.Image):
     def simpleitk(self) -> Any:
         """A SimpleITK image. Raises ConfigError if SimpleITK is not installed."""
         array = self.numpy()
-        return to_sitk(array.astype(np.uint8) if array.dtype == np.bool_ else array, self._affine(), components=self.data.shape[1] > 1)
+        return to_sitk(
+            array.astype(np.uint8) if array.dtype == np.bool_ else array, affine_in_mm(self.grid), components=self.data.shape[1] > 1
+        )
 
     sitk = simpleitk
 
@@ -86,19 +88,19 @@ class Image(spatial.Image):
             import ants
         except ImportError as error:
             raise ConfigError("an image of ANTs needs antspyx, which is not installed: pip install antspyx") from error
-        origin, spacing, direction = itk_geometry(self._affine())
+        origin, spacing, direction = itk_geometry(affine_in_mm(self.grid))
         d, components = len(origin), self.data.shape[1] > 1
         return ants.from_numpy(_as_ants_holds(self.numpy()), origin, spacing, np.reshape(direction, (d, d)), has_components=components)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write a NIfTI file in the type of ``data``: whole numbers of 64 bits, as labels have, in the smallest type that holds them.
+        """Write a file in the format that its name says and the type of ``data``; labels of 64 bits in the smallest type that holds them.
 
         Raises:
-            ConfigError: the name does not end in .nii or .nii.gz.
+            ConfigError: the name does not end as those of images (docs/formats.md).
             OutputError: the file exists, or cannot be written.
         """
-        path = check_output(require_ending(path, ENDINGS, "an image"), overwrite=overwrite)
-        write_nifti(path, encode_nifti(self._stored_voxels(path), self.grid))
+        path = check_image_output(path, overwrite=overwrite)
+        write_voxels(path, self._stored_voxels(path), self.grid)
         return path
 
     def _stored_voxels(self, path: str | os.PathLike[str]) -> np.ndarray:
@@ -108,13 +110,6 @@ class Image(spatial.Image):
         if array.dtype in (np.int64, np.bool_):
             return smallest_integers(path, array.astype(np.int64))
         return array if array.dtype != np.float32 else stored_voxels(path, self.data, self.grid, integer=False, missing=True)
-
-    def _affine(self) -> np.ndarray:
-        """From the voxels of ``numpy`` to millimeters (RAS+): (4, 4), or (3, 3) if they have two axes."""
-        placement = placement_of(self.grid)
-        if len(placement.shape) == 2:
-            return np.asarray(self.grid.affine)
-        return np.diag([MILLIMETERS[placement.unit]] * 3 + [1.0]) @ placement.storable_affine()
 
 
 def image_source(

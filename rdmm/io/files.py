@@ -127,9 +127,17 @@ def finite_float32(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarra
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Checksum of a file's bytes."""
+    """Checksum of a file's bytes; of a folder, of the names and checksums of its files."""
+    if os.path.isdir(path):
+        lines = [f"{sha256(file)}  {file.name}\n" for file in sorted(Path(path).iterdir()) if file.is_file()]
+        return hashlib.sha256(encode_text("".join(lines))).hexdigest()
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def require_file_or_folder(path: str | os.PathLike[str]) -> Path:
+    """The path of a folder, such as a DICOM series, or of a file, which is checked as by ``require_file``."""
+    return Path(path) if os.path.isdir(path) else require_file(path)
 
 
 def gzip_bytes(data: bytes) -> bytes:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from rdmm.io.files import finite_float32, require_finite_result
+from rdmm.io.formats.choice import read_raw, write_voxels
+from rdmm.io.formats.header import Raw
 from rdmm.io.in_memory import image_array, mask_array
-from rdmm.io.nifti import Raw, Source, encode_nifti, log, read_raw, write_nifti
+from rdmm.io.nifti import Source, log
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import sample
@@ -263,7 +265,7 @@ def write_image(
     """
     if like is not None:
         data, grid = grid.restored(data, like), like
-    write_nifti(path, encode_nifti(stored_voxels(path, data, grid, integer=integer, missing=missing), grid))
+    write_voxels(path, stored_voxels(path, data, grid, integer=integer, missing=missing), grid)
 
 
 def stored_voxels(path: str | os.PathLike[str], data: Tensor, grid: Grid, *, integer: bool, missing: bool) -> np.ndarray:

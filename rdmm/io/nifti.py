@@ -44,6 +44,9 @@ WORK_BYTES = 8
 
 _MAGIC = {
     b"\x89PNG": "a PNG picture",
+    b"II*\0": "a TIFF picture",
+    b"MM\0*": "a TIFF picture",
+    b"GIF8": "a GIF picture",
     b"\xff\xd8\xff": "a JPEG picture",
     b"PK\x03\x04": "a zip archive",
     b"NRRD": "an NRRD file",
@@ -68,7 +71,7 @@ def _describe_content(data: bytes) -> str:
         if data.startswith(magic):
             return name
     if data[128:132] == b"DICM":
-        return "a DICOM file (convert it first, e.g. with dcm2niix)"
+        return "a DICOM file (give the folder of its series instead)"
     head = data[:512]
     if head and all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
         return "text"
@@ -79,7 +82,7 @@ def _parse_header(path: Path, data: bytes) -> nib.Nifti1Header:
     size = int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")
     two = 540 in size
     if not (348 in size or two) or len(data) < (540 if two else 348):
-        raise InputError(f"{path}: not a NIfTI file but {_describe_content(data)}")
+        raise InputError(f"{path}: not a NIfTI file but {_describe_content(data)}; convert it to .nii.gz, or name it by its format")
     magic = data[4:8] if two else data[344:348]
     if magic[:3] not in (b"n+1", b"n+2"):
         what = "an Analyze or NIfTI pair (.hdr/.img); convert it to .nii.gz" if magic[:3] in (b"ni1", b"\0\0\0") else f"magic {magic!r}"
@@ -109,7 +112,7 @@ COLORS = (("R", "G", "B"), ("R", "G", "B", "A"))
 """Names of the parts of colored voxels."""
 
 
-def _require_scalars(path: Path, dtype: np.dtype, *, colors: bool = False) -> None:
+def require_scalars(path: Path, dtype: np.dtype, *, colors: bool = False) -> None:
     if colors and dtype.names in COLORS:
         return
     if dtype.names is not None:
@@ -136,7 +139,7 @@ def read_header(source: Source, *, strict: bool = False) -> Header:
         InputError: the file is missing or not NIfTI, or (with ``strict``) has no s-form and no q-form.
     """
     if isinstance(source, nib.spatialimages.SpatialImage):
-        return _header_in_memory(source, strict=strict)
+        return header_in_memory(source, strict=strict)
     path = require_file(source)
     fields = _parse_header(path, read_head(path, 540))
     shape = _parse_shape(path, fields)
@@ -153,16 +156,9 @@ def _extent(header: Header) -> tuple[int, int]:
     return int(offset), count
 
 
-def read_grid(source: Source, *, strict: bool = False) -> Grid:
-    """Read the grid of an image, whatever its voxels are: colors, complex numbers, NaN, volumes or vectors.
-
-    Raises:
-        InputError: the file is damaged, or its affine is singular.
-    """
-    header = read_header(source, strict=strict)
-    if not isinstance(source, nib.spatialimages.SpatialImage):
-        check_content(header.path, *_extent(header))
-    return header.grid()
+def check_voxels(header: Header) -> None:
+    """Check that the file of a header can hold its voxels, and that a gzip stream is whole. Raises InputError."""
+    check_content(header.path, *_extent(header))
 
 
 def read_raw(source: Source, *, strict: bool, colors: bool = False) -> Raw:
@@ -179,12 +175,12 @@ def read_raw(source: Source, *, strict: bool, colors: bool = False) -> Raw:
     """
     header = read_header(source, strict=strict)
     if isinstance(source, nib.spatialimages.SpatialImage):
-        array = _array_in_memory(header, source)
+        array = array_in_memory(header, source)
         return Raw(header, array, _storage(header, array.dtype))
     dtype = _parse_dtype(header.path, header.fields)
-    _require_scalars(header.path, dtype, colors=colors)
+    require_scalars(header.path, dtype, colors=colors)
     start, count = _extent(header)
-    _require_memory_of(header, dtype)
+    require_memory_of(header, dtype)
     data = read_content(header.path, start, count).view(dtype).reshape(header.shape, order="F")
     if dtype.names is not None:
         if math.prod(header.shape[3:]) > 1:
@@ -204,12 +200,12 @@ def _storage(header: Header, dtype: np.dtype) -> Storage:
     return Storage(dtype.newbyteorder("="), header.intent, time)
 
 
-def _require_memory_of(header: Header, dtype: np.dtype) -> None:
+def require_memory_of(header: Header, dtype: np.dtype) -> None:
     need = math.prod(header.shape) * (dtype.itemsize + WORK_BYTES)
     require_memory(need, f"{header.path}: an image of {'x'.join(map(str, header.shape))} voxels")
 
 
-def _header_in_memory(image: nib.spatialimages.SpatialImage, *, strict: bool) -> Header:
+def header_in_memory(image: nib.spatialimages.SpatialImage, *, strict: bool) -> Header:
     """The header of a nibabel image of any class: its shape and affine count, not how they would be stored."""
     path, fields, affine = Path(image.get_filename() or "<nibabel image>"), image.header, image.affine
     shape = tuple(int(n) for n in image.shape)
@@ -224,11 +220,11 @@ def _header_in_memory(image: nib.spatialimages.SpatialImage, *, strict: bool) ->
     return Header(path, shape, placement, int(fields["intent_code"]), fields)
 
 
-def _array_in_memory(header: Header, image: nib.spatialimages.SpatialImage) -> np.ndarray:
+def array_in_memory(header: Header, image: nib.spatialimages.SpatialImage) -> np.ndarray:
     dtype = np.dtype(image.get_data_dtype()) if nib.is_proxy(image.dataobj) else np.asanyarray(image.dataobj).dtype
-    _require_scalars(header.path, dtype)
+    require_scalars(header.path, dtype)
     if nib.is_proxy(image.dataobj):
-        _require_memory_of(header, dtype)
+        require_memory_of(header, dtype)
     try:
         return np.asanyarray(image.dataobj)
     except Exception as error:
@@ -346,6 +342,16 @@ def encode_nifti(array: np.ndarray, grid: Grid, *, intent: int = 0, fifth: bool 
     image.set_sform(affine, placement.code)
     image.set_qform(affine, placement.code)
     return image.to_bytes()
+
+
+def encode_stored(array: np.ndarray, grid: Grid, storage: Storage, *, is_vector: bool) -> bytes:
+    """The bytes of a NIfTI-1 file of voxels (*s), volumes (*s, n), or vectors or colors (*s, n), which are stored as ``storage`` says."""
+    if storage.is_color:
+        names = [(c, "u1") for c in "RGBA"[: array.shape[-1]]]
+        return encode_nifti(np.ascontiguousarray(array).view(names)[..., 0], grid)
+    if is_vector:
+        return encode_nifti(array, grid, intent=storage.intent, fifth=True)
+    return encode_nifti(array, grid, time=storage.time if array.ndim > grid.ndim else None)
 
 
 def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:

@@ -81,7 +81,7 @@ def recognise(path: Path) -> list[str]:
         raise InputError(f"{path}: {kind}")
     forms = [form for form, reader in READERS.items() if reader.recognises(start)]
     named = [form for form in forms if form in ("spm", "niftyreg")]  # they fill in the intent's name, which ITK leaves empty
-    if start.header is not None and not start.has_vectors:
+    if start.shape and not start.has_vectors:
         raise InputError(
             f"{path}: an image of shape {start.shape} is no displacement field, (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2); give the transform"
             " of a run: its folder, or 1Warp.nii.gz and 0GenericAffine.mat"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rdmm.io.files import require_file, require_finite_result, write_atomically
-from rdmm.io.nifti import read_raw
+from rdmm.io.formats.choice import read_raw
 from rdmm.spatial.grid import Grid, is_invertible
 from rdmm.spatial.transform import Affine, Dense, Placed, Transform, displacement, flat, framed
 from rdmm.types import ConfigError, InputError, OutputError, Tensor, option

@@ -10,9 +10,8 @@ import torch
 
 from rdmm import io, metrics
 from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
-from rdmm.io.files import check_output, require_ending
+from rdmm.io.formats.choice import check_image_output
 from rdmm.io.maps import Maps, describe_maps, read_maps
-from rdmm.io.nifti import ENDINGS
 from rdmm.io.vectors import Space, choose_grid
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid, require_one_dimension
@@ -57,7 +56,7 @@ def measured_jacobian(
     overwrite: bool,
 ) -> tuple[Image, dict[str, Any]]:
     """``jacobian``; and what became of the affine maps, with the folds and SDlogJ of what was measured."""
-    path = None if out is None else check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
+    path = None if out is None else check_image_output(out, overwrite=overwrite)
     whole, name = read_maps(transforms), describe_maps(transforms)
     inner = _without_affine(whole)
     removed = len(flat(inner)) < len(flat(whole))

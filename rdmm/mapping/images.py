@@ -9,10 +9,9 @@ import torch
 
 from rdmm import io
 from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
-from rdmm.io.files import check_output, require_ending
+from rdmm.io.formats.choice import check_image_output
 from rdmm.io.formats.stack import Stack, cast, choose_type, write_stack
 from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_maps
-from rdmm.io.nifti import ENDINGS
 from rdmm.mapping.transforms import invert_in_world, sparse_points, warn_outside
 from rdmm.spatial import image as spatial
 from rdmm.spatial.grid import Grid, require_one_dimension
@@ -62,7 +61,7 @@ def apply(
         DivergenceError: with ``invert``, the transforms fold, so that they have no inverse.
         OutputError: the file exists, or cannot be written; or the result does not fit ``dtype``.
     """
-    path = None if out is None else check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
+    path = None if out is None else check_image_output(out, overwrite=overwrite)
     fixed_grid, moving_grid = grids_of_maps(transforms)
     source, name = image_source(image, "image", like=moving_grid), describe_maps(transforms)
     stack = io.read_stack(source, volume)

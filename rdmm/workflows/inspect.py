@@ -10,11 +10,12 @@ import numpy as np
 
 from rdmm import io, metrics
 from rdmm.io.files import require_file
+from rdmm.io.formats.choice import ENDINGS, is_image_name, read_raw
 from rdmm.io.formats.header import axis_codes
+from rdmm.io.formats.itk_files import holds_series
 from rdmm.io.images import as_volumes
 from rdmm.io.meshes import MESH_ENDINGS, read_polydata
 from rdmm.io.meshes.mesh import Cells
-from rdmm.io.nifti import is_image_name, read_raw
 from rdmm.io.points import MARKUP_ENDINGS
 from rdmm.io.tables import read_rows
 from rdmm.io.tools.start import Start
@@ -68,7 +69,7 @@ def _content_facts(path: Path) -> dict[str, Any]:
     if kind := describe_unreadable(Start.of(path)):
         raise InputError(f"{path}: {kind}")
     raise InputError(
-        f"{path}: unknown kind of file; give an image or warp (.nii, .nii.gz), mesh ({', '.join(MESH_ENDINGS)}), list (.csv, .tsv,"
+        f"{path}: unknown kind of file; give an image or warp ({', '.join(ENDINGS)}), mesh ({', '.join(MESH_ENDINGS)}), list (.csv, .tsv,"
         f" {', '.join(MARKUP_ENDINGS)}), transform ({', '.join(TRANSFORM_ENDINGS)}), .safetensors or run.json"
     )
 
@@ -182,8 +183,10 @@ def _in_words(matrix: np.ndarray) -> str:
 
 
 def _folder_facts(name: str) -> dict[str, Any]:
-    """A folder of results: the run in it."""
+    """A folder of results: the run in it; or a DICOM series."""
     record = find_outputs(name).path("run.json")
+    if not record.is_file() and holds_series(Path(name)):
+        return {"folder": name, "sha256": io.sha256(name), **_image_facts(name)}
     if not record.is_file():
         raise InputError(f"{name}: is a directory without run.json; give a file, or the folder or prefix of rdmm register's results")
     return {"folder": name, **_run_facts(record)}

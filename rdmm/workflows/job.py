@@ -17,7 +17,7 @@ from rdmm.config.compose import changed_settings, quoted
 from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, Also, file_of, files_of, values_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
-from rdmm.io.files import require_file
+from rdmm.io.files import require_file_or_folder
 from rdmm.kernels.available import set_threads
 from rdmm.optim.initializers import Zero
 from rdmm.registration.base import FinishedRegistration, file_names
@@ -144,7 +144,7 @@ class Job:
         """Check that the input files exist, without reading them. Raises InputError."""
         named = files_of({k: v for k, v in self.given_inputs.items() if k in (*PAIR_FILES, "also")})
         for path in (self.fixed, self.moving, *named.values()):
-            require_file(path)
+            require_file_or_folder(path)
 
     @contextlib.contextmanager
     def reserve_outputs(self, settings: Settings, *, overwrite: bool) -> Iterator[None]:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from rdmm import io
-from rdmm.io.files import check_output, require_ending
-from rdmm.io.nifti import ENDINGS
+from rdmm.io.formats.choice import check_image_output
 from rdmm.similarity.sinkhorn_images import GridSinkhorn, require_density
 from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.image import Image
@@ -30,7 +29,7 @@ def barycenter(files: list[str], out: str, *, weights: list[float], labels: bool
         weights: one number per image; []: all equal.
         blur: sqrt(eps), in units of the longest edge.
     """
-    path = check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
+    path = check_image_output(out, overwrite=overwrite)
     if not files:
         raise InputError("a barycenter needs at least one image; give its file")
     read = io.read_labels if labels else io.read_image
@@ -106,7 +105,7 @@ def transfer(fixed: str, moving: str, labels: str, out: str, *, blur: float, rea
     Args:
         blur, reach: sqrt(eps) and sqrt(rho), in units of the longest edge; reach None: all mass is moved.
     """
-    path = check_output(require_ending(out, ENDINGS, "an image"), overwrite=overwrite)
+    path = check_image_output(out, overwrite=overwrite)
     target, source = io.read_image(fixed), io.read_image(moving)
     require_one_dimension({fixed: target.grid.ndim, moving: source.grid.ndim})
     grid = target.grid

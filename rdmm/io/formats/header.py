@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.placement import Placement
+from rdmm.spatial.placement import MILLIMETERS, Placement
 from rdmm.types import InputError
 
 
@@ -108,3 +108,11 @@ def placement_of(grid: Grid) -> Placement:
 def axis_codes(grid: Grid) -> str:
     """Directions of the axes of a 3D grid: three of L R P A I S, e.g. "RAS"; "2D" for a grid in the plane."""
     return "".join(nib.aff2axcodes(np.asarray(grid.affine))) if grid.ndim == 3 else "2D"
+
+
+def affine_in_mm(grid: Grid) -> np.ndarray:
+    """From the voxels of a grid as its file has its axes to millimeters (RAS+): (4, 4), or (3, 3) for a file of two axes."""
+    placement = placement_of(grid)
+    if len(placement.shape) == 2:
+        return np.asarray(grid.affine)
+    return np.diag([MILLIMETERS[placement.unit]] * 3 + [1.0]) @ placement.storable_affine()

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from rdmm.io.files import finite_float32, require_finite_result
+from rdmm.io.formats.choice import read_raw, write_voxels
 from rdmm.io.formats.header import Raw, Storage
 from rdmm.io.images import as_volumes, choose_volume, replace_nan, require_no_volume, smallest_integers, to_labels
 from rdmm.io.in_memory import image_array, mask_array
-from rdmm.io.nifti import Source, encode_nifti, log, read_raw, write_nifti
+from rdmm.io.nifti import Source, log
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.types import ConfigError, InputError, OutputError, Tensor, nearest, option
@@ -148,11 +149,4 @@ def write_stack(path: Path, data: Tensor, grid: Grid, stack: Stack) -> None:
         OutputError: the file cannot be written.
     """
     array = np.moveaxis(data[0].numpy(), 0, -1)
-    storage = stack.storage
-    if storage.is_color:
-        array = np.ascontiguousarray(array).view([(c, "u1") for c in "RGBA"[: array.shape[-1]]])[..., 0]
-        return write_nifti(path, encode_nifti(array, grid))
-    if not stack.is_vector:
-        array = array if array.shape[-1] > 1 else array[..., 0]
-        return write_nifti(path, encode_nifti(array, grid, time=storage.time if array.ndim > grid.ndim else None))
-    return write_nifti(path, encode_nifti(array, grid, intent=storage.intent, fifth=True))
+    write_voxels(path, array if array.shape[-1] > 1 else array[..., 0], grid, stack.storage, is_vector=stack.is_vector)

@@ -51,13 +51,13 @@ class ITK:
     needs_images = False
 
     def recognises(self, start: Start) -> bool:
-        if start.header is not None:
+        if start.shape:
             return start.in_itk_layout and start.intent in (0, VECTOR_INTENT)
         return is_hdf5(start.head) or start.text.startswith("#Insight Transform File") or _is_mat(start)
 
     def read(self, path: Path, space: Space) -> Transform:
         start = Start.of(path)
-        if start.header is not None:
+        if start.shape:
             if start.intent != VECTOR_INTENT:
                 log.warning("%s: its header does not say that it holds vectors (intent 1007); read as displacements of ITK", path)
             return read_warp(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import nibabel as nib
 
 from rdmm.io.files import require_file
-from rdmm.io.nifti import DISPLACEMENT_INTENT, is_image_name, peek
+from rdmm.io.formats.itk_files import ENDINGS, read_itk_header
+from rdmm.io.nifti import DISPLACEMENT_INTENT, VECTOR_INTENT, is_image_name, peek
 
 HEAD = 4096
 """Bytes of a file that are looked at: a matrix of 16 numbers is shorter, and so are the comments before the first word of a tool."""
@@ -24,18 +26,22 @@ class Start:
         head: its first bytes.
         header: its header, if its name is that of a NIfTI file.
         shape: the shape that the header states; () without a header.
+        is_itk: whether it is an image of a format of ITK, whose vectors are ITK's displacements.
     """
 
     path: Path
     head: bytes
     header: nib.Nifti1Header | None = None
     shape: tuple[int, ...] = ()
+    is_itk: bool = False
 
     @classmethod
     def of(cls, path: Path) -> Start:
         """Look at a file. Raises InputError if it is missing, empty, or no NIfTI file although its name says so."""
         with open(require_file(path), "rb") as file:
             head = file.read(HEAD)
+        if os.fspath(path).lower().endswith(ENDINGS):
+            return cls(path, head, shape=read_itk_header(path).shape, is_itk=True)
         shape, header = peek(path) if is_image_name(path) else ((), None)
         return cls(path, head, header, shape)
 
@@ -56,6 +62,8 @@ class Start:
     @property
     def intent(self) -> int:
         """The NIfTI intent code; 0 without a header."""
+        if self.is_itk:
+            return VECTOR_INTENT
         return 0 if self.header is None else int(self.header["intent_code"])
 
     @property
@@ -66,7 +74,7 @@ class Start:
     @cached_property
     def text(self) -> str:
         """The first bytes as text; "" if they are none, or if the file is an image."""
-        if b"\0" in self.head or self.header is not None:
+        if b"\0" in self.head or self.shape:
             return ""
         return self.head.decode("latin-1").removeprefix("\xef\xbb\xbf").lstrip()
 
