@@ -35,7 +35,7 @@ def test_an_option_in_both_words() -> None:
 
 def texts(path: Path) -> Iterator[str]:
     """The texts of a module that are no docstrings; whole commands, which say ``rdmm NAME``, may be run by anyone."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
