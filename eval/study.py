@@ -117,7 +117,7 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
     """
     for name, data in study.data.items():
         methods = _build_methods(study, name, base, getattr(data, "settings", "register"))
-        notes = getattr(data, "notes", dict)()
+        notes: Mapping[str, Mapping[str, str]] = getattr(data, "notes", dict)()
         for number, (case, read) in enumerate(list(data.cases().items())[: study.limit]):
             shown: dict[str, Registration | ShapeRegistration] = {}
             try:

@@ -158,6 +158,8 @@ def _as_shape(path: Path, points: PointList) -> PolyData:
     """The mesh with its vertices moved; of a list, points with its columns of numbers as data."""
     in_space = np.pad(points.points, ((0, 0), (0, 3 - points.points.shape[1])))
     if points.shape is not None:
+        if vectors := [name for name, x in points.shape.point_data.items() if x.ndim == 2 and x.dtype.kind == "f" and name != "color"]:
+            log.warning("%s: the vectors of the points keep their values, they are not turned: %s", path, ", ".join(vectors))
         return replace(points.shape, points=in_space)
     others = [c for c in points.table.columns if c not in points.axes]
     columns = {c: [row[c] for row in points.table.rows] for c in others}
