@@ -76,7 +76,7 @@ def test_data_and_colors_are_kept_and_their_loss_is_said(tmp_path, run, ending, 
     assert all(name in caplog.text for name in ("thickness", "RGB", "label", "area")), caplog.text
     caplog.clear()
     table = run(f"s.{ending}", "q.csv")
-    assert table.columns == ["x", "y", "z", "thickness", "label"] and "RGB, its cells" in caplog.text
+    assert table.columns == ["x", "y", "z", "thickness", "label"] and "does not hold RGB" in caplog.text
 
 
 @pytest.mark.parametrize("ending", ["vtk", "vtp", "ply", "stl", "obj"])
@@ -265,6 +265,17 @@ def test_streamlines_keep_header_and_data(tmp_path, run, ending, caplog):
         (tmp_path / f"s.{ending}").write_bytes(wrong)
         with pytest.raises(InputError, match=rf"s\.{ending}"):
             run(f"s.{ending}", "q.vtk")
+
+
+def test_streamlines_of_one_point(tmp_path, run, caplog):
+    """Files of streamlines may hold them; meshes do not."""
+    lines = [POINTS[:1].astype(np.float32), POINTS[1:3].astype(np.float32), POINTS[3:].astype(np.float32)]
+    nib.streamlines.save(nib.streamlines.Tractogram(lines, affine_to_rasmm=np.eye(4)), str(tmp_path / "s.tck"))
+    run("s.tck", "q.tck")
+    assert [len(s) for s in nib.streamlines.load(tmp_path / "q.tck").streamlines] == [1, 2, 2] and not caplog.text
+    data = run("s.tck", "q.vtk")
+    assert [r.tolist() for r in data.part("LINES")[0]] == [[1, 2], [3, 4]] and "1 lines of one point" not in caplog.text
+    assert np.allclose(data.points, MOVED, atol=1e-5) and "1 line of one point" in caplog.text
 
 
 def test_markups_are_written_and_read_back(tmp_path, run):

@@ -176,9 +176,10 @@ def _as_list(path: Path, points: PointList) -> PointList:
     axes = list("xyz"[: points.points.shape[1]])
     data = {name: x for name, x in points.shape.point_data.items() if x.ndim == 1 and name not in axes}
     lost = [name for name in points.shape.point_data if name not in data]
-    lost += ["its cells and their data"] if any(c.kind != "VERTICES" for c in points.shape.cells) else []
     if lost:
         log.warning("%s: a list of points does not hold %s", path, ", ".join(lost))
+    if points.shape.cell_count:
+        log.info("%s: the points alone, without the cells of the mesh", path)
     rows = [{**dict.fromkeys(axes, ""), **{name: f"{x[k]:.9g}" for name, x in data.items()}} for k in range(len(points.points))]
     table = Table([*axes, *data], rows, list(range(len(rows))))
     return PointList(points.points, table, points.lps, axes)

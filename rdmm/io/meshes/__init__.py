@@ -51,7 +51,9 @@ WRITERS: dict[str, Callable[[PolyData, str], tuple[bytes, list[str]]]] = {
     ".tck": lambda data, _: render_tracts(data, ".tck"),
 }
 
-RAS_ENDINGS = (".gii", ".trk", ".tck")
+STREAMLINES = (".trk", ".tck")
+
+RAS_ENDINGS = (".gii", *STREAMLINES)
 """Formats whose coordinates are RAS+ by definition."""
 
 MESH_ENDINGS = tuple(READERS)
@@ -123,12 +125,14 @@ def write_polydata(path: str | os.PathLike[str], data: PolyData) -> None:
     ending = path.suffix.lower()
     require_finite_result(path, data.points)
     frame = "RAS" if ending in RAS_ENDINGS else data.frame or "RAS"
+    if ending not in STREAMLINES:
+        data = data.without_single_points()
     try:
         content, lost = WRITERS[ending](replace(data, points=data.points * FLIP if frame == "LPS" else data.points), frame)
     except (InputError, ConfigError) as error:
         raise type(error)(f"{path}: {error}") from error
     if data.left_out:
-        log.warning("%s: without %s: compute them anew", path, ", ".join(data.left_out))
+        log.warning("%s: without %s, which were not read, or belong to the old place", path, ", ".join(data.left_out))
     if lost:
         log.warning("%s: without %s: %s files cannot hold them", path, ", ".join(dict.fromkeys(lost)), ending)
     write_atomically(path, content)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rdmm.types import InputError
+from rdmm.types import InputError, counted
 
 Kind = Literal["VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS"]
 
@@ -46,10 +46,11 @@ class Cells:
         """The corners of each cell."""
         return np.split(self.corners, self.offsets[1:-1])
 
-    def check(self, points: int) -> None:
-        """Raise InputError if a cell has too few corners, or a vertex that is not among the ``points``."""
+    def check(self, points: int, shortest: int | None = None) -> None:
+        """Raise InputError if a cell has fewer than ``shortest`` corners (None: FEWEST_CORNERS), or vertices that are not among the
+        ``points``."""
         sizes = np.diff(self.offsets)
-        if len(sizes) and sizes.min() < (fewest := FEWEST_CORNERS[self.kind]):
+        if len(sizes) and sizes.min() < (fewest := shortest or FEWEST_CORNERS[self.kind]):
             worst = int(np.argmax(sizes < fewest))
             raise InputError(f"cell {worst} of {self.kind} has {sizes[worst]} corners; at least {fewest} are needed")
         if len(self.corners) and (self.corners.min() < 0 or self.corners.max() >= points):
@@ -114,6 +115,20 @@ class PolyData:
             _checked_weights(weights[0], len(self.points)) if weights else None,
         )
 
+    def without_single_points(self) -> PolyData:
+        """The same without lines of one point, which only files of streamlines have."""
+        keep = np.concatenate([np.empty(0, bool), *((c.kind != "LINES") | (np.diff(c.offsets) > 1) for c in self.cells)])
+        if keep.all():
+            return self
+        cells = []
+        for one in self.cells:
+            rows = [row for row in one.rows() if one.kind != "LINES" or len(row) > 1]
+            cells += [Cells(one.kind, np.cumsum([0, *map(len, rows)]), np.concatenate(rows))] if rows else []
+        lost = f"{counted(int((~keep).sum()), 'line')} of one point"
+        return replace(
+            self, cells=cells, cell_data={k: x[keep] for k, x in self.cell_data.items()}, left_out=(*self.left_out, lost), native=None
+        )
+
     def part(self, kind: Kind) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
         """The corners of each cell of a kind, and their cell data; strips are among the POLYGONS, as triangles."""
         rows: list[np.ndarray] = []
@@ -141,12 +156,14 @@ def make_polydata(
     cell_data: Mapping[str, np.ndarray] | None = None,
     left_out: Iterable[str] = (),
     native: Any = None,
+    shortest: int | None = None,
 ) -> PolyData:
     """Checked contents of a file.
 
     Args:
         points: vertices (n, 3) in the space that the file declares.
         spaces: all declarations of it.
+        shortest: fewest corners of a cell; None: FEWEST_CORNERS.
 
     Raises:
         InputError: no points, points that are not finite, cells that name other vertices, data of another length, an unknown space.
@@ -157,7 +174,7 @@ def make_polydata(
         raise InputError(f"point {int(np.argmin(np.isfinite(points).all(1)))} is not finite")
     lists = sorted((c for c in cells if c.count), key=lambda c: get_args(Kind).index(c.kind))
     for one in lists:
-        one.check(len(points))
+        one.check(len(points), shortest)
     out = PolyData(
         _in_ras(points, spaces),
         lists,

@@ -19,7 +19,7 @@ def parse_tracts(data: bytes, ending: str) -> PolyData:
     """The contents of a .trk or .tck file; each streamline is a cell of LINES. The header is kept for ``render_tracts``.
 
     Raises:
-        InputError: not such a file, damaged, or a streamline of one point.
+        InputError: not such a file, or damaged.
     """
     try:
         file = FILES[ending].load(BytesIO(data), lazy_load=False)
@@ -34,6 +34,7 @@ def parse_tracts(data: bytes, ending: str) -> PolyData:
         point_data={str(name): _flat(np.concatenate(list(values))) for name, values in tractogram.data_per_point.items() if len(values)},
         cell_data={str(name): _flat(np.asarray(values)) for name, values in tractogram.data_per_streamline.items()},
         native=(ending, dict(file.header)),
+        shortest=1,
     )
 
 
