@@ -160,6 +160,7 @@ FAULTS = {
         ),
         123: (".nrrd, .nhdr, .mha, .mhd, .mgz, .mgh: cut, empty, a size bomb, degenerate, NaN, no SimpleITK", "InputError or ConfigError"),
         124: ("a DICOM folder with several series, missing slices or none", "InputError that lists them, or says what is missing"),
+        125: ("vectors or tensors that are not turned, or nothing to turn", "a warning that names --reorient; ConfigError"),
         115: ("an image, an empty folder or an unknown form of brackets as a transform", "InputError that says what to give"),
         118: ("a further image (`--also`) without its partner, with a weight that is none, or elsewhere", "an error that names it"),
         114: ("settings that contradict `--transform`, or that it leaves without effect", "ConfigError that names both"),

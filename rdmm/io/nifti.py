@@ -36,6 +36,9 @@ UNITS: dict[int, Unit] = {1: "meter", 2: "mm", 3: "micron"}
 VECTOR_INTENT, DISPLACEMENT_INTENT = 1007, 1006
 """NIfTI's intents of a vector at each voxel (ITK, ANTs), and a displacement at each voxel (AFNI)."""
 
+TENSOR_INTENT = 1005
+"""NIfTI's intent of a symmetric matrix at each voxel, by its lower triangle."""
+
 FIFTH_AXIS_INTENTS = (VECTOR_INTENT, DISPLACEMENT_INTENT)
 """Intents of vectors along the fifth axis of the file."""
 
@@ -334,7 +337,7 @@ def encode_nifti(array: np.ndarray, grid: Grid, *, intent: int = 0, fifth: bool 
     shape = (*space, *((1,) if (intent in FIFTH_AXIS_INTENTS if fifth is None else fifth) else ()), *vectors)
     affine = placement.storable_affine()
     image = nib.Nifti1Image(array.reshape(shape), affine, dtype=array.dtype)
-    image.header.set_intent(intent)
+    image.header.set_intent(intent, (3.0,) if intent == TENSOR_INTENT else ())
     image.header.set_xyzt_units(placement.unit)
     if time is not None:
         image.header["xyzt_units"] = int(image.header["xyzt_units"]) + time.unit

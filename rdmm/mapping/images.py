@@ -12,6 +12,7 @@ from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_gri
 from rdmm.io.formats.choice import check_image_output
 from rdmm.io.formats.stack import Stack, cast, choose_type, write_stack
 from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_maps
+from rdmm.mapping.reorientation import turned
 from rdmm.mapping.transforms import invert_in_world, sparse_points, warn_outside
 from rdmm.spatial import image as spatial
 from rdmm.spatial.grid import Grid, require_one_dimension
@@ -32,6 +33,7 @@ def apply(
     labels: bool = False,
     interpolation: str | None = None,
     dtype: str | None = None,
+    reorient: bool = False,
     invert: bool = False,
     default_value: float = 0,
     volume: int | None = None,
@@ -50,13 +52,16 @@ def apply(
             nearest for labels, and for what looks like a label map, which the log says.
         dtype: type of the result, such as "float32"; integers are rounded to the nearest. None: the type of the image, or a wider one
             where that cannot hold the result.
+        reorient: also turn the vectors (d numbers a voxel) or symmetric tensors (6) that the image holds, by the rotation in the local
+            Jacobian of the map (finite strain). Those of ITK (five axes, or .nrrd, .mha) are along L, P, S; those of FSL (four axes) along
+            the voxel axes, tensors as xx, xy, xz, yy, yz, zz.
         invert: apply the inverse of all transforms together.
         default_value: value outside the image's field of view.
         volume: number of the only volume to move, from 0; None: all.
         overwrite: replace an existing file.
 
     Raises:
-        ConfigError: a default value that is no label; no such interpolation or type, or one that would mix labels.
+        ConfigError: a default value that is no label; nothing to ``reorient``; no such interpolation or type, or one that would mix labels.
         InputError: a file cannot be used, or the dimensions differ.
         DivergenceError: with ``invert``, the transforms fold, so that they have no inverse.
         OutputError: the file exists, or cannot be written; or the result does not fit ``dtype``.
@@ -66,6 +71,7 @@ def apply(
     source, name = image_source(image, "image", like=moving_grid), describe_maps(transforms)
     stack = io.read_stack(source, volume)
     mode = _choose_interpolation(interpolation, stack, labels=labels)
+    _warn_of_vectors(stack, reorient=reorient)
     labels = labels or mode == "generic-label"
     if labels:
         _require_label(default_value)
@@ -77,8 +83,11 @@ def apply(
         transform = invert_in_world(transform, name)
     warn_outside(transform, sparse_points(grid), "reference")
     volumes = stack.images(labels=labels or (mode == "nearest" and isinstance(default_value, int) and is_whole(stack.array)))
-    points = volumes[0].locate(framed(transform, grid)(grid.identity(torch.zeros(1, dtype=torch.float64))), grid)
+    total = framed(transform, grid)
+    points = volumes[0].locate(total(grid.identity(torch.zeros(1, dtype=torch.float64))), grid)
     values = torch.cat([_moved(v, points, mode, default_value) for v in volumes], 1)
+    if reorient:
+        values = torch.where(stack.grid.contains(points), turned(values, total, grid, stack), values)
     moved = Image(cast(path or "the result", values, kept, widen=widen), grid)
     if path is not None:
         write_stack(path, moved.data, grid, stack)
@@ -120,6 +129,15 @@ def _choose_interpolation(wanted: str | None, stack: Stack, *, labels: bool) -> 
         option("interpolation", "linear"),
     )
     return "nearest"
+
+
+def _warn_of_vectors(stack: Stack, *, reorient: bool) -> None:
+    """Say that vectors are not turned, or by which convention they are."""
+    count, d = stack.array.shape[-1], stack.grid.ndim
+    if stack.is_vector and not stack.storage.is_color and count in (d, 6) and not reorient:
+        log.warning("%s: its vectors or tensors are moved, but not turned: pass %s", stack.name, option("reorient"))
+    if reorient and not stack.is_vector and count in (d, 6):
+        log.warning("%s: %d volumes, read as FSL's vectors or tensors (xx, xy, xz, yy, yz, zz) along the voxel axes", stack.name, count)
 
 
 def _require_label(default_value: float) -> None:
