@@ -7,6 +7,7 @@ from conftest import blobs, center
 import rdmm
 from rdmm import Grid, Image, InputError
 from rdmm.data import Normalize
+from rdmm.similarity import LNCC
 
 GRID = Grid.unit((40, 36))
 VOLUME = Grid.unit((16, 14, 12))
@@ -156,3 +157,24 @@ def test_a_lesion_that_leaves_nothing():
         rdmm.register(plain, b, fixed_exclude=every)
     with pytest.raises(InputError, match="no voxel is left: fixed_exclude covers all of fixed_mask"):
         rdmm.register(plain, b, fixed_mask=Image(a.mask, GRID), fixed_exclude=Image(a.mask, GRID))
+
+
+@pytest.mark.fault(96)
+@pytest.mark.parametrize("factor", [0.25, 0.3, 0.5])
+def test_weights_stay_between_0_and_1_on_coarse_levels(factor):
+    """The low-pass of a mask overshoots; negative weights in a wide hole would make the local correlation as large as one likes."""
+    big = Grid.unit((96, 80))
+    x = big.identity(torch.zeros(1, dtype=torch.float64)) - center(big)
+    hole = (x.norm(dim=1, keepdim=True) > 0.3).float()
+    fixed, moving = (Image(blobs(big, k).float(), big, m) for k, m in ((1, hole), (2, None)))
+    target, moved = fixed.scaled(factor), moving.scaled(factor)
+    assert float(target.mask.min()) >= 0 and float(target.mask.max()) <= 1
+    assert 0 < float(LNCC()(moved, target)) < 1
+
+
+def test_a_wide_hole_stops_no_level():
+    fixed, moving = images(Grid.unit((96, 80)), None, None)
+    x = fixed.grid.identity(torch.zeros(1, dtype=torch.float64)) - center(fixed.grid)
+    lesion = Image((x.norm(dim=1, keepdim=True) < 0.3).float(), fixed.grid)
+    done = rdmm.register(fixed, moving, fixed_exclude=lesion, affine="none", **LEVELS)
+    assert {row["level"] for row in done.result.history} == {0, 1, 2}

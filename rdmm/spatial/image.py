@@ -126,7 +126,7 @@ class Image:
             return image
         data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (image.data, image.mask))
         assert data is not None
-        return replace(self, data=data, grid=grid, mask=mask)
+        return replace(self, data=data, grid=grid, mask=None if mask is None else mask.clamp(0, 1))  # the low-pass overshoots
 
     def inpainted(self) -> Image:
         """The image with the values outside its mask replaced by a continuation of those inside: by means over larger and larger blocks.
