@@ -143,7 +143,7 @@ def test_wrong_settings_are_one_line(override, message):
         ("+penalty.range=3", "penalty: unknown key 'range'; it needs penalty=omt"),
         ("affine=none affine.init=com", "affine.init (init) has no effect with affine=none; it needs affine=opt"),
         ("optimizer=none optimizer.scales=[1]", "optimizer.scales has no effect with optimizer=none; it needs optimizer=lbfgs"),
-        ("similarity=LNC", "similarity=LNC: no such option (did you mean 'lncc'?); there are lncc, mklncc, ncc, nmi, sinkhorn, ssd"),
+        ("similarity=LNC", "similarity=LNC: no such option (did you mean 'lncc'?); there are lncc, mind, mklncc, ncc, nmi, sinkhorn, ssd"),
         ("similarity=lncc,nmi", "similarity=lncc,nmi: for their sum write similarity=[lncc,nmi]"),
         ("optimizer=none,fast", "optimizer is one option, so write one of fast, lbfgs, none, refine"),
         ("similarity=[lncc,nmi] similarity.weights.mni=2", "'similarity.weights.mni' (did you mean 'similarity.weights.nmi'?)"),

@@ -15,6 +15,7 @@ from rdmm import ConfigError, Grid, Image, InputError, io
 from rdmm.data.inputs import read_inputs
 from rdmm.io.exchange import image_source
 from rdmm.registration.arguments import read_arguments, to_overrides
+from rdmm.registration.entry import compose_settings
 from tests.conftest import oblique
 
 GRIDS = {
@@ -233,3 +234,11 @@ def test_landmarks_may_be_arrays() -> None:
     ):
         with pytest.raises(InputError, match=f"landmarks.*{word}"):
             read_inputs(image, image, landmarks=wrong)
+
+
+@pytest.mark.parametrize("value", [5, [1, 2], ["svf", "rdmm"], [1], None, np.array([1.0]), -1.5])
+@pytest.mark.parametrize("group", ["optimizer", "similarity", "dynamics"])
+def test_an_option_is_a_name(group: str, value: object) -> None:
+    if group != "similarity" or str(value) != "['svf', 'rdmm']":
+        with pytest.raises(ConfigError, match=rf"^{group}=.*(an option is a name.*|no option); there are"):
+            compose_settings(to_overrides({group: value}))

@@ -68,7 +68,7 @@ def transform_overrides(transform: str | None, overrides: Sequence[str], *, for_
     """
     if transform is None:
         return []
-    if transform not in TRANSFORMS:
+    if not isinstance(transform, str) or transform not in TRANSFORMS:
         hint = nearest(transform, TRANSFORMS) if isinstance(transform, str) else ""
         raise ConfigError(f"transform must be one of {', '.join(TRANSFORMS)}; got {transform!r}{hint}")
     if transform in LINEAR_MODELS:
