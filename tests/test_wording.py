@@ -15,6 +15,8 @@ import rdmm
 from rdmm import Grid, Image, RdmmError, io
 from rdmm.cli import main
 from rdmm.types import option, options_are_typed
+from rdmm.workflows.job import Job
+from rdmm.workflows.launchers import run_job
 
 PACKAGE = Path(rdmm.__file__).parent
 ONLY_TYPED = {"cli", "workflows"}
@@ -94,6 +96,14 @@ def test_errors_in_python_name_arguments(tmp_path: Path) -> None:
             call()
         message = re.sub(r"rdmm \w+ .*", "", str(error.value))
         assert word in message and "--" not in message, f"{name}: {message}"
+
+
+def test_a_pair_of_a_batch_is_told_in_words_of_the_command_line(tmp_path: Path) -> None:
+    """Its process does not start at the command line."""
+    image = Image(torch.full((1, 1, 6, 6), torch.nan), Grid.unit((6, 6)))
+    image.data[..., 0] = 1
+    path = str(image.save(tmp_path / "nan.nii.gz"))
+    assert "--nan zero" in run_job(Job(path, path, f"{tmp_path}/out/"))["message"]
 
 
 def test_strict_is_named(tmp_path: Path) -> None:

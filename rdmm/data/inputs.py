@@ -331,19 +331,22 @@ class ShapeInputs:
 
 
 @with_warnings
-def read_shapes(fixed: str | Measure, moving: str | Measure, landmarks: str | None = None) -> ShapeInputs:
+def read_shapes(
+    fixed: str | Measure, moving: str | Measure, landmarks: str | os.PathLike[str] | Sequence[Any] | None = None
+) -> ShapeInputs:
     """Read two shapes. If both are planar (all z equal), they become 2D.
 
     Args:
         fixed, moving: paths of .vtk or .ply files, or measures in world millimeters.
-        landmarks: path of a CSV, as for images.
+        landmarks: path of a CSV, or two arrays, as for images.
 
     Raises:
         InputError: a file cannot be used, or the shapes differ in dimension or kind.
     """
     for name, given in (("fixed", fixed), ("moving", moving)):
         require_shape_source(given, name)
-    require_path(landmarks, "landmarks")
+    if not isinstance(landmarks, list | tuple):
+        require_path(landmarks, "landmarks")
     shapes = [x if isinstance(x, Measure) else io.read_mesh(x) for x in (fixed, moving)]
     is_planar = all(np.ptp(shape.points[:, 2]) == 0 for shape in shapes if isinstance(shape, io.Mesh))
     measures = [_to_measure(shape, 2 if is_planar else 3) if isinstance(shape, io.Mesh) else shape for shape in shapes]

@@ -278,9 +278,8 @@ def register(
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}; got {nan!r}")
     if volume is not None:
         volume = require_whole("volume", volume, 0, MAX_SEED)
-    for name, value in (("strict", strict), ("verbose", False if verbose is None else verbose)):
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} must be True or False; got {value!r}")
+    if not isinstance(strict, bool):
+        raise ConfigError(f"strict must be True or False; got {strict!r}")
     given = {
         "fixed": fixed,
         "moving": moving,
@@ -313,10 +312,11 @@ def register_shapes(
     *,
     overrides: Sequence[str] = (),
     transform: str | None = None,
-    landmarks: str | None = None,
+    landmarks: str | os.PathLike[str] | Sequence[Any] | None = None,
     device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
+    verbose: bool | None = None,
     **keys: Any,
 ) -> ShapeRegistration:
     """Register the shape ``moving`` to the shape ``fixed``.
@@ -325,10 +325,12 @@ def register_shapes(
         fixed, moving: paths of .vtk or .ply files, or ``Measure`` objects in world millimeters.
         overrides, keys: settings of ``conf/shapes.yaml``, given as for ``rdmm.register``.
         transform: translation, rigid, similarity or affine (a matrix alone), or lddmm (also a deformation, the default).
-        landmarks: CSV as for images. They measure the error; with landmark_weight > 0 they also guide the registration.
+        landmarks: CSV, or two arrays, as for images. They measure the error; with landmark_weight > 0 they also guide the registration.
+        verbose: as for ``rdmm.register``.
 
     Raises:
         RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
     settings = _compose_arguments("shapes", overrides, keys, device=device, threads=threads, seed=seed, transform=transform)
-    return run(read_shapes(fixed, moving, landmarks), settings, device=device, seed=seed)
+    with shown_progress(verbose):
+        return run(read_shapes(fixed, moving, landmarks), settings, device=device, seed=seed)

@@ -144,7 +144,7 @@ class Registration(FinishedRegistration):
     def _moved_labels(self, labels: spatial.Image) -> Tensor:
         return labels.moved_by(composed(self.result.transform, self.pair.initial), self.grid, mode="nearest").data
 
-    @property
+    @cached_property
     def inverse_warped(self) -> Image:
         """The fixed image on the moving grid, with the axes of the moving file or array; 0 outside its field of view."""
         moving, fixed = self.pair.moving, self.pair.fixed

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
+from rdmm.types import ConfigError
+
 Listener = Callable[[int, int, int, float], None]
 """Called with level, iteration, iterations of this level, energy."""
 
@@ -66,7 +68,12 @@ def shown_progress(verbose: bool | None) -> contextlib.AbstractContextManager[No
     Args:
         verbose: None: a bar in notebooks and interactive sessions, nothing in scripts; True: always, as lines where a bar cannot be drawn;
             False: nothing.
+
+    Raises:
+        ConfigError: it is none of these.
     """
+    if verbose is not None and not isinstance(verbose, bool):
+        raise ConfigError(f"verbose must be True, False or None; got {verbose!r}")
     shell = _shell()
     wanted = (bool(shell) or hasattr(sys, "ps1")) if verbose is None else verbose
     if not wanted:

@@ -24,7 +24,7 @@ from rdmm import kernels
 from rdmm.registration.record import table_row
 from rdmm.runtime.interrupt import interruptible, stop
 from rdmm.runtime.memory import memory_errors
-from rdmm.types import RdmmError
+from rdmm.types import RdmmError, options_are_typed
 from rdmm.workflows.job import Job
 
 Outcome = dict[str, Any]
@@ -44,9 +44,9 @@ POLL_SECONDS = 0.2
 
 
 def run_job(job: Job) -> Outcome:
-    """Run one job and return its outcome. Errors are returned, not raised."""
+    """Run one job and return its outcome. Errors are returned, not raised. A worker's process names options as the command line does."""
     try:
-        with memory_errors():
+        with options_are_typed(), memory_errors():
             settings = job.settings()
             inputs = job.read()
             with job.reserve_outputs(settings, overwrite=True), interruptible("writing the best result so far"):
