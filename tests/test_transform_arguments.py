@@ -14,6 +14,7 @@ from conftest import bump
 
 from rdmm import Grid, io, mapping
 from rdmm.cli.program import main
+from rdmm.io.maps import read_inverse_maps, read_maps
 from rdmm.io.transforms import expand
 from rdmm.spatial.inverse import inverse
 from rdmm.spatial.transform import Affine, Dense, Placed, compose_all
@@ -164,3 +165,26 @@ def affine_4(grid: Grid) -> np.ndarray:
     affine = np.eye(4)
     affine[np.ix_([*range(grid.ndim), 3], [*range(grid.ndim), 3])] = np.asarray(grid.affine)
     return affine
+
+
+@pytest.mark.fault(58)
+def test_a_few_folded_cells_are_said_and_inverted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grid = Grid((120, 110), np.diag([1.0, 1.0, 1.0]))
+    u = torch.zeros(1, 2, *grid.shape)
+    u[0, 0, 50, 50] = 1.3 * grid.spacing[0]
+    io.write_warp(tmp_path / "w.nii.gz", u, grid)
+    there, back = io.read_transform(f"{tmp_path}/w.nii.gz"), io.read_transform(f"[{tmp_path}/w.nii.gz,1]")
+    assert "cells fold" in caplog.text
+    x = grid.to_world(grid.identity(torch.zeros(1, dtype=torch.float64)))
+    assert float((there(back(x)) - x).norm(dim=1).max()) < 1e-2
+
+
+def test_the_option_invert_and_brackets_agree(run: Path, grid: Grid, tmp_path: Path) -> None:
+    """A whole run by its InverseWarp, its files one by one by inversion; a Registration by its own inverse."""
+    x = inner_points(grid)
+    files = [f"{run}/1Warp.nii.gz", f"{run}/0GenericAffine.mat"]
+    assert torch.equal(read_inverse_maps(str(run))(x), io.read_transform(f"[{run},1]")(x))
+    assert not torch.allclose(read_inverse_maps(files)(x), read_inverse_maps(run)(x), atol=1e-3)
+    assert torch.allclose(read_inverse_maps(files)(io.read_transforms(files)(x)), x, atol=1e-3)
+    assert torch.allclose(mapping.invert([*files, turn(grid)])(read_maps([*files, turn(grid)])(x)), x, atol=1e-3)
+    assert torch.equal(mapping.invert(run)(x), io.read_transform(f"[{run},1]")(x))

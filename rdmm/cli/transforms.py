@@ -30,7 +30,7 @@ DIRECTION = "A transform maps points of the fixed image to the moving image, as 
 @click.option("--interpolation", metavar="NAME", help="linear (default), nearest, bspline, sinc or generic-label (smooth labels).")
 @click.option("--dtype", metavar="TYPE", help="Type of the voxels, such as int16 or float32; by default that of IMAGE.")
 @click.option("--reorient", is_flag=True, help="Turn the vectors or tensors in IMAGE with the anatomy (finite strain; docs/formats.md).")
-@click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together.")
+@click.option("--invert", is_flag=True, help="Apply the inverse of all transforms together; of a run by its InverseWarp.")
 @click.option("--default-value", type=VALUE, default=0, show_default=True, help="Value outside the field of view of IMAGE.")
 @click.option("--volume", type=VOLUME, help="Volume of a 4D IMAGE, from 0; by default all, one after the other.")
 @common_options

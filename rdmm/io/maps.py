@@ -14,6 +14,7 @@ import numpy as np
 from rdmm.io.transforms import read_transforms
 from rdmm.io.vectors import affine_map
 from rdmm.spatial.grid import Grid, require_one_dimension
+from rdmm.spatial.inverse import inverse
 from rdmm.spatial.transform import Transform, compose_all
 from rdmm.types import InputError, Tensor
 
@@ -35,6 +36,26 @@ def read_maps(given: Maps, name: str = "transforms") -> Transform:
     transforms = [_read_map(one, name) for one in each]
     require_one_dimension({describe_maps(one): t.ndim for one, t in zip(each, transforms, strict=True)})
     return compose_all(transforms)
+
+
+def read_inverse_maps(given: Maps, name: str = "transforms") -> Transform:
+    """The inverse, moving -> fixed, of the map that ``given`` stands for: of each part as ``[PART,1]`` and ``Registration.inverse`` say.
+
+    Raises:
+        InputError: as for ``read_maps``.
+        DivergenceError: a warp folds, so that it has no inverse.
+    """
+    each = list_maps(given)
+    transforms = [_read_inverse(one, name) for one in each]
+    require_one_dimension({describe_maps(one): t.ndim for one, t in zip(each, transforms, strict=True)})
+    return compose_all(reversed(transforms))
+
+
+def _read_inverse(given: Any, name: str) -> Transform:
+    if isinstance(given, str | os.PathLike):
+        return read_transforms([f"[{os.fspath(given)},1]"])
+    known = getattr(given, "inverse", None)  # of a Registration
+    return known if isinstance(known, Transform) else inverse(_read_map(given, name), describe_maps(given))
 
 
 def describe_maps(given: Maps) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -220,6 +220,11 @@ def expand(name: str) -> list[str]:
     if flag not in ("0", "1"):
         raise InputError(f"{name}: write [FILE,1] for the inverse of a transform, or [RUN,1] for that of a whole run")
     return expand(_inside(name)) if flag == "0" else _files_of_run(_inside(name), inverted=True) or [name]
+
+
+def is_run(name: Any) -> bool:
+    """Whether a -t argument is a whole run, or anything else that stands for other arguments."""
+    return isinstance(name, str | os.PathLike) and expand(os.fspath(name)) != [os.fspath(name)]
 
 
 def _files_of_run(name: str, *, inverted: bool) -> list[str]:

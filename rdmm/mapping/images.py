@@ -11,9 +11,9 @@ from rdmm import io
 from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
 from rdmm.io.formats.choice import check_image_output
 from rdmm.io.formats.stack import Stack, cast, choose_type, write_stack
-from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_maps
+from rdmm.io.maps import Maps, describe_maps, grids_of_maps, read_inverse_maps, read_maps
 from rdmm.mapping.reorientation import turned
-from rdmm.mapping.transforms import invert_in_world, sparse_points, warn_outside
+from rdmm.mapping.transforms import sparse_points, warn_outside
 from rdmm.spatial import image as spatial
 from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.interpolation import FOR_LABELS, INTERPOLATIONS, Interpolation, interpolate
@@ -55,7 +55,7 @@ def apply(
         reorient: also turn the vectors (d numbers a voxel) or symmetric tensors (6) that the image holds, by the rotation in the local
             Jacobian of the map (finite strain). Those of ITK (five axes, or .nrrd, .mha) are along L, P, S; those of FSL (four axes) along
             the voxel axes, tensors as xx, xy, xz, yy, yz, zz.
-        invert: apply the inverse of all transforms together.
+        invert: apply the inverse of all transforms together; of a whole run by its InverseWarp.
         default_value: value outside the image's field of view.
         volume: number of the only volume to move, from 0; None: all.
         overwrite: replace an existing file.
@@ -77,10 +77,8 @@ def apply(
         _require_label(default_value)
     kept, widen = choose_type(dtype, stack, labels=labels)
     grid = read_given_grid(_required(reference, fixed_grid), "reference")
-    transform = read_maps(transforms)
+    transform = read_inverse_maps(transforms) if invert else read_maps(transforms)
     require_one_dimension({name_of(image, "image"): stack.grid.ndim, name_of(reference, "reference"): grid.ndim, name: transform.ndim})
-    if invert:
-        transform = invert_in_world(transform, name)
     warn_outside(transform, sparse_points(grid), "reference")
     volumes = stack.images(labels=labels or (mode == "nearest" and isinstance(default_value, int) and is_whole(stack.array)))
     total = framed(transform, grid)

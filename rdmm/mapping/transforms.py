@@ -11,8 +11,8 @@ import torch
 
 from rdmm.io.exchange import Given, name_of, read_given_grid
 from rdmm.io.files import check_output
-from rdmm.io.maps import Maps, describe_maps, read_maps
-from rdmm.io.transforms import choose_writer, read_transform_as, write_transform
+from rdmm.io.maps import Maps, describe_maps, read_inverse_maps, read_maps
+from rdmm.io.transforms import choose_writer, is_run, read_transform_as, write_transform
 from rdmm.io.vectors import Space, affine_matrix, choose_grid
 from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.inverse import inverse
@@ -168,7 +168,7 @@ def invert_and_measure(
     path, space = _place(out, to, overwrite), read_space(fixed, moving)
     read = _read_in(transform, from_, space, fixed, moving)
     grid = space.fixed if is_affine(read) else choose_grid(read, space)
-    back = invert_in_world(read, describe_maps(transform))
+    back = read_inverse_maps(transform) if from_ is None and is_run(transform) else invert_in_world(read, describe_maps(transform))
     residual = 0.0 if grid is None else _residual(read, back, grid)
     return _written(path, back, to, Space(space.moving or grid, space.fixed)), residual
 
