@@ -128,6 +128,22 @@ def test_stl_as_text(tmp_path, run):
             run("s.stl", "q.vtk")
 
 
+def test_an_unstructured_grid_of_points_lines_and_surfaces(tmp_path, run):
+    head = "# vtk DataFile Version {}\nx\nASCII\nDATASET UNSTRUCTURED_GRID\nPOINTS 5 float\n" + " ".join(f"{x}" for x in POINTS.ravel())
+    tail = "\nCELL_TYPES 4\n5 3 1 9\nCELL_DATA 4\nSCALARS c int 1\nLOOKUP_TABLE default\n10 20 30 40\n"
+    old = head.format("3.0") + "\nCELLS 4 14\n3 0 1 2\n2 3 4\n1 0\n4 0 1 2 3\n" + tail
+    new = head.format("5.1") + "\nCELLS 5 10\nOFFSETS vtktypeint64\n0 3 5 6 10\nCONNECTIVITY vtktypeint64\n0 1 2 3 4 0 0 1 2 3\n" + tail
+    for text in (old, new):
+        (tmp_path / "s.vtk").write_text(text)
+        data = run("s.vtk", "q.vtk")
+        assert [c.kind for c in data.cells] == ["VERTICES", "LINES", "POLYGONS"] and data.cell_data["c"].tolist() == [30, 20, 10, 40]
+        assert [r.tolist() for r in data.part("POLYGONS")[0]] == [[0, 1, 2], [0, 1, 2, 3]] and np.allclose(data.points, MOVED, atol=1e-5)
+    for wrong in (old.replace("5 3 1 9", "5 3 1 10"), old.replace("CELL_TYPES 4\n5 3 1 9", "CELL_TYPES 3\n5 3 1")):
+        (tmp_path / "s.vtk").write_text(wrong)
+        with pytest.raises(InputError, match=r"volumes|CELL_TYPES"):
+            run("s.vtk", "q.vtk")
+
+
 def vtp_file(form, *, compressed=False, header="UInt32", order="<", edit=lambda text: text):
     """A .vtp file as VTK writes it: text, base64 (inline or appended) or appended bytes, with texts and normals beside the data."""
     appended = b""

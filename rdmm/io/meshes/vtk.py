@@ -1,4 +1,4 @@
-"""Legacy VTK polydata, versions 1.0 to 5.1, ASCII or binary."""
+"""Legacy VTK polydata, versions 1.0 to 5.1, ASCII or binary; of unstructured grids, the points, lines and surfaces."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ SECTIONS = {"POINTS", *get_args(Kind), "POINT_DATA", "CELL_DATA", "FIELD", "SCAL
 SECTIONS |= {"TEXTURE_COORDINATES", *PARTS}
 
 
+KINDS: dict[int, Kind] = {1: "VERTICES", 2: "VERTICES", 3: "LINES", 4: "LINES", 5: "POLYGONS", 6: "TRIANGLE_STRIPS", 7: "POLYGONS"}
+KINDS |= {9: "POLYGONS"}
+"""The cells of unstructured grids that are no volumes, by VTK's number."""
+
 SAFE = "!#$&'()*+,-./:;<=>?@[]^_`{|}~\\"
 """What names may hold beside letters and digits; VTK writes all else as %20."""
 
@@ -52,17 +56,18 @@ def parse_vtk(data: bytes) -> PolyData:
         raise InputError(f"the third line must be ASCII or BINARY, not {form[:20]!r}")
     reader = _Reader(body, form == "BINARY", number[0] >= 5)
     dataset = reader.header() or ""
-    if dataset.upper().split() != ["DATASET", "POLYDATA"]:
-        raise InputError(f"only DATASET POLYDATA is read, not {dataset[:40]!r}")
+    if dataset.upper().split() not in (["DATASET", "POLYDATA"], ["DATASET", "UNSTRUCTURED_GRID"]):
+        raise InputError(f"DATASET POLYDATA or UNSTRUCTURED_GRID is read, not {dataset[:40]!r}")
     reader.spaces += re.findall(r"SPACE=(\w+)", title)
     while (text := reader.header()) is not None:
         reader.section(text.split())
+    cells, order = _by_kind(reader.mixed, reader.types) if reader.mixed is not None else (reader.cells, slice(None))
     return make_polydata(
         reader.points,
-        reader.cells,
+        cells,
         spaces=reader.spaces,
         point_data=reader.data["POINT_DATA"],
-        cell_data=reader.data["CELL_DATA"],
+        cell_data={name: x[order] for name, x in reader.data["CELL_DATA"].items()},
         left_out=reader.left_out,
     )
 
@@ -74,6 +79,8 @@ class _Reader:
         self.body, self.binary, self.has_offsets = body, binary, has_offsets
         self.points = np.empty((0, 3))
         self.cells: list[Cells] = []
+        self.mixed: Cells | None = None  # the cells of an unstructured grid, and their types
+        self.types = np.empty(0, np.int64)
         self.data: dict[str, dict[str, np.ndarray]] = {"POINT_DATA": {}, "CELL_DATA": {}}
         self.left_out: list[str] = []
         self.spaces: list[str] = []
@@ -139,6 +146,10 @@ class _Reader:
                 self.points = self.numbers(_whole(words, 1), 3, _word(words, 2)).reshape(-1, 3).astype(np.float64)
             case "VERTICES" | "LINES" | "POLYGONS" | "TRIANGLE_STRIPS":
                 self.cells.append((self._cells if self.has_offsets else self._sized_cells)(name, words))
+            case "CELLS":
+                self.mixed = (self._cells if self.has_offsets else self._sized_cells)("POLYGONS", words)
+            case "CELL_TYPES":
+                self.types = to_indices(self.numbers(_whole(words, 1), 1, "int"))
             case "POINT_DATA" | "CELL_DATA":
                 self.scope, self.count = name, _whole(words, 1)
                 if name == "POINT_DATA" and self.count != len(self.points):
@@ -223,6 +234,21 @@ class _Reader:
             if name in columns:
                 raise InputError(f"the data {name!r} occur twice in {self.scope}")
             columns[name] = typed(values, np.dtype(TYPES[kind.lower()])).reshape((-1, parts) if parts != 1 else -1)
+
+
+def _by_kind(mixed: Cells, types: np.ndarray) -> tuple[list[Cells], np.ndarray]:
+    """The cells of an unstructured grid as lists, one of each kind, and the number of each cell of the lists in the grid."""
+    if len(types) != mixed.count:
+        raise InputError(f"{len(types)} CELL_TYPES of {mixed.count} CELLS")
+    if others := sorted(set(types.tolist()) - set(KINDS)):
+        raise InputError(f"cells of VTK's type {others[0]} are volumes or curved; extract the surface first (vtkGeometryFilter)")
+    kinds, rows, lists, order = [KINDS[t] for t in types.tolist()], mixed.rows(), [], []
+    for kind in get_args(Kind):
+        picked = [k for k, one in enumerate(kinds) if one == kind]
+        if picked:
+            lists.append(Cells(kind, np.cumsum([0, *(len(rows[k]) for k in picked)]), np.concatenate([rows[k] for k in picked])))
+        order += picked
+    return lists, np.array(order, np.int64)
 
 
 def _word(words: Sequence[str], k: int) -> str:
