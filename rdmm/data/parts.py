@@ -27,8 +27,7 @@ from rdmm.types import ConfigError, InputError, option, require_finite_fields
 log = logging.getLogger(__name__)
 
 LABEL_WEIGHT = 2.0
-"""Weight of 1 - Dice of the labels' codes against the similarity of the images: four times as much raised Dice of 60 labels in slices of
-brains from .685 to .697, and SDlogJ from .43 to .48 (benchmarks/README.md)."""
+"""Weight of 1 - Dice of the labels' codes against the similarity of the images. Measured (docs/images.md)."""
 
 MAX_OFFSET = 0.01
 """Grids whose voxels are this close, in voxels, are the same: tools round affines. Not measured."""
