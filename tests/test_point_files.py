@@ -354,5 +354,5 @@ def test_points_of_ants_in_the_plane(tmp_path, run):
     assert list(run("p.csv", "q.csv", lps=True).rows[0].values()) == ["-3", "-11", "0", "0", "a"]
     for text in ("x,y,z,t\n1,2,3,0\n", "x,y,z\n1,2,0\n"):
         (tmp_path / "p.csv").write_text(text)
-        with pytest.raises(InputError, match="points are 3D .* remove the column"):
+        with pytest.raises(InputError, match=r"points are 3D .* remove the column"):
             run("p.csv", "q.csv", lps=True)

@@ -23,9 +23,6 @@ FOR_LABELS: tuple[Interpolation, ...] = ("nearest", "generic-label")
 RADIUS = 5
 """Voxels on each side that the window of ``sinc`` reaches, as in SimpleITK's HammingWindowedSinc."""
 
-SINC_POINTS_AT_ONCE = 2**14
-"""Points whose lines of voxels are weighted at once: they stay in the processor's cache. Not measured."""
-
 POINTS_AT_ONCE = 2**18
 """Points that are interpolated at once: the weights of the corners of all points would not fit into memory. Not measured."""
 
@@ -36,6 +33,7 @@ def interpolate(values: Tensor, points: Tensor, grid: Grid, mode: Interpolation)
     Outside the grid they are those at its nearest edge; ``bspline`` mirrors the image there, and ``sinc`` repeats its edge, as in ITK.
     Both go beyond the values of the image near steps (ringing).
     """
+    ops.require_finite(points, "a map")
     if mode == "linear":
         return ops.sample(values, points.to(values), grid)
     if mode == "nearest":
@@ -64,22 +62,10 @@ def _bspline(channel: Tensor, pieces: tuple[Tensor, ...]) -> Tensor:
 
 
 def _sinc(channel: Tensor, pieces: tuple[Tensor, ...]) -> Tensor:
-    """sinc(x) (0.54 + 0.46 cos(pi x / RADIUS)) along each axis; voxels outside are those at the edge."""
-    flat, shape = channel.double().flatten(), channel.shape
-    taps = torch.arange(1 - RADIUS, RADIUS + 1, dtype=torch.float64).view(-1, 1)
-    out = []
-    for piece in pieces:
-        for p in piece.split(SINC_POINTS_AT_ONCE, 1):
-            low = p.floor()
-            x = (p - low)[:, None] - taps  # (d, 2 RADIUS, n)
-            weight = torch.sinc(x) * (0.54 + 0.46 * torch.cos(math.pi * x / RADIUS))
-            at = torch.stack([(low[k] + taps).clamp(0, n - 1).long() for k, n in enumerate(shape)])
-            total = torch.zeros_like(p[0])
-            for offsets in itertools.product(range(2 * RADIUS), repeat=len(shape) - 1):
-                lines = flat[_flat_index(at, offsets, shape) * shape[-1] + at[-1]]  # (2 RADIUS, n): the voxels along the last axis
-                total += _product(weight, offsets) * (weight[-1] * lines).sum(0)
-            out.append(total)
-    return torch.cat(out).to(channel)
+    """A sinc with a Hamming window of RADIUS voxels along each axis; voxels outside are those at the edge."""
+    from rdmm.kernels.windowed_sinc import windowed_sinc
+
+    return torch.cat([windowed_sinc(channel, piece, RADIUS) for piece in pieces]).to(channel)
 
 
 def _product(weight: Tensor, offsets: tuple[int, ...]) -> Tensor:
