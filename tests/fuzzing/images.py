@@ -144,7 +144,7 @@ def draw_image(rng: Rng) -> Case:
             assert is_invertible(np.asarray(io.read_grid(path).affine))
         if way == 2:
             for image in io.read_stack(path).images(labels=False):
-                require_laws(image, folder)
+                require_laws(image.to_float32(), folder)  # in which files of images are written
         require_laws(io.read_image(path, nan=nan, volume=volume, strict=strict), folder)
 
     return Case(run, {name: data}, f"{dtype} {shape} {nan} {volume}")

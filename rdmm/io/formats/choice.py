@@ -14,6 +14,7 @@ from rdmm.io.files import check_output, require_ending
 from rdmm.io.formats import itk_files, mgh
 from rdmm.io.formats.header import Header, Raw, Storage
 from rdmm.io.formats.simpleitk import load_simpleitk
+from rdmm.io.in_memory import require_image_source
 from rdmm.io.nifti import Source
 from rdmm.spatial.grid import Grid
 
@@ -28,6 +29,7 @@ def is_image_name(name: str | os.PathLike[str]) -> bool:
 
 def _kind(path: str | os.PathLike[str]) -> Literal["series", "itk", "mgh", "nifti"]:
     """Which reader a path needs: that of NIfTI for all names that no other has."""
+    require_image_source(path, "the image")
     if os.path.isdir(path):
         return "series"
     name = os.fspath(path).lower()
