@@ -50,7 +50,6 @@ def said(folder, text):
         ("register f m -o OUT out=x", "did you mean --out?"),
         ("register f m -o OUT --device gpu", "cpu or cuda"),
         ("register f m -o OUT affine=none --init header", "affine.init (--init) has no effect with affine=none"),
-        ("register f m -o OUT initializer=unet --dry-run", "without --weights, the one that comes with rdmm is used"),
     ],
 )
 @pytest.mark.fault(67)

@@ -19,7 +19,7 @@ from rdmm.config.explain import (
     override_key,
 )
 from rdmm.config.location import config_folders, further_folders, model_path, share
-from rdmm.config.node import with_origins
+from rdmm.config.node import Node, with_origins
 from rdmm.config.renamed import current
 from rdmm.config.trust import require_trusted
 from rdmm.io.models import read_model
@@ -71,9 +71,24 @@ def changed_settings(config: Mapping[str, Any], name: str = "register") -> dict[
 
     Copies are left out: ``dynamics.smoother.sigmas``, which follows ``smoother.sigmas``.
     """
-    default = dict(_leaves(compose((), name)))
+    composed = compose((), name)
+    default, references = dict(_leaves(composed)), dict(_references(composed))
     found = {key: value for key, value in _leaves(config) if default.get(key, ...) != value}
-    return {key.removesuffix("._target_"): value for key, value in found.items() if found.get(key.partition(".")[2], ...) != value}
+    copies = {key: [origin + key[len(r) :] for r, origin in references.items() if f"{key}.".startswith(f"{r}.")] for key in found}
+    return {
+        key.removesuffix("._target_"): value
+        for key, value in found.items()
+        if all(found.get(origin, ...) != value for origin in copies[key])
+    }
+
+
+def _references(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted keys of a composed configuration that are references, each with the key that it refers to."""
+    if isinstance(node, Node):
+        for key, origin in node.origins.items():
+            yield f"{prefix}{key}", origin
+        for key, value in node.items():
+            yield from _references(value, f"{prefix}{key}.")
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,9 @@ from rdmm.stages.deform import deforms
 from rdmm.types import ConfigError, DivergenceError, InputError, RdmmError, option
 
 log = logging.getLogger(__name__)
+
+NUMBERED = re.compile(r"_\d+\.")
+"""What files of the second and further images have in their names."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,11 @@ class Job:
             **self.given_inputs,
             **{k: v for k, v in options.items() if v is not None},
         }
-        facts |= {"out": self.out, "may_write": ", ".join(self.output_names(settings)), "memory_gib": round(self.memory() / 2**30, 2)}
+        facts |= {
+            "out": self.out,
+            "may_write": ", ".join(n for n in self.output_names(settings) if not NUMBERED.search(n)),
+            "memory_gib": round(self.memory() / 2**30, 2),
+        }
         if whole:
             return {**facts, "config": settings.config}
         changed = changed_settings(settings.config, "shapes" if self.for_shapes else "register")
