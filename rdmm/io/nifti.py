@@ -52,7 +52,7 @@ _MAGIC = {
     b"GIF8": "a GIF picture",
     b"\xff\xd8\xff": "a JPEG picture",
     b"PK\x03\x04": "a zip archive",
-    b"NRRD": "an NRRD file",
+    b"NRRD": "an NRRD file (name it .nrrd)",
     b"%PDF": "a PDF document",
     b"\x89HDF": "an HDF5 file",
     b"BZh": "a bzip2 archive",
@@ -85,7 +85,7 @@ def _parse_header(path: Path, data: bytes) -> nib.Nifti1Header:
     size = int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big")
     two = 540 in size
     if not (348 in size or two) or len(data) < (540 if two else 348):
-        raise InputError(f"{path}: not a NIfTI file but {_describe_content(data)}; convert it to .nii.gz, or name it by its format")
+        raise InputError(f"{path}: not a NIfTI file but {_describe_content(data)}; convert it to .nii.gz")
     magic = data[4:8] if two else data[344:348]
     if magic[:3] not in (b"n+1", b"n+2"):
         what = "an Analyze or NIfTI pair (.hdr/.img); convert it to .nii.gz" if magic[:3] in (b"ni1", b"\0\0\0") else f"magic {magic!r}"
