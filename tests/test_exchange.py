@@ -113,6 +113,22 @@ def test_ants_gets_numbers_that_it_holds() -> None:
             Image.from_array(numbers + 1, spacing=(1, 1)).ants()
 
 
+@pytest.mark.fault(103)
+def test_arrays_of_every_layout_are_read() -> None:
+    array = np.arange(30.0).reshape(5, 6)
+    for given in (
+        array.astype(">f4"),
+        array[::-1][::-1],
+        np.asfortranarray(array),
+        array.astype(np.longdouble),
+        torch.tensor(array).half(),
+    ):
+        assert np.array_equal(Image.from_array(given, spacing=(1, 1)).numpy(), array)
+    for wrong in (np.ma.masked_greater(array, 20), array + 0j, np.array([["x"]]), array[0]):
+        with pytest.raises(InputError, match="^array is"):
+            Image.from_array(wrong, spacing=(1, 1))
+
+
 def test_from_array_needs_a_place() -> None:
     with pytest.raises(ConfigError, match="affine of array"):
         Image.from_array(np.zeros((5, 5)))

@@ -71,14 +71,18 @@ def tensor_array(values: np.ndarray | Tensor, name: str) -> np.ndarray:
     """An array of numpy or torch as plain real numbers of numpy, in their precision; ``name`` is for messages.
 
     Raises:
-        InputError: they are not real numbers in one block of memory, or not two or more axes of them.
+        InputError: they are not real numbers in one block of memory, or not two or more axes of them; or some are masked.
     """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InputError(f"{name} is a masked array; give its values ({name}.filled(0)) and, as a mask of its own, ~{name}.mask")
     array = _real_array(values, name) if isinstance(values, Tensor) else np.asarray(values)
     if array.dtype.kind not in "biuf" or array.ndim < 2:
         raise InputError(
             f"{name} is an array of shape {array.shape} and type {array.dtype}; real numbers along two or three axes are expected"
         )
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        return array.astype(np.float32 if array.dtype.itemsize == 2 else np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def point_array(values: Any, ndim: int | None, name: str) -> np.ndarray:
