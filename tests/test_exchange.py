@@ -125,7 +125,7 @@ def test_arrays_of_every_layout_are_read() -> None:
     ):
         assert np.array_equal(Image.from_array(given, spacing=(1, 1)).numpy(), array)
     for wrong in (np.ma.masked_greater(array, 20), array + 0j, np.array([["x"]]), array[0]):
-        with pytest.raises(InputError, match="^array is"):
+        with pytest.raises(InputError, match=r"^array is"):
             Image.from_array(wrong, spacing=(1, 1))
 
 
