@@ -65,8 +65,9 @@ FAULTS = {
             "tables: a column twice, surplus fields, huge fields, formulas",
             "InputError with the row; cells like =1+1 are written as text",
         ),
-        104: ("VTK and PLY of other versions, negative or huge counts", "the same shape, or InputError at once"),
+        104: ("meshes and streamlines of other versions, damaged, with negative or huge counts", "the same shape, or InputError at once"),
         108: ("points of other tools: LPS, Slicer, identifiers", "the declared frame, or a warning; other columns are kept"),
+        120: ("a mesh or list in a format that cannot hold all of it", "a warning names what is left out; an error where nothing is left"),
         88: ("label numbers of any integer width", "kept exactly up to 64 bits; InputError names what cannot be held"),
         96: ("values outside a mask", "no influence: the map is the same to the bit"),
     },
@@ -164,6 +165,7 @@ FAULTS = {
         115: ("an image, an empty folder or an unknown form of brackets as a transform", "InputError that says what to give"),
         118: ("a further image (`--also`) without its partner, with a weight that is none, or elsewhere", "an error that names it"),
         114: ("settings that contradict `--transform`, or that it leaves without effect", "ConfigError that names both"),
+        121: ("a setting typed as an option, spaces around =, -o with the name of a file", "one line that says what to type"),
         112: (
             "hostile values in any field, drawn by the thousand",
             "a finite, exact result that can be written and read; or one error",

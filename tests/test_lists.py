@@ -10,6 +10,7 @@ from eval.study import Study, table_rows
 from eval.tables import write_tables
 from rdmm.data import PairTable
 from rdmm.data.pair_list import read_pairs
+from rdmm.io.points import read_points
 from rdmm.io.tables import read_landmarks, read_rows
 from rdmm.types import ConfigError, InputError
 from rdmm.workflows.batch import Batch
@@ -58,6 +59,13 @@ def test_columns_of_ones_own_are_in_the_table_of_results(tmp_path):
     table = read_rows(tmp_path / "out/table.csv")
     assert [row["age"] for row in table.rows] == ["61", ""] and [row["message_of_list"] for row in table.rows] == ["'=1+1", ""]
     assert all("no such file" in row["message"] for row in table.rows)
+
+
+@pytest.mark.fault(42)
+def test_decimal_commas_are_said(tmp_path):
+    path = write(tmp_path / "p.csv", "x;y;z\n1,5;2;3\n")
+    with pytest.raises(InputError, match="row 2: x is '1,5', not a number; write it with a point"):
+        read_points(path, 3)
 
 
 @pytest.mark.fault(42)

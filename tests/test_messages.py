@@ -52,7 +52,7 @@ def said(folder, text):
         ("register f m -o OUT affine=none --init header", "affine.init (--init) has no effect with affine=none"),
     ],
 )
-@pytest.mark.fault(67)
+@pytest.mark.fault(67, 121)
 def test_a_usage_error_is_one_line_that_says_what_to_do(folder, text, message):
     code, err, out = said(folder, text)
     assert code in (2, 3) and message in err and err.startswith("rdmm: ") and err.count("\n") == 1 and not out, err

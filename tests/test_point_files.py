@@ -66,6 +66,7 @@ def test_surfaces_move_as_their_vertices_in_a_csv(tmp_path, run, ending, caplog)
         assert found.dtype == values.dtype and np.array_equal(found, values)
 
 
+@pytest.mark.fault(120)
 @pytest.mark.parametrize("ending", ["vtk", "vtp", "ply"])
 def test_data_and_colors_are_kept_and_their_loss_is_said(tmp_path, run, ending, caplog):
     surface(tmp_path, f"s.{ending}")
@@ -253,6 +254,7 @@ def streamlines(tmp_path, ending):
     nib.streamlines.save(tracts, str(tmp_path / f"s.{ending}"), header=header if ending == "trk" else None)
 
 
+@pytest.mark.fault(120)
 @pytest.mark.parametrize("ending", ["trk", "tck"])
 def test_streamlines_keep_header_and_data(tmp_path, run, ending, caplog):
     streamlines(tmp_path, ending)

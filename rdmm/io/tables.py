@@ -139,7 +139,8 @@ def parse_numbers(path: str | os.PathLike[str], table: Table, columns: Sequence[
             try:
                 out[i, j] = float(text if text.isascii() and "_" not in text else "")
             except ValueError:
-                raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]!r}, not a number") from None
+                cure = "; write it with a point" if re.fullmatch(r"[-+]?\d+,\d+", text, re.ASCII) else ""
+                raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]!r}, not a number{cure}") from None
             if not abs(out[i, j]) <= LENGTHS[1]:
                 what = f"more than {LENGTHS[1]:g} mm" if np.isfinite(out[i, j]) else "not finite"
                 raise InputError(f"{path}: row {table.lines[i]}: {column} is {text[:40]}, {what}")
