@@ -1,6 +1,7 @@
 """Several images of a subject (``--also``), labels that guide, and label maps as images."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -130,12 +131,12 @@ def test_the_weight_matters_and_equal_images_change_nothing(study):
 def test_lists_have_columns_for_further_images(study, tmp_path):
     row = read_pairs(study / "pairs.csv")[0]
     assert row.also == [Also(str(study / "f2.nii.gz"), str(study / "m2.nii.gz"), 0.5)] and row.notes == {"age": "7"}
-    batch = Batch(str(study / "pairs.csv"), str(tmp_path / "out"), Job("", "", "", FAST))
-    job = batch.jobs()["p"]
+    job = Batch(str(study / "pairs.csv"), str(tmp_path / "out"), Job("", "", "", transform="rigid")).jobs()["p"]
     job.run(job.read(), job.settings())
     assert job.find_finished_run(job.settings()) is not None
-    other = Job(job.fixed, job.moving, job.out, job.overrides, {"also": [Also(row.also[0].fixed, row.also[0].moving, 0.4)]})
-    assert other.find_finished_run(other.settings()) is None
+    further = [Also(row.also[0].fixed, row.also[0].moving, 0.4)]
+    for other in (replace(job, inputs={"also": further}), *(replace(job, transform=kind) for kind in (None, "affine", "svf"))):
+        assert other.find_finished_run(other.settings()) is None  # finished with another weight, or another transform
 
 
 @pytest.mark.parametrize(
