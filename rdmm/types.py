@@ -34,6 +34,7 @@ __all__ = [
     "nearest",
     "option",
     "options_are_typed",
+    "repr_with_shapes",
     "require_finite_fields",
     "require_length",
     "require_whole",
@@ -137,6 +138,13 @@ def require_finite_fields(settings: Any) -> None:
         value = getattr(settings, field.name)
         if not all(math.isfinite(x) for x in _floats(value)):
             raise ConfigError(f"{type(settings).__name__}: {field.name} must be finite, not {value}")
+
+
+def repr_with_shapes(thing: Any) -> str:
+    """The ``__repr__`` of a dataclass whose tensors and arrays are shown by their shapes; None is left out."""
+    given = {f.name: value for f in dataclasses.fields(thing) if f.repr and (value := getattr(thing, f.name)) is not None}
+    shown = [f"{k} {tuple(v.shape)}" if hasattr(v, "shape") and hasattr(v, "dtype") else f"{k}={v!r}" for k, v in given.items()]
+    return f"{type(thing).__name__}({', '.join(shown)})"
 
 
 def _floats(value: Any) -> Iterator[float]:

@@ -141,6 +141,13 @@ def test_texts_are_short(done: rdmm.Registration) -> None:
     assert done.verdict.grade in page and "data:image/jpeg" in page and "folds_percent" in page and "<script" not in page
 
 
+def test_texts_of_points_are_short() -> None:
+    points = rdmm.Measure(torch.rand(1, 2, 500), cells=torch.zeros(499, 2, dtype=torch.long))
+    pair = rdmm.Pair(points, points)
+    assert "points (1, 2, 500), cells (499, 2)" in repr(points) and len(repr(pair)) < 200
+    assert repr(rdmm.InitialConditions(torch.rand(1, 2, 30, 30))) == "InitialConditions(momentum (1, 2, 30, 30))"
+
+
 def test_plot(done: rdmm.Registration) -> None:
     """A figure of pyplot. The user's backend stays."""
     import matplotlib

@@ -11,7 +11,7 @@ import numpy as np
 
 from rdmm import io
 from rdmm.spatial.grid import Grid
-from rdmm.types import InputError
+from rdmm.types import InputError, repr_with_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,8 @@ class Landmarks:
     fixed: np.ndarray
     moving: np.ndarray
     regions: Sequence[str]
+
+    __repr__ = repr_with_shapes
 
     def by_region(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Fixed and moving points of each named region."""

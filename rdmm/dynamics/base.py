@@ -14,7 +14,7 @@ from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.transform import Transform
-from rdmm.types import ConfigError, InputError, Tensor
+from rdmm.types import ConfigError, InputError, Tensor, repr_with_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,7 @@ class InitialConditions:
     weights: Tensor | None = None
     points: Tensor | None = None
 
-    def __repr__(self) -> str:
-        given = [f"{k} {tuple(x.shape)}" for k in ("momentum", "weights", "points") if (x := getattr(self, k)) is not None]
-        return f"InitialConditions({', '.join(given)})"
+    __repr__ = repr_with_shapes
 
     def grid(self, source: Image) -> Grid:
         """The shooting grid: that of ``source``, resampled to the momentum's shape."""
@@ -184,6 +182,8 @@ class Snapshot:
     displacement: Tensor
     weights: Tensor | None = None
     sigmas: Sequence[float] = ()
+
+    __repr__ = repr_with_shapes
 
     @property
     def energy(self) -> Tensor:

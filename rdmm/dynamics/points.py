@@ -23,7 +23,7 @@ from rdmm.regularizer.penalty import Penalty
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.ops import require_finite
-from rdmm.types import ConfigError, InputError, Tensor
+from rdmm.types import ConfigError, InputError, Tensor, repr_with_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +90,8 @@ class PointFlow:
     q: Tensor
     p: Tensor
 
+    __repr__ = repr_with_shapes
+
     @property
     def ndim(self) -> int:
         return int(self.q.shape[1])
@@ -108,6 +110,8 @@ class PointSnapshot:
     points: Tensor
     momentum: Tensor
     velocity: Tensor
+
+    __repr__ = repr_with_shapes
 
     @property
     def energy(self) -> Tensor:

@@ -16,7 +16,7 @@ from rdmm.io.markups import read_fcsv, read_markups, render_fcsv, render_markups
 from rdmm.io.meshes import MESH_ENDINGS, PolyData, is_mesh, read_polydata, write_polydata
 from rdmm.io.meshes.mesh import as_vertices
 from rdmm.io.tables import Table, are_numbers, parse_numbers, read_rows, require_rows, write_fields
-from rdmm.types import ConfigError, InputError, OutputError, option
+from rdmm.types import ConfigError, InputError, OutputError, option, repr_with_shapes
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class PointList:
     shape: PolyData | None = None
     markups: dict[str, Any] | None = None
     is_lps: np.ndarray = field(default_factory=lambda: np.zeros(1, bool))
+
+    __repr__ = repr_with_shapes
 
 
 def read_points(path: str | os.PathLike[str], ndim: int, *, lps: bool = False) -> PointList:

@@ -10,7 +10,7 @@ import torch
 
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.transform import Transform, composed
-from rdmm.types import InputError, Tensor
+from rdmm.types import InputError, Tensor, repr_with_shapes
 
 TANGENT_STEP = 1e-3
 """Half the length, over the measure's longest edge, of the segments by which the derivative of a map along a tangent is measured."""
@@ -35,6 +35,8 @@ class Measure:
     weights: Tensor | None = None
     normals: Tensor | None = None
     cells: Tensor | None = None
+
+    __repr__ = repr_with_shapes
 
     def __post_init__(self) -> None:
         for name, x in (("points", self.points), ("weights", self.weights), ("normals", self.normals)):

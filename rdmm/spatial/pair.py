@@ -11,7 +11,7 @@ import torch
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Identity, Transform
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, repr_with_shapes
 
 
 class Shape(Protocol):
@@ -50,6 +50,8 @@ class Correspondence:
 
     fixed: Tensor
     moving: Tensor
+
+    __repr__ = repr_with_shapes
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rdmm.types import InputError, counted
+from rdmm.types import InputError, counted, repr_with_shapes
 
 Kind = Literal["VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS"]
 
@@ -27,6 +27,8 @@ class Mesh:
     points: np.ndarray
     cells: np.ndarray | None = None
     weights: np.ndarray | None = None
+
+    __repr__ = repr_with_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +97,8 @@ class PolyData:
     frame: str = ""
     left_out: tuple[str, ...] = ()
     native: Any = None
+
+    __repr__ = repr_with_shapes
 
     @property
     def cell_count(self) -> int:
