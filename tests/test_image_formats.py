@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import oblique
 
 from rdmm import Grid, Image, io, mapping
 from rdmm.cli.program import main
+from rdmm.data.pair_list import image_stem
 from rdmm.io.formats.simpleitk import from_sitk, is_sitk, to_sitk
 from rdmm.types import ConfigError, InputError, OutputError, ResourceError
 
@@ -183,6 +185,7 @@ def write_series(folder: Path, array: np.ndarray, name: str, kept: range) -> Non
     """Slices of a DICOM series, 2 mm apart along an oblique normal."""
     import SimpleITK as sitk
 
+    before = locale.setlocale(locale.LC_ALL)  # GDCM's writer changes it
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in kept:
@@ -194,6 +197,7 @@ def write_series(folder: Path, array: np.ndarray, name: str, kept: range) -> Non
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{name}{k}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.mark.fault(124)
@@ -254,3 +258,8 @@ def test_displacement_fields_of_itk_in_other_formats(ending: str, grid: Grid, tm
     assert torch.allclose(a(x), b(x), atol=1e-4) and float((a(x) - x).abs().max()) > 0.5
     said = CliRunner().invoke(main, ["info", str(tmp_path / f"w{ending}")], catch_exceptions=False).output
     assert "warp, fixed -> moving" in said
+
+
+@pytest.mark.parametrize("name", ["a.b.nii.gz", "a.b.nii", "a.b.nrrd", "a.b.MHD", "a.b.mgz", "a.b"])
+def test_pairs_are_named_without_endings(name: str) -> None:
+    assert image_stem(Path("x", name)) == "a.b"

@@ -14,6 +14,7 @@ from typing import Any
 from rdmm.data.given import ALSO_COLUMNS, MAX_IMAGES, PAIR_FILES, Also, read_also
 from rdmm.data.paths import require_plain_name, resolve_below
 from rdmm.io.files import require_file
+from rdmm.io.formats.choice import ENDINGS
 from rdmm.io.tables import read_rows
 from rdmm.types import ConfigError, nearest
 
@@ -209,8 +210,9 @@ def require_split(text: str, where: str) -> str:
 
 
 def image_stem(path: Path) -> str:
-    """The file name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    """The file name without the ending of an image, such as .nii.gz."""
+    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len, default="")
+    return path.name[: len(path.name) - len(ending)]
 
 
 def require_unique(names: Sequence[tuple[str, str]], what: str) -> None:

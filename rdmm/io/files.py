@@ -135,11 +135,6 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def require_file_or_folder(path: str | os.PathLike[str]) -> Path:
-    """The path of a folder, such as a DICOM series, or of a file, which is checked as by ``require_file``."""
-    return Path(path) if os.path.isdir(path) else require_file(path)
-
-
 def gzip_bytes(data: bytes) -> bytes:
     """Compress with gzip. The time stamp is 0, so that equal data give equal files."""
     buffer = io.BytesIO()
@@ -218,7 +213,26 @@ def _umask() -> int:
     return mask
 
 
-NO_PREFIX = (".nii", ".gz", ".mgz", ".mha", ".nrrd", ".hdr", ".img", ".vtk", ".vtp", ".ply", ".mat", ".h5", ".txt", ".html", ".json")
+NO_PREFIX = (
+    ".nii",
+    ".gz",
+    ".mgz",
+    ".mgh",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".hdr",
+    ".img",
+    ".vtk",
+    ".vtp",
+    ".ply",
+    ".mat",
+    ".h5",
+    ".txt",
+    ".html",
+    ".json",
+)
 """Endings of a name that was meant to be that of one file."""
 
 

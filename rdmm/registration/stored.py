@@ -14,7 +14,7 @@ from rdmm.data.given import MAX_IMAGES, REPORT_INPUTS, Also
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.dynamics.base import InitialConditions
 from rdmm.io import Outputs
-from rdmm.io.files import require_file_or_folder
+from rdmm.io.files import require_file
 from rdmm.registration.entry import Settings, build_settings
 from rdmm.registration.images import Registration
 from rdmm.registration.record import null_to_nan
@@ -48,7 +48,7 @@ def read_run(outputs: Outputs, summary: Mapping[str, Any]) -> Registration:
     sums = {v["path"]: v["sha256"] for v in summary["inputs"].values()}
     sums |= {str(outputs.path(k)): v for k, v in summary["outputs"].items() if k != "report.html"}
     for name, wanted in sums.items():
-        if io.sha256(require_file_or_folder(name)) != wanted:
+        if io.sha256(name if os.path.isdir(name) else require_file(name)) != wanted:
             raise InputError(f"{name}: the file has changed since this run (its sha256 differs); register again")
     optional = {k: files[k] for k in REPORT_INPUTS if k in files}
     settings = _build_settings(config, record)

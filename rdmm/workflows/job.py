@@ -18,7 +18,8 @@ from rdmm.config.compose import changed_settings, quoted
 from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, Also, file_of, files_of, values_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
-from rdmm.io.files import require_file_or_folder
+from rdmm.io.formats.choice import require_source
+from rdmm.io.transforms import expand
 from rdmm.kernels.available import set_threads
 from rdmm.optim.initializers import Zero
 from rdmm.registration.base import FinishedRegistration, file_names
@@ -147,8 +148,9 @@ class Job:
     def require_files(self) -> None:
         """Check that the input files exist, without reading them. Raises InputError."""
         named = files_of({k: v for k, v in self.given_inputs.items() if k in (*PAIR_FILES, "also")})
-        for path in (self.fixed, self.moving, *named.values()):
-            require_file_or_folder(path)
+        for name, path in {"fixed": self.fixed, "moving": self.moving, **named}.items():
+            for part in expand(path) if name.startswith("initial") else [path]:
+                require_source(file_of(part))
 
     @contextlib.contextmanager
     def reserve_outputs(self, settings: Settings, *, overwrite: bool) -> Iterator[None]:

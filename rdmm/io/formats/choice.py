@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from rdmm.io import nifti
-from rdmm.io.files import check_output, require_ending
+from rdmm.io.files import check_output, require_ending, require_file
 from rdmm.io.formats import itk_files, mgh
 from rdmm.io.formats.header import Header, Raw, Storage
 from rdmm.io.formats.simpleitk import load_simpleitk
@@ -34,6 +34,14 @@ def _kind(path: str | os.PathLike[str]) -> Literal["series", "itk", "mgh", "nift
         return "series"
     name = os.fspath(path).lower()
     return "itk" if name.endswith(itk_files.ENDINGS) else "mgh" if name.endswith(mgh.ENDINGS) else "nifti"
+
+
+def require_source(path: str | os.PathLike[str]) -> None:
+    """Check that an input exists, without reading it: a file, or the folder of a DICOM series. Raises InputError."""
+    if os.path.isdir(path):
+        itk_files.require_series(Path(path))
+    else:
+        require_file(path)
 
 
 def read_header(source: Source, *, strict: bool = False) -> Header:

@@ -75,8 +75,7 @@ def read_series_raw(folder: Path) -> Raw:
         InputError: there is none, there are several, or slices are missing or not evenly spaced.
         ResourceError: the voxels do not fit into the free memory.
     """
-    if not holds_series(folder):
-        raise InputError(f"{folder}: is a directory, not a file, and holds no DICOM series; give the file of an image")
+    require_series(folder)
     sitk = load_simpleitk(f"{folder}: a DICOM series")
     ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(os.fspath(folder))
     names = {k: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(os.fspath(folder), k) for k in ids}
@@ -108,6 +107,12 @@ def holds_series(folder: Path) -> bool:
                 if f.read(132)[128:] == b"DICM":
                     return True
     return False
+
+
+def require_series(folder: Path) -> None:
+    """Raise InputError for a folder without DICOM files."""
+    if not holds_series(folder):
+        raise InputError(f"{folder}: is a directory, not a file, and holds no DICOM series; give the file of an image")
 
 
 def write_itk(path: Path, array: np.ndarray, grid: Grid, storage: Storage, *, is_vector: bool) -> None:
