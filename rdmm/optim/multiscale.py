@@ -52,6 +52,7 @@ class LBFGS:
             thousandth of the shortest wave on the grid, no more than the search itself keeps of it (delta of MultiGaussian.precondition).
         tolerance: stop a scale when the energy falls by less than this fraction of itself, three times in a row.
         memory: number of steps from which L-BFGS estimates the curvature.
+        match_contrast: whether images of two contrasts are brought to one, where the similarity supposes it: model (53).
         weights: whether pre-weights are optimized with the momentum; False: each scale takes those given, at its own resolution.
     """
 
@@ -62,6 +63,7 @@ class LBFGS:
     memory: int = 8
     weights: bool = True
     voxel_of_sigma: float = 0.845
+    match_contrast: bool = True
     searches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -83,15 +85,34 @@ class LBFGS:
             )
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
+        if self.match_contrast:
+            pair = self._in_one_contrast(problem, pair, ic)
+        return self._climb(problem, pair, ic, len(self.scales))
+
+    def _in_one_contrast(self, problem: Problem, pair: Pair, ic: InitialConditions) -> Pair:
+        """The pair, with its images in one contrast if they have two: a rough registration without the finest level gives the curve."""
+        if problem.with_one_contrast(ic, pair) is pair:
+            return pair
+        log.info("the images differ in contrast: a rough registration finds the curve between their intensities")
+        rough, _ = self._climb(problem, pair, ic, len(self.scales) - 1, match_levels=True)
+        return problem.with_one_contrast(rough, pair)
+
+    def _climb(
+        self, problem: Problem, pair: Pair, ic: InitialConditions, levels: int, *, match_levels: bool = False
+    ) -> tuple[InitialConditions, History]:
+        """Search on the coarsest ``levels``, one after the other; ``match_levels``: each with its images in one contrast."""
         history: History = []
         given, preconditioner = ic.weights, problem.dynamics.preconditioner(ic)
-        for level, (scale, iterations, fraction) in enumerate(zip(self.scales, self.iterations, self._shooting(), strict=True)):
+        steps = list(zip(self.scales, self.iterations, self._shooting(), strict=True))[:levels]
+        for level, (scale, iterations, fraction) in enumerate(steps):
             level_pair = pair.scaled(scale)
             if fraction is None:
                 fraction = problem.dynamics.shooting_fraction(level_pair.fixed, self.voxel_of_sigma, preconditioner)
             if not self.weights:
                 ic = replace(ic, weights=given)
             ic = problem.dynamics.resized(ic, pair.fixed, scale * fraction)
+            if match_levels:
+                level_pair = problem.with_one_contrast(ic, level_pair)
             ic = self._search(_Level(problem, level_pair, level, iterations, history, preconditioner), ic)
         return ic, history
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rdmm.dynamics.base import Dynamics, InitialConditions
+from rdmm.optim.contrast import one_contrast
 from rdmm.regularizer.penalty import NoPenalty, Penalty
 from rdmm.similarity import Sum
 from rdmm.similarity.measures import MeasureDivergence
@@ -18,7 +19,7 @@ from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
-from rdmm.spatial.transform import Dense, Transform
+from rdmm.spatial.transform import Dense, Identity, Transform
 from rdmm.types import ConfigError, InputError, Tensor, option, require_finite_fields
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,14 @@ class Problem:
         """The objective when the map phi(1), and optionally the warped shape, has been computed already."""
         with torch.autocast(ic.momentum.device.type, enabled=False):
             return self._terms(ic, transform, pair, step, pair.moved_by(transform) if warped is None else warped)
+
+    def with_one_contrast(self, ic: InitialConditions, pair: Pair) -> Pair:
+        """The pair with its images in one contrast, estimated from their alignment at ``ic``, if the similarity supposes one."""
+        if not isinstance(pair.fixed, Image) or not getattr(self.similarity, "supposes_one_contrast", False):
+            return pair
+        with torch.no_grad():
+            transform = self.dynamics.shoot(ic, pair.source) if bool(ic.momentum.any()) else Identity()
+            return one_contrast(pair, pair.moved_by(transform))
 
     def weight_penalty(self, ic: InitialConditions, source: Any, step: int) -> Tensor:
         """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,7 @@ class MultiKernelLNCC:
     weights: Sequence[float] = (0.1, 0.3, 0.6)
     unit: Unit = "domain"
     fused: bool | None = field(default=None, compare=False)
+    supposes_one_contrast: ClassVar[bool] = True  # up to linear changes of intensity
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
@@ -131,6 +132,7 @@ class LNCC:
 
     window: int | None = None
     fused: bool | None = field(default=None, compare=False)
+    supposes_one_contrast: ClassVar[bool] = True  # up to linear changes of intensity
 
     def __post_init__(self) -> None:
         if self.window is not None:
