@@ -59,9 +59,12 @@ ADDED: dict[str, dict[str, str | None]] = {
 }
 """Keys that earlier files lack, by today's ``_target_``, each with the key whose value was in effect; None: ``domain`` was."""
 
+DEFAULTS: dict[str, dict[str, Any]] = {"rdmm.optim.LBFGS": {"match_contrast": True}}
+"""Keys that earlier files lack, by today's ``_target_``, with the value under which their finished runs count as done."""
+
 
 def current(settings: Any) -> Any:
-    """``settings`` (plain data, nested or with dotted keys) with today's names of classes, and with the keys of ADDED."""
+    """``settings`` (plain data, nested or with dotted keys) with today's names of classes, and with the keys of ADDED and DEFAULTS."""
     if isinstance(settings, list):
         return [current(v) for v in settings]
     if not isinstance(settings, dict):
@@ -70,6 +73,8 @@ def current(settings: Any) -> Any:
     for key, value in list(named.items()):
         if _is_target(key, value):
             prefix = key.removesuffix("_target_")
+            for name, default in DEFAULTS.get(str(value), {}).items():
+                named.setdefault(prefix + name, default)
             for name, source in ADDED.get(str(value), {}).items():
                 named.setdefault(prefix + name, "domain" if source is None else _lookup(named, prefix + source, "domain"))
     return named

@@ -25,7 +25,7 @@ BINS = 32
 SAMPLES = 2**17
 """Voxels of an image from which its curve is estimated, at most."""
 
-MIN_GAIN = 0.05
+MIN_GAIN = 0.06
 """Part of an image's variance that the curve must explain beyond a line. Misalignment bends the curve of pairs of one contrast, too:
 after the affine stage, brain slices gain .01 to .04; T1 and simulated PD .08; T1 and simulated T2 .2 to .5."""
 
