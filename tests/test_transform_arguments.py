@@ -19,6 +19,7 @@ from rdmm.io.transforms import expand
 from rdmm.spatial.inverse import inverse
 from rdmm.spatial.transform import Affine, Dense, Placed, compose_all
 from rdmm.types import DivergenceError, InputError
+from rdmm.workflows.job import Job
 
 
 def warp(grid: Grid, size: float = 0.06) -> torch.Tensor:
@@ -188,3 +189,12 @@ def test_the_option_invert_and_brackets_agree(run: Path, grid: Grid, tmp_path: P
     assert torch.allclose(read_inverse_maps(files)(io.read_transforms(files)(x)), x, atol=1e-3)
     assert torch.allclose(mapping.invert([*files, turn(grid)])(read_maps([*files, turn(grid)])(x)), x, atol=1e-3)
     assert torch.equal(mapping.invert(run)(x), io.read_transform(f"[{run},1]")(x))
+
+
+def test_a_run_as_start_is_recorded_by_its_files(run: Path, tmp_path: Path) -> None:
+    for given in (f"{run}", [f"{run}/"]):
+        job = Job("f.nii", "m.nii", "o/", inputs={"initial": given})
+        assert job.given_inputs["initial"] == [f"{run}/1Warp.nii.gz", f"{run}/0GenericAffine.mat"]
+        assert f"--initial {run}/1Warp.nii.gz --initial {run}/0GenericAffine.mat" in job.command
+    back = Job("f.nii", "m.nii", "o/", inputs={"initial": [f"[{run},1]"]}).given_inputs["initial"]
+    assert back == [f"[{run}/0GenericAffine.mat,1]", f"{run}/1InverseWarp.nii.gz"]

@@ -18,7 +18,7 @@ from rdmm.data.parts import LABEL_WEIGHT, Contrast, Labels, in_parts, read_contr
 from rdmm.io.formats.choice import peek_shape
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_path, require_shape_source
-from rdmm.io.maps import Maps, describe_maps, read_maps
+from rdmm.io.maps import Maps, describe_maps, expand_maps, read_maps
 from rdmm.io.nifti import Source
 from rdmm.io.vectors import require_itk_grid
 from rdmm.runtime.resources import require_memory
@@ -223,7 +223,7 @@ def read_inputs(
     keypoints = [k for k in (fixed_keypoints, moving_keypoints) if k is not None]
     points = read_points(landmarks, keypoints, stored)
     reading = {"nan": nan, "volume": volume, "strict": strict}
-    files = _file_paths({**given, "also": further})
+    files = _file_paths({**given, "also": further, "initial": expand_maps(values_of(initial))})
     return Inputs(
         pair,
         fixed_map,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmm.io.transforms import read_transforms
+from rdmm.io.transforms import expand, read_transforms
 from rdmm.io.vectors import affine_map
 from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.inverse import inverse
@@ -66,6 +66,12 @@ def describe_maps(given: Maps) -> str:
 def grids_of_maps(given: Maps) -> tuple[Grid, Grid] | tuple[None, None]:
     """The fixed and the moving grid of a ``Registration``; None for any other transform."""
     return getattr(given, "stored", None) or (None, None)
+
+
+def expand_maps(given: Maps) -> list[Any]:
+    """What was given, as a list, in which whole runs are replaced by their files (``expand``). Raises InputError."""
+    each = [expand(os.fspath(one)) if isinstance(one, str | os.PathLike) else [one] for one in list_maps(given)]
+    return [part for parts in each for part in parts]
 
 
 def list_maps(given: Maps) -> Sequence[Any]:

@@ -19,7 +19,7 @@ from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, Also, file_of, files_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
 from rdmm.io.formats.choice import require_source
-from rdmm.io.transforms import expand
+from rdmm.io.maps import expand_maps
 from rdmm.kernels.available import set_threads
 from rdmm.optim.initializers import Zero
 from rdmm.registration.base import FinishedRegistration, file_names
@@ -77,8 +77,9 @@ class Job:
 
     @property
     def given_inputs(self) -> dict[str, Any]:
-        """The optional inputs that were given."""
-        return {k: v for k, v in self.inputs.items() if values_of(v)}
+        """The optional inputs that were given; a run that is given as an initial transform is replaced by its files."""
+        given = {k: v for k, v in self.inputs.items() if values_of(v)}
+        return {k: expand_maps(values_of(v)) if k == "initial" else v for k, v in given.items()}
 
     @property
     def command(self) -> str:
@@ -148,9 +149,8 @@ class Job:
     def require_files(self) -> None:
         """Check that the input files exist, without reading them. Raises InputError."""
         named = files_of({k: v for k, v in self.given_inputs.items() if k in (*PAIR_FILES, "also")})
-        for name, path in {"fixed": self.fixed, "moving": self.moving, **named}.items():
-            for part in expand(path) if name.startswith("initial") else [path]:
-                require_source(file_of(part))
+        for path in (self.fixed, self.moving, *named.values()):
+            require_source(path)
 
     @contextlib.contextmanager
     def reserve_outputs(self, settings: Settings, *, overwrite: bool) -> Iterator[None]:
