@@ -46,7 +46,7 @@ for d, shape in ((2, (31, 28)), (3, (17, 15, 13))):
         out[f"barrier {name}"] = of_gradients(lambda u: k["barrier"].barrier(u, h, 0.1), 0.05 * u)
         out[f"lncc {name}"] = of_gradients(lambda a: k["lncc"].fused_correlation(a, image, None, [(2,) * d], [1.0], 1e-5), image.flip(2))
     margin = torch.nn.functional.pad(image.float(), (3,) * 2 * d, mode="replicate")
-    floor, pairs = torch.full((1, 1), 1e-3), neighbor_pairs(d, 2)
+    floor, pairs = torch.full((1, 2), 1e-3), neighbor_pairs(d, 2)
     out[f"mind {d}"] = of_gradients(lambda a: k["mind"].fused_difference(a, margin.flip(2), floor, floor, None, 1, pairs), margin)
     out[f"softmin {d}"] = digest(k["softmin_grid"].log_convolve(torch.randn(2, *shape), (0.7,) * d))
     q, p, y = torch.rand(d, 900), torch.randn(d, 900), torch.rand(d, 700)

@@ -93,9 +93,11 @@ class LBFGS:
         """The pair, with its images in one contrast if they have two: a rough registration without the finest level gives the curve."""
         if problem.with_one_contrast(ic, pair) is pair:
             return pair
-        log.info("the images differ in contrast: a rough registration finds the curve between their intensities")
+        log.info("contrast: there may be two; a rough registration finds the curve between the intensities")
         rough, _ = self._climb(problem, pair, ic, len(self.scales) - 1, match_levels=True)
-        return problem.with_one_contrast(rough, pair)
+        matched = problem.with_one_contrast(rough, pair)
+        log.info("contrast: %s", "one" if matched is pair else "two; one image is registered in the contrast of the other")
+        return matched
 
     def _climb(
         self, problem: Problem, pair: Pair, ic: InitialConditions, levels: int, *, match_levels: bool = False
