@@ -358,3 +358,6 @@ def test_points_of_ants_in_the_plane(tmp_path, run):
         (tmp_path / "p.csv").write_text(text)
         with pytest.raises(InputError, match=r"points are 3D .* remove the column"):
             run("p.csv", "q.csv", lps=True)
+    (tmp_path / "p.csv").write_text("fixed;moving\na;b\n")
+    with pytest.raises(InputError, match="no column 'x'; the header must hold x, y"):
+        run("p.csv", "q.csv")

@@ -80,6 +80,8 @@ def read_points(path: str | os.PathLike[str], ndim: int, *, lps: bool = False) -
         table = read_rows(path, header="xyz"[:ndim])
         names, is_lps = _frame_of(path, table, lps)
     own = {c.lower(): c for c in reversed(table.columns)}
+    if not set(names[:2]) <= set(own):
+        table.require(list(names[:ndim]), os.fspath(path))
     is_flat = ndim == 2 and {"z", "t"} <= set(own) and not parse_numbers(path, table, [own["z"]]).any()  # ANTs writes z = 0 in 2D
     if (names[2] in own) != (ndim == 3) and not is_flat:
         have, cure = (3, "remove the column") if names[2] in own else (2, "add it")

@@ -30,7 +30,7 @@ def warn_outside(transform: Transform, x: Tensor, what: str) -> None:
             share = 1 - float(m.grid.contains(m.grid.from_world(x)).double().mean())
             if share > 0:
                 log.warning(
-                    "%.2g %% of the %s is outside a warp's grid %s: there the warp is the identity, as in ITK",
+                    "%.3g %% of the %s is outside a warp's grid %s: there the warp is the identity, as in ITK",
                     100 * share,
                     what,
                     format_boxes([m.grid]),
