@@ -1,4 +1,4 @@
-"""Meshes: legacy VTK of all versions, and PLY, as text and binary."""
+"""Meshes: legacy VTK of all versions, and PLY, as text and binary; damaged files of the other formats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from fuzzing.case import WORDS, Case, Rng, chance, count, number, perhaps_damaged, pick, text_of
 from rdmm import io
+from rdmm.io.meshes import WRITERS
+from rdmm.io.meshes.mesh import Kind, PolyData, as_rows
 from rdmm.types import OutputError
 
 POINTS = 7
@@ -135,4 +137,14 @@ def draw_ply(rng: Rng) -> Case:
     return Case(lambda folder: require_laws(folder, "s.ply"), {"s.ply": perhaps_damaged(rng, data, 0.2)}, order)
 
 
-GENERATORS = {"mesh_vtk": draw_vtk, "mesh_ply": draw_ply}
+def draw_other(rng: Rng) -> Case:
+    """A file of another format, as it is written, mostly damaged."""
+    ending = pick(rng, (".vtp", ".stl", ".obj", ".gii", ".tck"))
+    kind: Kind = "LINES" if ending == ".tck" else "POLYGONS"
+    points = (10 * rng.normal(size=(POINTS, 3))).round(3)
+    data = PolyData(points, [as_rows(kind, rng.integers(POINTS, size=(4, 3)))], {"a": np.arange(POINTS)})
+    content, _ = WRITERS[ending](data, pick(rng, ("RAS", "LPS")))
+    return Case(lambda folder: require_laws(folder, f"s{ending}"), {f"s{ending}": perhaps_damaged(rng, content, 0.8)}, ending)
+
+
+GENERATORS = {"mesh_vtk": draw_vtk, "mesh_ply": draw_ply, "mesh_other": draw_other}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from io import BytesIO
 from typing import Any
 
@@ -11,6 +13,8 @@ from nibabel.streamlines import ArraySequence, TckFile, Tractogram, TrkFile
 
 from rdmm.io.meshes.mesh import Cells, PolyData, make_polydata
 from rdmm.types import ConfigError, InputError
+
+log = logging.getLogger(__name__)
 
 FILES: dict[str, Any] = {".trk": TrkFile, ".tck": TckFile}
 
@@ -22,9 +26,12 @@ def parse_tracts(data: bytes, ending: str) -> PolyData:
         InputError: not such a file, or damaged.
     """
     try:
-        file = FILES[ending].load(BytesIO(data), lazy_load=False)
+        with warnings.catch_warnings(record=True) as said:
+            file = FILES[ending].load(BytesIO(data), lazy_load=False)
     except Exception as error:
         raise InputError(f"not a {ending} file, or damaged ({' '.join(str(error).split())})") from error
+    for warning in said:
+        log.warning("a %s file: %s", ending, warning.message)
     tractogram = file.tractogram
     lengths = [len(s) for s in tractogram.streamlines]
     points = np.concatenate([np.empty((0, 3)), *tractogram.streamlines]).astype(np.float64)
