@@ -107,8 +107,11 @@ def landmark_arrays(values: Sequence[Any], ndim: int, name: str = "landmarks") -
     Raises:
         InputError: not two arrays of one shape.
     """
-    if len(values) != 2:
-        raise InputError(f"{name}: {len(values)} were given; give the path of a CSV, or two arrays: fixed and moving points (n, {ndim})")
+    if not isinstance(values, list | tuple | np.ndarray) or len(values) != 2:
+        count = f" of {len(values)}" if isinstance(values, list | tuple) else ""
+        raise InputError(
+            f"{name} is {_describe(values)}{count}; give the path of a CSV, or two arrays: fixed and moving points (n, {ndim})"
+        )
     fixed, moving = (point_array(x, ndim, f"{name}[{k}]") for k, x in enumerate(values))
     if len(fixed) != len(moving):
         raise InputError(f"{name}: {len(fixed)} fixed and {len(moving)} moving points; they must correspond, row by row")
