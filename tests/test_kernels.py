@@ -48,6 +48,7 @@ for d, shape in ((2, (31, 28)), (3, (17, 15, 13))):
     margin = torch.nn.functional.pad(image.float(), (3,) * 2 * d, mode="replicate")
     floor, pairs = torch.full((1, 2), 1e-3), neighbor_pairs(d, 2)
     out[f"mind {d}"] = of_gradients(lambda a: k["mind"].fused_difference(a, margin.flip(2), floor, floor, None, 1, pairs), margin)
+    out[f"sinc {d}"] = digest(k["windowed_sinc"].windowed_sinc(image[0, 0], 10 * torch.rand(d, 50), 4))
     out[f"softmin {d}"] = digest(k["softmin_grid"].log_convolve(torch.randn(2, *shape), (0.7,) * d))
     q, p, y = torch.rand(d, 900), torch.randn(d, 900), torch.rand(d, 700)
     sigmas, weights = (0.05, 0.2), (0.4, 0.6)

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 BINS = 32
 """Intensities at which a curve is estimated."""
 
+SMOOTHING = 0.6
+"""Standard deviation of the Gaussian that smooths the sums of a curve, in bins. With 1 the Dice of model (53) is up to .006 lower."""
+
 SAMPLES = 2**17
 """Voxels of an image from which its curve is estimated, at most."""
 
@@ -43,7 +46,7 @@ class Curve:
 
 
 def conditional_mean(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Curve:
-    """E[y | x] of voxels with weights; each voxel counts in the two nearest bins, and a Gaussian of one bin smooths their sums."""
+    """E[y | x] of voxels with weights; each voxel counts in the two nearest bins, and a Gaussian smooths their sums."""
     low, high = float(x[weight > 0].min()), float(x[weight > 0].max())
     position = np.clip((x - low) / max(high - low, 1e-12), 0, 1) * (BINS - 1)
     first = np.minimum(position.astype(np.int64), BINS - 2)
@@ -51,7 +54,7 @@ def conditional_mean(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Curve:
 
     def histogram(w: np.ndarray) -> np.ndarray:
         sums = np.bincount(first, w * (1 - share), BINS) + np.bincount(first + 1, w * share, BINS)
-        return gaussian_filter1d(sums, 1.0, mode="constant")
+        return gaussian_filter1d(sums, SMOOTHING, mode="constant")
 
     counts, bins = histogram(weight), np.arange(BINS)
     known = counts > 0
