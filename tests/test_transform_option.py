@@ -142,3 +142,13 @@ def test_shapes(data, tmp_path):
     assert np.allclose(linear @ linear.T, np.eye(2), atol=1e-5)
     with pytest.raises(ConfigError, match='transform="rdmm" is for images'):
         Job(pair["fixed"], pair["moving"], "out/", transform="rdmm").settings()
+
+
+@pytest.mark.parametrize(
+    ("setting", "meant"), [("affine=rigid", "rigid"), ("affine=Translation", "translation"), ("dynamics=none", "affine")]
+)
+@pytest.mark.fault(114)
+def test_a_kind_of_transform_as_an_option(setting, meant):
+    """What one would type leads to the option that does it."""
+    with pytest.raises(ConfigError, match=f'use transform="{meant}"'):
+        compose_settings([setting])

@@ -26,6 +26,10 @@ FOR_SHAPES = re.compile(r"^# For shapes", re.MULTILINE)
 """A comment in the file of an option that does not work with images."""
 
 
+TRANSFORMS = {("affine", kind): kind for kind in ("translation", "rigid", "similarity", "affine")} | {("dynamics", "none"): "affine"}
+"""Options that there are not, and the kind of transform (``--transform``) that is meant."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What can be typed.
@@ -49,6 +53,8 @@ def explain(message: str, overrides: Sequence[str], known: Known) -> str:
     if missing:
         group, _, name = missing.group(1).rpartition("/")
         options = fitting_options(group, known.program)
+        if kind := TRANSFORMS.get((group, name.lower())):
+            return f"{group}={name}: no such option; for that, use {option('transform', kind)}"
         return f"{group}={name}: no such option{nearest(name.lower(), options)}; there are {', '.join(options)}"
     unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", message)
     if unknown:
