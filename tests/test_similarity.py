@@ -5,11 +5,12 @@ import torch
 from conftest import blobs
 
 from rdmm import ConfigError, DivergenceError, Grid, Image, InputError
-from rdmm.similarity import LNCC, MIND, NCC, NMI, SSD, MultiKernelLNCC
+from rdmm.similarity import LNCC, MIND, NCC, NMI, SSD, CorrelationRatio, MultiKernelLNCC
 
 ALL = {
     "ssd": SSD(),
     "ncc": NCC(),
+    "cr": CorrelationRatio(),
     "lncc": LNCC(5),
     "lncc_torch": LNCC(5, fused=False),
     "mklncc": MultiKernelLNCC((0.2, 0.5), (0.4, 0.6)),

@@ -1,5 +1,6 @@
 """Similarities: (moved, target) -> (b,), smallest if the two agree. Each has its own file, and its own settings in conf."""
 
+from rdmm.similarity.correlation_ratio import CorrelationRatio
 from rdmm.similarity.hausdorff import HausdorffDivergence, SoftMinDivergence
 from rdmm.similarity.kernel import EnergyDistance, KernelDistance
 from rdmm.similarity.lncc import LNCC, MultiKernelLNCC
@@ -17,6 +18,7 @@ __all__ = [
     "NCC",
     "NMI",
     "SSD",
+    "CorrelationRatio",
     "EnergyDistance",
     "GridSinkhorn",
     "HausdorffDivergence",

@@ -54,3 +54,9 @@ def variances_and_covariance(a: Tensor, b: Tensor, weight: Tensor | None) -> tup
 
 VARIANCE_FLOOR = torch.finfo(torch.float32).tiny ** 0.5
 """Added to variances before a division or a root. Its square is the smallest normal float32."""
+
+
+def standardized(x: Tensor, weight: Tensor | None) -> Tensor:
+    """x of mean 0 and variance 1. The deviation is a constant for the gradient: for measures that do not change with the scale of x."""
+    x = x - mean(x, weight)
+    return x / (mean(x**2, weight) + VARIANCE_FLOOR).sqrt().detach()

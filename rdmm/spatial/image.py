@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -158,11 +159,12 @@ class Image:
         return replace(self, data=self.data.to(device), mask=None if self.mask is None else self.mask.to(device))
 
     def mass(self) -> Tensor:
-        """Mass (*s) of the first part, float64: its mean intensity above the minimum, in the mask; of codes of labels, 1 in every label."""
+        """Mass (*s) of the first part, float64: its mean intensity above the minimum, or below the maximum of an image on bright ground,
+        in the mask; of codes of labels, 1 in every label."""
         first = self.split()[0]
         data = first.data[0].double()
         mass = data.square().sum(0) if self.parts and self.parts[0].is_labels else data.mean(0)
-        mass = mass - mass.min()
+        mass = mass.max() - mass if _has_bright_ground(mass) else mass - mass.min()
         return mass if first.mask is None else mass * first.mask[0, 0]
 
     def split(self) -> list[Image]:
@@ -174,6 +176,13 @@ class Image:
             images.append(Image(self.data[:, first:end], self.grid, mask))
             first = end
         return images
+
+
+def _has_bright_ground(x: Tensor) -> bool:
+    """Whether the voxels at the faces of x (*s) are mostly nearer to its high intensities than to its low ones."""
+    faces = torch.cat([x.select(axis, end).flatten() for axis in range(x.ndim) for end in (0, -1)])
+    low, high = np.percentile(x.cpu().numpy(), [1, 99])
+    return float(faces.median()) > (low + high) / 2
 
 
 def joined(images: Sequence[Image], parts: Sequence[Part]) -> Image:

@@ -62,8 +62,12 @@ class ImageObjective:
     def length(self) -> float:
         return self.pair.fixed.grid.length
 
+    def moved(self, matrix: Tensor) -> Image:
+        """The moving image on the fixed grid."""
+        return self.pair.moved_by(in_frame(matrix, self.pair.fixed.grid))
+
     def __call__(self, matrix: Tensor) -> Tensor:
-        moved = self.pair.moved_by(in_frame(matrix, self.pair.fixed.grid))
+        moved = self.moved(matrix)
         if moved.mask is not None and float(ops.total(moved.mask, 0)) < MIN_OVERLAP * moved.mask.numel():
             raise DivergenceError(f"the images overlap in less than {MIN_OVERLAP:.0%} of the fixed image")
         return compare(self.similarity, moved, self.pair.fixed).sum()
