@@ -143,14 +143,16 @@ def test_wrong_settings_are_one_line(override, message):
         ("+penalty.range=3", "penalty: unknown key 'range'; it needs penalty=omt"),
         ("affine=none affine.init=com", "affine.init (init) has no effect with affine=none; it needs affine=opt"),
         ("optimizer=none optimizer.scales=[1]", "optimizer.scales has no effect with optimizer=none; it needs optimizer=lbfgs"),
-        ("similarity=LNC", "similarity=LNC: no such option (did you mean 'lncc'?); there are lncc, mind, mklncc, ncc, nmi, sinkhorn, ssd"),
+        (
+            "similarity=LNC",
+            "similarity=LNC: no such option (did you mean 'lncc'?); there are cr, lncc, mind, mklncc, ncc, nmi, sinkhorn, ssd",
+        ),
         ("similarity=lncc,nmi", "similarity=lncc,nmi: for their sum write similarity=[lncc,nmi]"),
         ("optimizer=none,fast", "optimizer is one option, so write one of fast, lbfgs, none, refine"),
         ("similarity=[lncc,nmi] similarity.weights.mni=2", "'similarity.weights.mni' (did you mean 'similarity.weights.nmi'?)"),
         ("fixed_label=f.nii.gz", "unknown key 'fixed_label' (did you mean fixed_labels?)"),
         ("window=5", "unknown key 'window' (did you mean 'similarity.window'?)"),
         ("affine/similarity=ssd", "unknown key 'affine/similarity'; to choose an option there, type +similarity@affine.similarity=ssd"),
-        ("affine.similarity=ssd", "to choose an option there, type +similarity@affine.similarity=ssd"),
         ("data=folder", "'data' is a group that this configuration does not use"),
     ],
 )
@@ -164,6 +166,21 @@ def test_an_error_names_the_typed_key_and_what_to_type(overrides, message):
 
 def test_the_suggested_option_of_a_nested_group_works():
     assert build(compose(["+similarity@affine.similarity=ssd"])["affine"]).similarity == similarity.SSD()
+
+
+def test_the_similarity_of_the_affine_stage():
+    """nmi and mind drive the affine stage, too, unless its own similarity is typed."""
+
+    def of_affine(*overrides):
+        return build(compose(overrides)["affine"]).similarity
+
+    assert of_affine() == of_affine("similarity=ssd") == similarity.CorrelationRatio()
+    assert of_affine("similarity=mind") == similarity.MIND()
+    assert of_affine("similarity=nmi", "similarity.bins=16") == similarity.NMI(16)
+    assert of_affine("affine.similarity=NMI") == of_affine("affine.similarity=nmi", "similarity=mind") == similarity.NMI()
+    assert compose(["similarity=nmi", "affine=none"])["affine"] == {"_target_": "rdmm.stages.Skip"}
+    with pytest.raises(ConfigError, match="it needs affine=opt"):
+        of_affine("affine.similarity=nmi", "affine=none")
 
 
 def test_settings_compose_once(monkeypatch):

@@ -50,7 +50,7 @@ def compose(overrides: Sequence[str] = (), name: str = "register") -> dict[str, 
             raise ConfigError(f"{brief(' '.join(overrides))}: {brief(error)}") from error
         _require_nodes(raw, overrides, name)
         if name == "register":
-            raw = _with_images(_with_model(raw, overrides), overrides)
+            raw = _with_affine_similarity(_with_images(_with_model(raw, overrides), overrides), overrides)
         plain = current(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))  # earlier names may have been typed
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), overrides, _known(overrides, name))) from error
@@ -202,9 +202,28 @@ def _with_images(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     return config | ({"labels_as_images": True} if chosen and "labels_as_images" not in typed else {})
 
 
+MULTIMODAL = ("rdmm.similarity.NMI", "rdmm.similarity.MIND")
+"""Similarities that drive the affine stage, too, if they are chosen."""
+
+
+def _with_affine_similarity(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration; a similarity of MULTIMODAL is that of the optimized affine stage, too, unless that was typed."""
+    is_typed = any("affine.similarity" in o for o in overrides)
+    if not is_typed and config["affine"]["_target_"] == "rdmm.stages.AffineOpt" and config["similarity"]["_target_"] in MULTIMODAL:
+        config["affine"]["similarity"] = "${similarity}"
+    return config
+
+
 def expand(override: str) -> list[str]:
     """A typed override as Hydra reads it: a sum of similarities in its parts, options in lower case, and a name with {fields} in quotes."""
-    return [_quote_fields(_in_lower_case(text)) for text in _expand_sum(override)]
+    return [_quote_fields(_in_lower_case(_as_nested_option(text))) for text in _expand_sum(override)]
+
+
+def _as_nested_option(override: str) -> str:
+    """``affine.similarity=nmi`` as Hydra names an option there; any other override as it is."""
+    key, _, value = override.partition("=")
+    is_option = key == "affine.similarity" and value.lower() in options_of("similarity")
+    return f"+similarity@{key}={value.lower()}" if is_option else override
 
 
 def _in_lower_case(override: str) -> str:
