@@ -18,7 +18,7 @@ from rdmm.cli import main
 from rdmm.config import compose
 from rdmm.io import read_grid
 from rdmm.io.tools.itk import write_affine, write_warp
-from rdmm.io.tools.itk_maps import Entry, decode
+from rdmm.io.tools.itk.maps import Entry, decode
 from rdmm.similarity import GridSinkhorn, HausdorffDivergence, KernelDistance, SinkhornDivergence, SoftMinDivergence
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.transform import flat

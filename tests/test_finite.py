@@ -102,8 +102,8 @@ def test_a_barycenter_of_numbers_that_are_not_finite_is_an_error(value: float) -
 
 SETTINGS = [
     "dynamics.integrator.Integrator", "optim.multiscale.LBFGS", "optim.initializers.Transported", "regularizer.penalty.WeightPenalty",
-    "regularizer.smoother.MultiGaussian", "similarity.kernel.KernelDistance", "similarity.lncc.MultiKernelLNCC",
-    "similarity.sinkhorn_images.GridSinkhorn", "similarity.sinkhorn_measures.SinkhornDivergence", "stages.affine.AffineOpt",
+    "regularizer.smoother.MultiGaussian", "similarity.shapes.kernel.KernelDistance", "similarity.lncc.MultiKernelLNCC",
+    "similarity.sinkhorn_images.GridSinkhorn", "similarity.shapes.sinkhorn.SinkhornDivergence", "stages.affine.AffineOpt",
     "stages.affine.PointAffine", "data.synthetic.contrasts.Contrasts", "data.training.augment.Augment", "data.intensity.Normalize",
     "optim.initializers.Regions", "optim.problem.Problem", "similarity.sum.Sum", "dynamics.rdmm.RDMM",
 ]  # fmt: skip

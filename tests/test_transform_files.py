@@ -9,7 +9,7 @@ import torch
 from conftest import oblique
 
 from rdmm import Grid, io
-from rdmm.io.tools.itk_maps import CLASSES
+from rdmm.io.tools.itk.maps import CLASSES
 from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space
 from rdmm.spatial.ops import sample

@@ -11,7 +11,7 @@ import torch
 from conftest import oblique
 
 from rdmm import io
-from rdmm.io.tools.itk_maps import decode_linear
+from rdmm.io.tools.itk.maps import decode_linear
 from rdmm.io.transforms import read_transform_as, write_transform
 from rdmm.io.vectors import Space
 from rdmm.spatial.transform import Affine

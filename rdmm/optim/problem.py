@@ -13,8 +13,8 @@ from rdmm.dynamics.base import Dynamics, InitialConditions
 from rdmm.optim.contrast import one_contrast
 from rdmm.regularizer.penalty import NoPenalty, Penalty
 from rdmm.similarity import Sum
-from rdmm.similarity.measures import MeasureDivergence
 from rdmm.similarity.parts import compare
+from rdmm.similarity.shapes.divergence import MeasureDivergence
 from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure

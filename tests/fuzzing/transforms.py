@@ -16,7 +16,7 @@ from scipy.io import savemat
 from fuzzing.case import NUMBERS, WORDS, Case, Rng, chance, count, number, perhaps_damaged, pick, text_of
 from fuzzing.images import stored, vectors_file
 from rdmm import Grid, io
-from rdmm.io.tools.itk_maps import CLASSES
+from rdmm.io.tools.itk.maps import CLASSES
 from rdmm.io.transforms import READERS, read_transform_as, write_transform
 from rdmm.io.vectors import Space
 from rdmm.spatial.grid import is_invertible

@@ -1,1 +1,1 @@
-"""Transforms in the files of other tools, one module for each. ``rdmm.io.transforms`` alone chooses between them."""
+"""Transforms in the files of other tools, one module for each (``itk``: a package). ``rdmm.io.transforms`` alone chooses between them."""

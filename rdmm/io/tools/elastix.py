@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rdmm.io.files import require_file
-from rdmm.io.tools.itk_maps import decode_linear
+from rdmm.io.tools.itk.maps import decode_linear
 from rdmm.io.tools.start import Start
 from rdmm.io.vectors import Space
 from rdmm.spatial.transform import Transform, compose_all

@@ -9,7 +9,7 @@ from typing import Any, Literal, final, get_args
 import torch
 
 from rdmm.kernels.pairwise import Pairwise, half_squared_distance
-from rdmm.similarity.measures import MeasureDivergence, directions_of, single_item, weights_of
+from rdmm.similarity.shapes.divergence import MeasureDivergence, directions_of, single_item, weights_of
 from rdmm.spatial.measure import Measure
 from rdmm.transport.on_points import Cloud, Solver, tile_order
 from rdmm.transport.sinkhorn import Potentials, divergence

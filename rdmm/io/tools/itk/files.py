@@ -21,8 +21,8 @@ import torch
 
 from rdmm.io.files import finite_float32, require_finite_result, write_atomically
 from rdmm.io.nifti import VECTOR_INTENT, encode_nifti, write_nifti
-from rdmm.io.tools.itk_h5 import is_hdf5, read_h5, write_h5
-from rdmm.io.tools.itk_maps import COMPOSITE, Entry, decode
+from rdmm.io.tools.itk.h5 import is_hdf5, read_h5, write_h5
+from rdmm.io.tools.itk.maps import COMPOSITE, Entry, decode
 from rdmm.io.tools.start import Start
 from rdmm.io.vectors import (
     IMAGES,

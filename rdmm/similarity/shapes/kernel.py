@@ -9,7 +9,7 @@ from typing import Any, Literal, final, get_args
 import torch
 
 from rdmm.kernels.pairwise import Pairwise, half_squared_distance, reduce_pairs
-from rdmm.similarity.measures import MeasureDivergence, directions_of, weights_of
+from rdmm.similarity.shapes.divergence import MeasureDivergence, directions_of, weights_of
 from rdmm.spatial.measure import Measure
 from rdmm.types import ConfigError, Tensor, require_finite_fields, require_length
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from rdmm.io.files import require_file, require_finite_result, write_atomically
 from rdmm.io.streams import MAX_GZIP_RATIO, PIECE
-from rdmm.io.tools.itk_maps import Entry, decode
+from rdmm.io.tools.itk.maps import Entry, decode
 from rdmm.io.vectors import from_vectors, ras_to_lps, require_itk_grid, to_itk_affine, world_vectors
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid

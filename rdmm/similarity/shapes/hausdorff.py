@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from rdmm.kernels.pairwise import half_squared_distance, reduce_pairs
-from rdmm.similarity.measures import MeasureDivergence, weights_of
+from rdmm.similarity.shapes.divergence import MeasureDivergence, weights_of
 from rdmm.spatial.measure import Measure
 from rdmm.types import ConfigError, Tensor, require_length
 
