@@ -98,7 +98,7 @@ FAULTS = {
             "`spacing=`, `affine=` that do not fit an array, or without one; labels of another shape",
             "ConfigError or InputError that names it",
         ),
-        120: ("`volume=` of an image in memory; numbers that no type of ANTs holds", "ConfigError; OutputError"),
+        126: ("`volume=` of an image in memory; numbers that no type of ANTs holds", "ConfigError; OutputError"),
         55: ("divergent shooting", "the line search backs off; DivergenceError without progress; never NaN"),
         56: ("one NaN energy", "the line search backs off and recovers"),
         57: ("the line search fails", "a gradient step"),

@@ -102,7 +102,7 @@ def test_an_array_is_stored_in_its_type(dtype: type, tmp_path: Path) -> None:
     assert image.simpleitk().GetPixel(1, 2, 3) == array[1, 2, 3]
 
 
-@pytest.mark.fault(120)
+@pytest.mark.fault(126)
 def test_ants_gets_numbers_that_it_holds() -> None:
     pytest.importorskip("ants")
     array = np.arange(-20, 10).reshape(5, 6)
@@ -190,7 +190,7 @@ def test_arrays_of_labels_have_the_voxels_of_their_image() -> None:
         read_arguments(given | {"fixed_labels": array.reshape(8, 9, 7)}, NONE | {"moving_affine": image.grid.affine})
 
 
-@pytest.mark.fault(120)
+@pytest.mark.fault(126)
 def test_volume_of_an_image_in_memory_is_not_ignored() -> None:
     image, volumes = some_image(GRIDS["3d"]), np.random.rand(9, 8, 7, 3)
     with pytest.raises(ConfigError, match="volume"):

@@ -22,7 +22,7 @@ CASES = int(os.environ.get("RDMM_FUZZ_CASES", "3000"))
 
 GENERATORS = images.GENERATORS | transforms.GENERATORS | shapes.GENERATORS | lists.GENERATORS | settings.GENERATORS | commands.GENERATORS
 
-SHARES = {"image": 4.0, "labels": 2.0, "transform_warp": 2.0, "mesh_vtk": 2.0, "list_run": 0.3, "command": 1.5, "settings": 0.8}
+SHARES = {"image": 4.0, "labels": 2.0, "transform_warp": 2.0, "mesh_vtk": 2.0, "list_run": 0.3, "command": 1.5, "settings": 0.25}
 """How many cases a kind gets for each of another kind."""
 
 

@@ -174,7 +174,7 @@ def test_a_curve_is_brought_to_another():
 
 def test_affine_of_shapes():
     generator = torch.Generator().manual_seed(0)
-    moving = Measure(torch.rand(1, 3, 300, generator=generator, dtype=torch.float64) * torch.tensor([0.4, 0.2, 0.3]).view(1, 3, 1))
+    moving = Measure(torch.rand(1, 3, 120, generator=generator, dtype=torch.float64) * torch.tensor([0.4, 0.2, 0.3]).view(1, 3, 1))
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] = torch.tensor([[0.95, -0.3, 0.0], [0.3, 0.9, 0.1], [0.05, -0.1, 1.1]])
     matrix[:3, 3] = torch.tensor([0.3, 0.2, -0.1])

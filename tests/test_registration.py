@@ -43,7 +43,7 @@ def deform(name: str, weight: float = 300.0, iterations: int = 40) -> Deform:
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
-@pytest.mark.parametrize("shape", [(48, 44), (24, 22, 18)])
+@pytest.mark.parametrize("shape", [(32, 28), (18, 16, 14)])
 def test_a_known_warp_is_recovered(name, shape):
     grid = Grid.unit(shape) if len(shape) == 2 else oblique(shape, (1, 1, 1.3))
     pair, u = warped_pair(grid)
@@ -164,10 +164,10 @@ def test_chain_composes_and_passes_the_map_on():
 
 
 def test_optimized_weights_stay_on_the_sphere_and_differ_by_region():
-    pair, _, _ = shapes_pair(1, (64, 64))
+    pair, _, _ = shapes_pair(1, (40, 40))
     smoother = MultiGaussian([0.04, 0.08, 0.16], [0.2, 0.3, 0.5])
     problem = Problem(RDMM(smoother, Integrator(steps=5), 0.04), SSD(), WeightPenalty(1.0, 0.05), 30.0)
-    result = Deform(problem, LBFGS((0.5, 1.0), (30, 20), tolerance=0.0), Zero())(pair)
+    result = Deform(problem, LBFGS((0.5, 1.0), (20, 10), tolerance=0.0), Zero())(pair)
     assert result.ic is not None
     h = result.ic.weights
     assert h is not None
@@ -222,7 +222,7 @@ def test_same_seed_same_result_to_the_bit(tmp_path):
     pair, _, _ = shapes_pair(2, (48, 48))
     sums = []
     for name in ("a", "b"):
-        rdmm.register(fixed=pair.fixed, moving=pair.moving).save(f"{tmp_path}/{name}/")
+        rdmm.register(fixed=pair.fixed, moving=pair.moving, optimizer__iterations=[6, 4, 3]).save(f"{tmp_path}/{name}/")
         sums.append(
             [io.sha256(tmp_path / name / f) for f in ("1Warp.nii.gz", "1InverseWarp.nii.gz", "Warped.nii.gz", "0GenericAffine.mat")]
         )
@@ -236,7 +236,14 @@ def test_save_writes_what_the_contract_says(tmp_path):
         io.write_image(tmp_path / f"{name}.nii.gz", data, pair.fixed.grid, integer=len(name) == 2)
     p = {k: tmp_path / f"{k}.nii.gz" for k in files}
     result = rdmm.register(
-        fixed=p["f"], moving=p["m"], fixed_labels=p["fl"], moving_labels=p["ml"], dynamics="rdmm", similarity="ssd", similarity_weight=30
+        fixed=p["f"],
+        moving=p["m"],
+        fixed_labels=p["fl"],
+        moving_labels=p["ml"],
+        dynamics="rdmm",
+        similarity="ssd",
+        similarity_weight=30,
+        optimizer__iterations=[10, 6, 3],
     )
     written = {w.name for w in result.save(f"{tmp_path}/out/")}
     assert written == {

@@ -86,7 +86,7 @@ def test_a_report_resolves_no_reference(run, monkeypatch):
 def test_settings_that_are_trusted():
     for name in ("register", "shapes", "train"):
         assert require_trusted(compose((), name), "here")
-    assert require_trusted({"_target_": "rdmm.optimise.LBFGS"}, "here") == {"_target_": "rdmm.optim.LBFGS"}
+    assert require_trusted({"_target_": "rdmm.optimise.NoOptimiser"}, "here") == {"_target_": "rdmm.optim.NoOptimizer"}
     assert conf_targets() > {"rdmm.stages.Chain", "networks.model.predictor"}
 
 

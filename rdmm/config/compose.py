@@ -209,8 +209,11 @@ MULTIMODAL = ("rdmm.similarity.NMI", "rdmm.similarity.MIND")
 def _with_affine_similarity(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration; a similarity of MULTIMODAL is that of the optimized affine stage, too, unless that was typed."""
     is_typed = any("affine.similarity" in o for o in overrides)
-    if not is_typed and config["affine"]["_target_"] == "rdmm.stages.AffineOpt" and config["similarity"]["_target_"] in MULTIMODAL:
-        config["affine"]["similarity"] = "${similarity}"
+    affine, similarity = (
+        config[k] if isinstance(config[k], dict) else {} for k in ("affine", "similarity")
+    )  # a model file may hold anything
+    if not is_typed and affine.get("_target_") == "rdmm.stages.AffineOpt" and similarity.get("_target_") in MULTIMODAL:
+        affine["similarity"] = "${similarity}"
     return config
 
 

@@ -53,12 +53,13 @@ class CorrelationRatio:
     def _unexplained(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         """The share (b, c, 1...) of the variance of y (b, c, *s) that the best polynomial of x leaves.
 
-        The coefficients are constants for the gradient: they minimize the residual, so that it does not change with them to first order.
+        Means and coefficients are constants for the gradient: they minimize the residual, so that it does not change with them to first
+        order.
         """
         powers = [x]
         for _ in range(self.degree - 1):
             powers.append(powers[-1] * x)
-        centered = [p - mean(p, weight) for p in powers]
+        centered = [p - mean(p, weight).detach() for p in powers]
         with torch.no_grad():
             coefficients = _least_squares(centered, y, weight)
         residual = y - sum(c * p for c, p in zip(coefficients, centered, strict=True))

@@ -57,6 +57,6 @@ VARIANCE_FLOOR = torch.finfo(torch.float32).tiny ** 0.5
 
 
 def standardized(x: Tensor, weight: Tensor | None) -> Tensor:
-    """x of mean 0 and variance 1. The deviation is a constant for the gradient: for measures that do not change with the scale of x."""
-    x = x - mean(x, weight)
+    """x of mean 0 and variance 1, both constants for the gradient: for measures that do not change with the offset and the scale of x."""
+    x = x - mean(x, weight).detach()
     return x / (mean(x**2, weight) + VARIANCE_FLOOR).sqrt().detach()
