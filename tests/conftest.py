@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests run beside each other: threads that wait must not hold a core
@@ -23,7 +24,13 @@ def pytest_cmdline_main(config) -> None:
     """Two processes, a file of tests in one of them, where pytest-xdist is there and -n does not say otherwise."""
     worker = hasattr(config, "workerinput")
     if config.pluginmanager.hasplugin("xdist") and not worker and config.option.numprocesses is None and not config.option.usepdb:
-        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.numprocesses, config.option.dist, config.option.loadscopereorder = 2, "loadfile", False
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +50,20 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data at {DATA}: set RDMM_DATA")
     return DATA
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The exit code of train.py or eval.py for settings that it refuses before Hydra starts, and what it says; in this process."""
+
+    def run(program, *keys: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", [program.__module__, *keys])
+        monkeypatch.setattr("hydra.main", lambda **_: pytest.fail("Hydra was started"))
+        with pytest.raises(SystemExit) as ended:
+            program()
+        return ended.value.code, capsys.readouterr().err
+
+    return run
 
 
 def oblique(shape: tuple[int, ...], voxel: tuple[float, ...], angle: float = 0.35, flip: bool = False) -> Grid:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eval import figures, tables
-from eval.main import write_index
+from eval.main import main, write_index
 from eval.study import Study, table_rows
 from rdmm import ConfigError, Image, Pair, io
 from rdmm.config.compose import share
@@ -42,12 +42,22 @@ def test_an_experiment_writes_table_and_figures(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["experiment=synthetic_predefinde"], "synthetic_predefined"),
+        (["study=5"], "study must keep its entries"),
+        (["experimnt=x"], "did you mean 'experiment'"),
+    ],
+)
+def test_unknown_settings_end_before_hydra(refused, keys, message):
+    code, said = refused(main, *keys)
+    assert code == 2 and message in said
+
+
+@pytest.mark.parametrize(
     ("keys", "code", "message"),
     [
-        (["experiment=synthetic_predefinde"], 2, "synthetic_predefined"),
-        (["study=5"], 2, "study must keep its entries"),
         (["experiment=synthetic_predefined", "seed=a"], 2, "seed must be"),
-        (["experimnt=x"], 2, "did you mean 'experiment'"),
         ([], 2, "experiment=synthetic_optimized"),
         (["experiment=lung_predefined", "study.data.ct.root=/nowhere", "study.data.masks.root=/nowhere"], 3, "RDMM_DATA"),
         (["experiment=synthetic_predefined", "similarity_weight=-1"], 2, "must be > 0"),

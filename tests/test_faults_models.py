@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save
 from test_faults_input import make_picture, save_nifti
 from test_networks import write_small_model
@@ -15,6 +16,7 @@ from test_networks import write_small_model
 import rdmm
 from networks import model as models
 from rdmm import ConfigError, InputError
+from rdmm.cli import main
 from rdmm.config import location
 from rdmm.config.compose import compose, quoted, share
 from rdmm.config.trust import require_trusted_yaml
@@ -217,15 +219,14 @@ def test_the_command_line_takes_weights(tmp_path, file):
     odd = tmp_path / "it's a model, é.safetensors"
     file.rename(odd)
     fixed, moving = save_nifti(tmp_path / "f.nii.gz", make_picture()), save_nifti(tmp_path / "m.nii.gz", make_picture(1))
-    main = [sys.executable, "-c", "from rdmm.cli import main; main()"]
-    run = [*main, "register", str(fixed), str(moving), "-o", f"{tmp_path}/out/", "--weights", str(odd)]
-    done = subprocess.run(run, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 3 and "this network is for 2D images, not for 3D" in done.stderr, done.stderr
+    run = ["register", str(fixed), str(moving), "-o", f"{tmp_path}/out/", "--weights", str(odd)]
+    done = CliRunner().invoke(main, run)
+    assert done.exit_code == 3 and "this network is for 2D images, not for 3D" in done.stderr, done.stderr
     write_small_model(odd, shape=(16, 16, 16))
-    done = subprocess.run(run, cwd=share(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode in (0, 5), done.stderr  # an untrained model on noise: the verdict says so
+    done = CliRunner().invoke(main, run)
+    assert done.exit_code in (0, 5), done.stderr  # an untrained model on noise: the verdict says so
     assert (tmp_path / "out/1Warp.nii.gz").exists()
-    shown = subprocess.run([*main, "info", str(odd)], cwd=share(), capture_output=True, text=True, timeout=60, check=True).stdout
+    shown = CliRunner().invoke(main, ["info", str(odd)]).stdout
     assert "kind: trained model" in shown and "dynamics: RDMM" in shown and "networks: affine and predictor" in shown
 
 

@@ -42,7 +42,7 @@ def command(folder, out, *more: str) -> list[str]:
 @pytest.mark.fault(46)
 def test_two_runs_in_one_folder(good):
     """Both start at the same time; one writes, the other reports an error."""
-    words = command(good, good / "out", "dynamics=rdmm")
+    words = command(good, good / "out", *FAST)
     runs = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [run.communicate()[1] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 3]

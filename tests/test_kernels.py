@@ -35,7 +35,7 @@ modules = {m.name: importlib.import_module(f"rdmm.kernels.{m.name}") for m in pk
 k, out = modules, {}
 for d, shape in ((2, (31, 28)), (3, (17, 15, 13))):
     h = (0.03,) * d
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, torch.float64) if d == 2 else (torch.float32,):  # most of the time is the compiler's
         image, u, v = (torch.randn(1, c, *shape, dtype=dtype) for c in (2, d, d))
         axes = torch.meshgrid(*(0.03 * torch.arange(n, dtype=dtype) for n in shape), indexing="ij")
         points = torch.stack(axes)[None] + 0.02 * u

@@ -37,7 +37,7 @@ def checkout(tmp_path_factory) -> Path:
 
 def launch(checkout: Path, *words: str, codes: tuple[int, ...] = (0,)) -> str:
     """Run a program of the copy, which ends with one of ``codes``; what it wrote on standard output."""
-    environment = {"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run([sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in codes, done.stderr + done.stdout
     return done.stdout

@@ -15,6 +15,7 @@ import torch
 from rdmm.config.compose import share
 from rdmm.io.models import read_model
 from train.checkpoint import BEST, LAST, STATE
+from train.main import main
 
 SMALL = ["experiment=synthetic2d_net", "shape=[32,32]", "backbone.features=[4,4,4,4,4]", "data.limit=2", "table.limit=0", "threads=1"]
 SMALL += ["trainer.batch=1", "trainer.warmup=2", "trainer.log_every=1", "trainer.validate_every=4", "trainer.checkpoint_every=2"]
@@ -37,7 +38,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(tmp_path):
     assert whole.returncode == 0, whole.stderr + whole.stdout
     cut = tmp_path / "cut"
     rng = np.random.default_rng(0)
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command(cut, "trainer.max_steps=12", "resume=true"), cwd=share(), stdout=subprocess.PIPE, text=True)
         wanted = int(rng.integers(2, 5))
         for line in process.stdout:
@@ -88,18 +89,30 @@ def test_the_program_writes_models_and_the_table(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["lrr=2"], "unknown key 'lrr'"),
+        (["+lrr=2"], "unknown key 'lrr'"),
+        (["trainer.max_step=2"], "did you mean 'trainer.max_steps'"),
+        (["experiment=oasis2d_nte"], "did you mean 'oasis2d_net'"),
+        (["data=shapes", "shape=[32,32]", "backbone=unett"], "no such option"),
+    ],
+)
+@pytest.mark.fault(67, 68, 69)
+def test_unknown_settings_end_before_hydra(refused, keys, message):
+    """Faults 67 to 69."""
+    code, said = refused(main, *keys)
+    assert code == 2 and message in said
+
+
+@pytest.mark.parametrize(
     ("keys", "code", "message"),
     [
-        (["lrr=2"], 2, "unknown key 'lrr'"),
-        (["+lrr=2"], 2, "unknown key 'lrr'"),
-        (["trainer.max_step=2"], 2, "did you mean 'trainer.max_steps'"),
-        (["experiment=oasis2d_nte"], 2, "did you mean 'oasis2d_net'"),
         (["trainer.learning_rate=abc"], 2, "trainer.learning_rate must be a number; got 'abc'"),
         (["trainer.learning_rate=-1"], 2, "must be > 0"),
         (["data.source.root=/nowhere"], 3, "no data at /nowhere"),
         ([], 2, "data.source.root is not set"),
         (["data=shapes", "shape=[8,8]", "network.predictor.reduction=3"], 2, "1, 2, 4 or 8"),
-        (["data=shapes", "shape=[32,32]", "backbone=unett"], 2, "no such option"),
         (["data=shapes", "shape=[32,32]", "device=tpu"], 2, "tpu"),
     ],
 )
