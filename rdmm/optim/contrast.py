@@ -1,8 +1,9 @@
-"""One contrast for both images: model (53).
+"""Images of two contrasts: model (53).
 
 Local correlation supposes that the intensities of two images are linearly related within its windows. Between two contrasts, e.g. T1 and
-T2, the relation is a curve. Given an alignment, the curve is the conditional mean E[moving | fixed], and the fixed image mapped by
-it has the contrast of the moving one; or the other way round, whichever explains more.
+T2, the relation is a curve. Given an alignment, the curve is the conditional mean E[moving | fixed], and the fixed image mapped by it has
+the contrast of the moving one. The curve is wrong for rare intensities, which misalignment mixes with others: so the images are compared
+as they are, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from rdmm.spatial.image import Image, Part
+from rdmm.spatial.image import Image, Part, joined
 from rdmm.spatial.pair import Pair
 from rdmm.types import Tensor
 
@@ -31,6 +32,10 @@ SAMPLES = 2**17
 MIN_GAIN = 0.06
 """Part of an image's variance that the curve must explain beyond a line. Misalignment bends the curve of pairs of one contrast, too:
 after the affine stage, brain slices gain .01 to .04; T1 and simulated PD .08; T1 and simulated T2 .2 to .5."""
+
+
+BACKWARD_GAIN = 0.05
+"""The moving image is mapped only if that explains so much more: a curve of it also maps the mixed intensities of its edges, wrongly."""
 
 
 @dataclass(frozen=True)
@@ -79,29 +84,39 @@ def _variance(x: np.ndarray, weight: np.ndarray) -> float:
     return float(np.average((x - np.average(x, weights=weight)) ** 2, weights=weight))
 
 
-def one_contrast(pair: Pair[Image], moved: Image) -> Pair[Image]:
-    """The pair with its images in one contrast, where they have two: ``moved`` is the moving image as it is aligned now, on the fixed grid.
+def match_contrast(pair: Pair[Image], moved: Image) -> Pair[Image]:
+    """The pair; beside each part of two contrasts there is the same part in one contrast, and both have half of its weight.
 
-    Each channel is looked at on its own; codes of labels stay as they are. A pair of one contrast is returned as it is.
+    Args:
+        moved: the moving image as it is aligned now, on the fixed grid.
+
+    Returns:
+        the pair itself if there are no two contrasts. Codes of labels have none.
     """
-    fixed, moving = pair.fixed.data.clone(), pair.moving.data.clone()
+    parts, images = [], []
+    given = pair.fixed.parts or (Part(pair.fixed.data.shape[1]),)
+    for part, fixed, moving, seen in zip(given, pair.fixed.split(), pair.moving.split(), moved.split(), strict=True):
+        mapped = None if part.is_labels else _in_one_contrast(fixed, moving, seen)
+        images += [(fixed, moving)] if mapped is None else [(fixed, moving), mapped]
+        parts += [part] if mapped is None else [replace(part, weight=part.weight / 2)] * 2
+    if len(parts) == len(given):
+        return pair
+    targets, sources = zip(*images, strict=True)
+    return replace(pair, fixed=joined(targets, parts), moving=joined(sources, parts))
+
+
+def _in_one_contrast(fixed: Image, moving: Image, moved: Image) -> tuple[Image, Image] | None:
+    """Both images of a part, one of them mapped to the contrast of the other in each channel; None if a line relates all channels."""
+    targets, sources = fixed.data.clone(), moving.data.clone()
     changed = False
-    for channel in _intensity_channels(pair.fixed):
-        for i in range(len(fixed)):
-            curve, onto_moving = _relation(pair.fixed, moved, i, channel)
+    for i in range(len(targets)):
+        for channel in range(targets.shape[1]):
+            curve, is_forward = _relation(fixed, moved, i, channel)
             if curve is not None:
-                data = fixed if onto_moving else moving
+                data = targets if is_forward else sources
                 data[i, channel] = data.new_tensor(curve(data[i, channel].double().cpu().numpy()))
                 changed = True
-    if not changed:
-        return pair
-    return replace(pair, fixed=replace(pair.fixed, data=fixed), moving=replace(pair.moving, data=moving))
-
-
-def _intensity_channels(image: Image) -> list[int]:
-    parts = image.parts or (Part(image.data.shape[1]),)
-    labels = [part.is_labels for part in parts for _ in range(part.channels)]
-    return [channel for channel, is_label in enumerate(labels) if not is_label]
+    return (replace(fixed, data=targets), replace(moving, data=sources)) if changed else None
 
 
 def _relation(fixed: Image, moved: Image, i: int, channel: int) -> tuple[Curve | None, bool]:
@@ -115,7 +130,7 @@ def _relation(fixed: Image, moved: Image, i: int, channel: int) -> tuple[Curve |
     log.debug("channel %d: explained by a line %.3f, by curves %.3f (of fixed), %.3f (of moving)", channel, line, *gains)
     if max(gains) - line < MIN_GAIN:
         return None, True
-    is_forward = gains[0] >= gains[1]
+    is_forward = gains[0] >= gains[1] - BACKWARD_GAIN
     return (onto_moving if is_forward else onto_fixed), is_forward
 
 

@@ -52,7 +52,7 @@ class LBFGS:
             thousandth of the shortest wave on the grid, no more than the search itself keeps of it (delta of MultiGaussian.precondition).
         tolerance: stop a scale when the energy falls by less than this fraction of itself, three times in a row.
         memory: number of steps from which L-BFGS estimates the curvature.
-        match_contrast: whether images of two contrasts are brought to one, where the similarity supposes it: model (53).
+        match_contrast: whether images of two contrasts are compared in one, too, where the similarity supposes it: model (53).
         weights: whether pre-weights are optimized with the momentum; False: each scale takes those given, at its own resolution.
     """
 
@@ -86,23 +86,21 @@ class LBFGS:
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
         if self.match_contrast:
-            pair = self._in_one_contrast(problem, pair, ic)
+            pair = self._with_matched_contrast(problem, pair, ic)
         return self._climb(problem, pair, ic, len(self.scales))
 
-    def _in_one_contrast(self, problem: Problem, pair: Pair, ic: InitialConditions) -> Pair:
-        """The pair, with its images in one contrast if they have two: a rough registration without the finest level gives the curve."""
-        if problem.with_one_contrast(ic, pair) is pair:
+    def _with_matched_contrast(self, problem: Problem, pair: Pair, ic: InitialConditions) -> Pair:
+        """The pair, with parts in one contrast if there are two: a rough registration without the finest level gives the curve."""
+        if problem.with_matched_contrast(ic, pair) is pair:
             return pair
         log.info("contrast: there may be two; a rough registration finds the curve between the intensities")
-        rough, _ = self._climb(problem, pair, ic, len(self.scales) - 1, match_levels=True)
-        matched = problem.with_one_contrast(rough, pair)
-        log.info("contrast: %s", "one" if matched is pair else "two; one image is registered in the contrast of the other")
+        rough, _ = self._climb(problem, pair, ic, len(self.scales) - 1)
+        matched = problem.with_matched_contrast(rough, pair)
+        log.info("contrast: %s", "one" if matched is pair else "two; one image is compared in the contrast of the other, too")
         return matched
 
-    def _climb(
-        self, problem: Problem, pair: Pair, ic: InitialConditions, levels: int, *, match_levels: bool = False
-    ) -> tuple[InitialConditions, History]:
-        """Search on the coarsest ``levels``, one after the other; ``match_levels``: each with its images in one contrast."""
+    def _climb(self, problem: Problem, pair: Pair, ic: InitialConditions, levels: int) -> tuple[InitialConditions, History]:
+        """Search on the coarsest ``levels``, one after the other."""
         history: History = []
         given, preconditioner = ic.weights, problem.dynamics.preconditioner(ic)
         steps = list(zip(self.scales, self.iterations, self._shooting(), strict=True))[:levels]
@@ -113,8 +111,6 @@ class LBFGS:
             if not self.weights:
                 ic = replace(ic, weights=given)
             ic = problem.dynamics.resized(ic, pair.fixed, scale * fraction)
-            if match_levels:
-                level_pair = problem.with_one_contrast(ic, level_pair)
             ic = self._search(_Level(problem, level_pair, level, iterations, history, preconditioner), ic)
         return ic, history
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rdmm.dynamics.base import Dynamics, InitialConditions
-from rdmm.optim.contrast import one_contrast
+from rdmm.optim.contrast import match_contrast
 from rdmm.regularizer.penalty import NoPenalty, Penalty
 from rdmm.similarity import Sum
 from rdmm.similarity.parts import compare
@@ -120,13 +120,13 @@ class Problem:
         with torch.autocast(ic.momentum.device.type, enabled=False):
             return self._terms(ic, transform, pair, step, pair.moved_by(transform) if warped is None else warped)
 
-    def with_one_contrast(self, ic: InitialConditions, pair: Pair) -> Pair:
-        """The pair with its images in one contrast, estimated from their alignment at ``ic``, if the similarity supposes one."""
+    def with_matched_contrast(self, ic: InitialConditions, pair: Pair) -> Pair:
+        """The pair with parts in one contrast (``match_contrast``), from the alignment at ``ic``, if the similarity supposes one."""
         if not isinstance(pair.fixed, Image) or not getattr(self.similarity, "supposes_one_contrast", False):
             return pair
         with torch.no_grad():
             transform = self.dynamics.shoot(ic, pair.source) if bool(ic.momentum.any()) else Identity()
-            return one_contrast(pair, pair.moved_by(transform))
+            return match_contrast(pair, pair.moved_by(transform))
 
     def weight_penalty(self, ic: InitialConditions, source: Any, step: int) -> Tensor:
         """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""

@@ -40,15 +40,13 @@ class CorrelationRatio:
         a, b = (standardized(x.data, weight) for x in (moved, target))
         return ((self._unexplained(a, b, weight) + self._unexplained(b, a, weight)) / 2).flatten(1).mean(1)
 
-    def simplest(self, moved: Image, target: Image) -> CorrelationRatio:
-        """Degree 1 if a line explains LINEAR_SHARE of what these polynomials do, in every part of two images that are roughly aligned:
-        fewer parameters find the map more exactly."""
+    def is_linear(self, moved: Image, target: Image) -> bool:
+        """Whether a line explains LINEAR_SHARE of what these polynomials do, in every contrast of two images that are roughly aligned."""
         parts = target.parts or (Part(target.data.shape[1]),)
         contrasts = [(a, b) for part, a, b in zip(parts, moved.split(), target.split(), strict=True) if not part.is_labels]
         line = CorrelationRatio(1)
         with torch.no_grad():
-            is_linear = all(bool((1 - line(a, b) >= LINEAR_SHARE * (1 - self(a, b))).all()) for a, b in contrasts)
-        return line if is_linear else self
+            return all(bool((1 - line(a, b) >= LINEAR_SHARE * (1 - self(a, b))).all()) for a, b in contrasts)
 
     def _unexplained(self, x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         """The share (b, c, 1...) of the variance of y (b, c, *s) that the best polynomial of x leaves.

@@ -11,7 +11,7 @@ import torch
 
 from rdmm.optim.lbfgs import History
 from rdmm.optim.problem import Similarity
-from rdmm.similarity import LNCC, CorrelationRatio, SinkhornDivergence
+from rdmm.similarity import LNCC, NCC, NMI, CorrelationRatio, SinkhornDivergence
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair, with_field_of_view
@@ -70,7 +70,8 @@ class AffineOpt:
     """Affine registration of images: model after model (translation, rigid, similarity, affine), coarse to fine, by L-BFGS.
 
     Args:
-        similarity: a global one is best. The correlation ratio suits any two contrasts, and is NCC where these are linearly related.
+        similarity: a global one is best. The correlation ratio finds the start in any two contrasts; then NCC finds the map more exactly
+            if they are linearly related, and NMI if not.
         models: fitted in this order on the coarsest level; finer levels fit the last one only.
         voxels: sizes of the levels, as the number of voxels along the longest edge; levels finer than the image are left out.
         iterations: of each model on each level.
@@ -102,8 +103,8 @@ class AffineOpt:
         levels = [ImageObjective(self.similarity, level) for level in self._levels(pair)]
         best, ambiguity = self._best_start(levels[0], levels[min(1, len(levels) - 1)])
         if isinstance(self.similarity, CorrelationRatio):
-            simplest = self.similarity.simplest(levels[0].moved(best.matrix()), levels[0].pair.fixed)
-            levels = [replace(level, similarity=simplest) for level in levels]
+            is_linear = self.similarity.is_linear(levels[0].moved(best.matrix()), levels[0].pair.fixed)
+            levels = [replace(level, similarity=NCC() if is_linear else NMI()) for level in levels]
         history: History = []
         for k, level in enumerate(levels):
             models = self.models if k == 0 else self.models[-1:]
