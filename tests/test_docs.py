@@ -86,7 +86,7 @@ def test_the_readme_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(code, {})  # noqa: S102
     assert (tmp_path / "from_python" / "Warped.nii.gz").exists()
-    assert capsys.readouterr().out.startswith("0.0 {")
+    assert capsys.readouterr().out.startswith("good 0.0 [[")
 
 
 def test_links_lead_somewhere():
