@@ -209,7 +209,7 @@ def _doubts_of_background(done: Registration) -> Iterator[Doubt]:
         yield Doubt(
             "check",
             f"the deformation follows noise in the background: SDlogJ is {outside:.2g} there and {inside:.2g} in the subject; "
-            f"give {option('fixed_mask', 'MASK')} or a lower similarity_weight",
+            f"give {option('fixed_mask', 'MASK')} or a lower similarity_weight. One subject? Use {option('transform', 'rigid')}",
         )
 
 

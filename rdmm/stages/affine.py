@@ -103,7 +103,8 @@ class AffineOpt:
         levels = [ImageObjective(self.similarity, level) for level in self._levels(pair)]
         best, ambiguity = self._best_start(levels[0], levels[min(1, len(levels) - 1)])
         if isinstance(self.similarity, CorrelationRatio):
-            is_linear = self.similarity.is_linear(levels[0].moved(best.matrix()), levels[0].pair.fixed)
+            finer = levels[min(1, len(levels) - 1)]
+            is_linear = self.similarity.is_linear(finer.moved(best.matrix()), finer.pair.fixed)
             levels = [replace(level, similarity=NCC() if is_linear else NMI()) for level in levels]
         history: History = []
         for k, level in enumerate(levels):
