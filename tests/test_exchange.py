@@ -14,6 +14,7 @@ import rdmm
 from rdmm import ConfigError, Grid, Image, InputError, io
 from rdmm.data.inputs import read_inputs
 from rdmm.io.exchange import image_source
+from rdmm.io.formats.simpleitk import from_sitk
 from rdmm.registration.arguments import read_arguments, to_overrides
 from rdmm.registration.entry import compose_settings
 from tests.conftest import oblique
@@ -258,3 +259,16 @@ def test_an_option_is_a_name(group: str, value: object) -> None:
     if group != "similarity" or str(value) != "['svf', 'rdmm']":
         with pytest.raises(ConfigError, match=rf"^{group}=.*(an option is a name.*|no option); there are"):
             compose_settings(to_overrides({group: value}))
+
+
+def test_label_maps_of_simpleitk_are_read():
+    """The buffer of a LabelMap, which has no voxels, ends the interpreter."""
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.GetImageFromArray(np.array([[0, 3], [3, 7]], np.uint8))
+    assert np.array_equal(from_sitk(sitk.Cast(image, sitk.sitkLabelUInt8))[0], [[0, 3], [3, 7]])
+
+
+@pytest.mark.parametrize("spacing", [(-4, 4), (0, 1), (1, float("nan"))])
+def test_spacing_is_above_0(spacing):
+    with pytest.raises(ConfigError, match="spacing"):
+        Image.from_array(np.ones((5, 6)), spacing=spacing)

@@ -350,11 +350,13 @@ def test_a_mesh_through_a_transform_of_the_plane(tmp_path, run):
 
 
 def test_points_of_ants_in_the_plane(tmp_path, run):
-    """ANTs writes x, y, z, t in 2D, too, with z = 0: z stays. Any other z is a point of space."""
+    """ANTs writes x, y, z, t in 2D, too, and Slicer x, y, z, with z = 0: z stays. Any other z is a point of space."""
     io.write_affine(tmp_path / "a.mat", np.array([[2.0, 0, 1], [0, 3, 5], [0, 0, 1]]))
     (tmp_path / "p.csv").write_text("x,y,z,t,label\n-1,-2,0,0,a\n")
     assert list(run("p.csv", "q.csv", lps=True).rows[0].values()) == ["-3", "-11", "0", "0", "a"]
-    for text in ("x,y,z,t\n1,2,3,0\n", "x,y,z\n1,2,0\n"):
+    (tmp_path / "p.csv").write_text("x,y,z\n1,2,0\n")
+    assert list(run("p.csv", "q.csv", lps=True).rows[0].values()) == ["1", "1", "0"]
+    for text in ("x,y,z,t\n1,2,3,0\n", "x,y,z\n1,2,3\n"):
         (tmp_path / "p.csv").write_text(text)
         with pytest.raises(InputError, match=r"points are 3D .* remove the column"):
             run("p.csv", "q.csv", lps=True)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import click
 import nibabel as nib
 import numpy as np
 import pytest
@@ -73,6 +74,8 @@ def test_the_weight_of_a_further_image_can_be_left_out():
         "0.5",
     ]
     assert with_weights(["--", "--also"]) == ["--", "--also"]
+    with pytest.raises(click.UsageError, match=r"--also takes two images.* got b.nii optimizer=fast"):
+        with_weights(["a", "--also", "b.nii", "optimizer=fast"])
 
 
 @pytest.mark.parametrize("words", ["--also", "--also b", "--also b -o", "--also b c 0", "--also b c -1", "--also b c nan"])

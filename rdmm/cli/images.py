@@ -42,12 +42,16 @@ def with_weights(args: Sequence[str]) -> list[str]:
             return out + left
         if out[-1] == "--also":
             files, left = left[:2], left[2:]
-            if len(files) < 2 or any(f.startswith("-") for f in files):
+            if len(files) < 2 or any(f.startswith("-") or _is_setting(f) for f in files):
                 got = " ".join(files) or "nothing"
                 raise click.UsageError(f"--also takes two images, and a weight if you like: --also FIXED2 MOVING2 [WEIGHT]; got {got}")
             has_weight = bool(left) and _is_number(left[0]) and not os.path.exists(left[0])
             out += [*files, left.pop(0) if has_weight else "1"]
     return out
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word and not os.path.exists(word)
 
 
 def _is_number(word: str) -> bool:

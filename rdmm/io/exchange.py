@@ -226,7 +226,10 @@ def _array_affine(array: np.ndarray, name: str, spacing: Sequence[float] | None,
     if spacing is not None and affine is not None:
         raise ConfigError(f"{name}: give {option('spacing', '')} or {option('affine', '')}, not both")
     if spacing is not None:
-        affine = np.diag([*_numbers(spacing, (d,), f"spacing of {name}: {d} lengths in mm"), 1.0])
+        lengths = _numbers(spacing, (d,), f"spacing of {name}: {d} lengths in mm")
+        if not (lengths > 0).all():
+            raise ConfigError(f"{option('spacing', '')} of {name} is {d} lengths in mm, each above 0; got {spacing!r}")
+        affine = np.diag([*lengths, 1.0])
     matrix = _numbers(affine, (d + 1, d + 1), f"affine of {name}: a ({d + 1}, {d + 1}) matrix")
     whole = np.eye(4)
     whole[np.ix_([*range(d), 3], [*range(d), 3])] = matrix

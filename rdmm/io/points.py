@@ -82,7 +82,7 @@ def read_points(path: str | os.PathLike[str], ndim: int, *, lps: bool = False) -
     own = {c.lower(): c for c in reversed(table.columns)}
     if not set(names[:2]) <= set(own):
         table.require(list(names[:ndim]), os.fspath(path))
-    is_flat = ndim == 2 and {"z", "t"} <= set(own) and not parse_numbers(path, table, [own["z"]]).any()  # ANTs writes z = 0 in 2D
+    is_flat = ndim == 2 and names[2] in own and not parse_numbers(path, table, [own[names[2]]]).any()  # ANTs and Slicer write z = 0 in 2D
     if (names[2] in own) != (ndim == 3) and not is_flat:
         have, cure = (3, "remove the column") if names[2] in own else (2, "add it")
         has = "a" if have == 3 else "no"

@@ -66,7 +66,9 @@ class CorrelationRatio:
 
 def _least_squares(basis: list[Tensor], y: Tensor, weight: Tensor | None) -> list[Tensor]:
     """Coefficients (b, c, 1...) of the basis, (b, c, *s) each, whose sum is nearest to y."""
-    gram = torch.stack([torch.stack([mean(p * q, weight) for q in basis], -1) for p in basis], -2).double()
+    products = {(i, j): mean(basis[i] * basis[j], weight) for i in range(len(basis)) for j in range(i, len(basis))}
+    rows = [[products[min(i, j), max(i, j)] for j in range(len(basis))] for i in range(len(basis))]
+    gram = torch.stack([torch.stack(row, -1) for row in rows], -2).double()
     right = torch.stack([mean(p * y, weight) for p in basis], -1).double()
     found = torch.linalg.pinv(gram, hermitian=True, rtol=1e-6) @ right[..., None]  # images of few intensities: dependent powers
     return list(found[..., 0].to(y).unbind(-1))

@@ -68,7 +68,7 @@ def from_sitk(image: Any) -> tuple[np.ndarray, np.ndarray]:
     sitk, d = load_simpleitk("an image of SimpleITK"), image.GetDimension()
     if d > 4:
         raise InputError(f"an image of SimpleITK with {d} axes; 2 to 4 are expected")
-    if "label map" in image.GetPixelIDTypeAsString():
+    if image.GetPixelIDTypeAsString().startswith("label"):  # its buffer ends the interpreter
         image = sitk.LabelMapToLabel(image)
     array = sitk.GetArrayFromImage(image)
     array = array.transpose(*reversed(range(d)), *range(d, array.ndim))
