@@ -204,6 +204,8 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(nan_to_null(result), indent=1))
         return
     for key, value in result.items():
+        if key == "warnings":  # they are on stderr, too
+            continue
         if isinstance(value, list) and value and all(isinstance(x, int | float) for x in value):
             click.echo(f"{key}: {_numbers(value, ' x ' if key == 'shape' else ', ')}")
         elif isinstance(value, list):

@@ -189,7 +189,7 @@ def read_csv(path: Path, known: Sequence[str], wanted: Sequence[str]) -> list[tu
         if meant := nearest(column, free, SPELLING):
             raise ConfigError(f"{path}: line 1: unknown column {column!r}{meant}; rename it, or take it out")
     if notes:
-        log.info("%s: columns without a meaning for rdmm: %s", path, ", ".join(notes))
+        log.info("%s: columns of your own: %s", path, ", ".join(notes))
     out = []
     for number, row in zip(table.lines, table.rows, strict=True):
         where = f"{path}: line {number}"
