@@ -33,7 +33,6 @@ MIN_GAIN = 0.06
 """Part of an image's variance that the curve must explain beyond a line. Misalignment bends the curve of pairs of one contrast, too:
 after the affine stage, brain slices gain .01 to .04; T1 and simulated PD .08; T1 and simulated T2 .2 to .5."""
 
-
 BACKWARD_GAIN = 0.05
 """The moving image is mapped only if that explains so much more: a curve of it also maps the mixed intensities of its edges, wrongly."""
 
@@ -51,7 +50,7 @@ class Curve:
 
 
 def conditional_mean(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Curve:
-    """E[y | x] of voxels with weights; each voxel counts in the two nearest bins, and a Gaussian smooths their sums."""
+    """E[y | x] of voxels x, y, weight (n,); each counts in the two nearest bins, and a Gaussian smooths their sums."""
     low, high = float(x[weight > 0].min()), float(x[weight > 0].max())
     position = np.clip((x - low) / max(high - low, 1e-12), 0, 1) * (BINS - 1)
     first = np.minimum(position.astype(np.int64), BINS - 2)

@@ -55,6 +55,9 @@ said to be possible if both reach the second, or one the first. On twelve pairs 
 below .91 by one measure; a missing one reached 1.18 and 1.28 at least, and 2.3 and 1.95 in the median, if the contrasts are equal. One of
 ten small scenes looks right when turned, by 1.7 and 1.2 (benchmarks/README.md)."""
 
+SECOND_MEASURE = LNCC(5)
+"""Compares orientations by their details, and so independently of the correlation ratio."""
+
 SIMILARITY_NOISE = 1e-3
 """Smaller differences of similarities are treated as equal, so that a symmetric image is not rotated by chance."""
 
@@ -101,9 +104,9 @@ class AffineOpt:
         begin = time.perf_counter()
         self.check(pair)
         levels = [ImageObjective(self.similarity, level) for level in self._levels(pair)]
-        best, ambiguity = self._best_start(levels[0], levels[min(1, len(levels) - 1)])
+        finer = levels[min(1, len(levels) - 1)]
+        best, ambiguity = self._best_start(levels[0], finer)
         if isinstance(self.similarity, CorrelationRatio):
-            finer = levels[min(1, len(levels) - 1)]
             is_linear = self.similarity.is_linear(finer.moved(best.matrix()), finer.pair.fixed)
             levels = [replace(level, similarity=NCC() if is_linear else NMI()) for level in levels]
         history: History = []
@@ -158,10 +161,6 @@ class AffineOpt:
                 f"no start of the affine search makes the images overlap; check the files' geometry, or try {option('init', 'com')}"
             )
         return candidates
-
-
-SECOND_MEASURE = LNCC(5)
-"""Compares orientations by their details, and so independently of the correlation ratio."""
 
 
 def _turns(matrix: Tensor) -> bool:
