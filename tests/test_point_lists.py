@@ -110,7 +110,6 @@ def test_points_and_transform_have_one_dimension(tmp_path, affine):
     io.write_affine(tmp_path / "a.mat", np.eye(3))
     for name, text in (
         ("p.csv", "x,y,z\n1,2,3\n"),
-        ("p.csv", "x,y,z\n1,2,0\n"),
         ("p.fcsv", fcsv(RAS, "LPS")),
         ("p.mrk.json", markups(RAS, "RAS")),
     ):
