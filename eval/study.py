@@ -169,7 +169,7 @@ def _evaluate_case(
             registration = how(case, inputs)
         else:
             registration = run(inputs, how, device=device, seed=seed)
-        metrics: dict[str, Any] = {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+        metrics: dict[str, Any] = {k: v for k, v in registration.metrics.items() if k == "subject" or isinstance(v, int | float)}
         warnings = warning_text({"warnings": registration.provenance.warnings or inputs.warnings})
         metrics |= {"warnings": warnings} if warnings else {}
         if isinstance(how, External):

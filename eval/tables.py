@@ -32,6 +32,7 @@ TITLES = {
     "tre_liver_mm": "TRE liver mm",
     "tre_outside_mm": "TRE outside mm",
     "sd_log_jacobian": "SDlogJ",
+    "sd_log_jacobian_subject": "SDlogJ subject",
     "sd_log_jacobian_outside": "SDlogJ outside",
     "folds_percent": "folds %, worst",
     "folded_cells_percent": "folded cells %, worst",
@@ -60,7 +61,8 @@ MIN_TEST_PAIRS = 5
 NOTES = (
     "Means ± standard deviation over the cases that have the measure (n where these are fewer); 'worst': the largest. "
     "Folds: voxels with det <= 0 by central differences; folded cells: any of the ten (2D: four) corner determinants <= 0; NDV: the "
-    "volume that these fold. HD95: the larger of both directions' 95th percentile, by area (surface-distance). "
+    "volume that these fold. SDlogJ: over the whole volume; SDlogJ subject: in the fixed mask, else the fixed labels, else the foreground. "
+    "HD95: the larger of both directions' 95th percentile, by area (surface-distance). "
     "30 %: the value that the worst 30 % of the cases do not reach."
 )
 

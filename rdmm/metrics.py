@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ import torch
 from rdmm.spatial import ops
 from rdmm.spatial.folds import non_diffeomorphic_volume
 from rdmm.spatial.grid import Grid
-from rdmm.spatial.transform import Transform
+from rdmm.spatial.image import Image
+from rdmm.spatial.transform import Identity, Transform
 from rdmm.types import Tensor
 
 
@@ -130,14 +132,77 @@ def folds(u: Tensor, grid: Grid) -> dict[str, float]:
         ``folds_percent``, the percentage of voxels with det <= 0; and ``folds_sum``, the papers' "folds": the sum of |det| where it is
         negative, model (46).
     """
-    det = ops.jacobian_determinant(u, grid)
+    return _folds(ops.jacobian_determinant(u, grid))
+
+
+def _folds(det: Tensor) -> dict[str, float]:
     return {"folds_percent": 100 * float((det <= 0).double().mean()), "folds_sum": float(det.clamp_max(0).sum().abs())}
 
 
 def sd_log_jacobian(u: Tensor, grid: Grid, mask: Tensor | None = None) -> float:
-    """Standard deviation of log det D phi (central differences, det clamped at 1e-3), model (48), over the mask (b, 1, *s)."""
-    log = ops.jacobian_determinant(u, grid).clamp_min(1e-3).log()
-    return float((log if mask is None else log[(mask[:, 0] > 0.5).expand_as(log)]).std())
+    """Standard deviation of log det D phi (central differences, det clamped at 1e-3), model (48), over the mask (b, 1, *s).
+
+    NaN for a mask of fewer than two voxels.
+    """
+    return _spread(ops.jacobian_determinant(u, grid), mask)
+
+
+def _spread(det: Tensor, mask: Tensor | None = None) -> float:
+    inside = det if mask is None else det[(mask[:, 0] > 0.5).expand_as(det)]
+    return float(inside.clamp_min(1e-3).log().std()) if inside.numel() > 1 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Where the subject is in the fixed image.
+
+    Args:
+        inside: (b, 1, *s), 1 in the subject and 0 elsewhere.
+        source: what said so.
+    """
+
+    inside: Tensor
+    source: Literal["mask", "labels", "foreground"]
+
+
+def find_subject(fixed: Image, labels: Image | None = None, *, by_mask: bool = False) -> Subject:
+    """Where the subject is: in the mask, or where there are labels, or in the foreground. What is masked out is never a part of it.
+
+    The foreground is that of ``Image.mass``, the mean of the channels above the darkest intensity (below the brightest, on bright
+    ground), by Otsu's threshold. An image without any ground has a foreground, too: the brighter part of the tissue.
+
+    Args:
+        fixed: the fixed image, (b, c, *s).
+        labels: a label map on any grid: the subject is where it is not 0; None: there is none.
+        by_mask: whether the mask of ``fixed`` says where the subject is. Other masks only leave out a part, such as a lesion.
+    """
+    inside = torch.ones_like(fixed.data[:, :1]) if fixed.mask is None else (fixed.mask[:, :1] > 0).to(fixed.data)
+    if by_mask:
+        return Subject(inside, "mask")
+    if labels is not None:
+        return Subject(inside * (labels.moved_by(Identity(), fixed.grid, mode="nearest").data != 0), "labels")
+    mass = fixed.inpainted().mass()
+    return Subject(inside * (mass > otsu_threshold(mass[inside[0, 0] > 0])), "foreground")
+
+
+def otsu_threshold(values: Tensor, bins: int = 256) -> float:
+    """The threshold that splits values (n,) into two classes of least variance (Otsu, IEEE Trans. Syst. Man Cybern. 9, 1979).
+
+    It is one of the edges of ``bins`` intervals between the .1th and the 99.9th percentile, so that a few values far out do not count
+    (of all values, if these two are equal).
+    """
+    numbers = values.detach().cpu().double().numpy()
+    low, high = np.percentile(numbers, [0.1, 99.9])
+    if low == high:
+        low, high = numbers.min(), numbers.max()
+    if low == high:
+        return float(low)
+    counts, edges = np.histogram(numbers.clip(low, high), bins, (low, high))
+    centers = (edges[1:] + edges[:-1]) / 2
+    below, sum_below = counts.cumsum()[:-1], (counts * centers).cumsum()[:-1]
+    above, mean = counts.sum() - below, (counts * centers).sum() / counts.sum()
+    between = (mean * below - sum_below) ** 2 / (below * above)  # no class is empty: both ends of the range are values
+    return float(edges[1:-1][between.argmax()])
 
 
 def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) -> float:
@@ -150,6 +215,15 @@ def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) ->
     return float(error.mean()) * grid.length
 
 
-def regularity(u: Tensor, grid: Grid) -> dict[str, float]:
-    """All regularity metrics of id + u: ``folds``, ``non_diffeomorphic_volume``, and ``sd_log_jacobian``."""
-    return {**folds(u, grid), **non_diffeomorphic_volume(u, grid), "sd_log_jacobian": sd_log_jacobian(u, grid)}
+def regularity(u: Tensor, grid: Grid, subject: Subject | None = None) -> dict[str, Any]:
+    """All regularity metrics of id + u, u (b, d, *s) in domain units.
+
+    Returns:
+        those of ``folds`` and ``non_diffeomorphic_volume``; ``sd_log_jacobian`` over the whole volume, whose still surroundings hide how
+        rough a map is; and with a subject, ``sd_log_jacobian_subject`` inside it, and ``subject``, what said where it is.
+    """
+    det = ops.jacobian_determinant(u, grid)
+    out: dict[str, Any] = {**_folds(det), **non_diffeomorphic_volume(u, grid), "sd_log_jacobian": _spread(det)}
+    if subject is None:
+        return out
+    return out | {"sd_log_jacobian_subject": _spread(det, subject.inside), "subject": subject.source}

@@ -136,7 +136,7 @@ def test_evaluate_and_points(files, tmp_path, kind, a, b):
     one, other = files[a][kind], files[b][kind]
     labels = files[a]["labels.nii.gz"], files[b]["labels.nii.gz"]
     with refused(one, other):
-        commands.evaluate([one, other], None, None, None)
+        commands.evaluate([one, other])
     for fixed, moving in ((labels[1], labels[1]), (labels[0], labels[1]), (labels[1], labels[0])):
         with refused():
             commands.evaluate([one], fixed, moving, None)

@@ -103,7 +103,7 @@ def test_a_dry_run_prints_settings_for_people(folder):
     ("text", "warning"),
     [
         ("f m --regions ml", "--regions has no effect"),
-        ("f m --fixed-labels fl", "--fixed-labels has no effect"),
+        ("f m --fixed-labels fl", "--fixed-labels alone only say where the subject is"),
         ("f m penalty=omt", "penalty has no effect"),
     ],
 )

@@ -104,15 +104,15 @@ def test_initial_that_is_no_file(wrong, tmp_path):
 @pytest.mark.fault(58)
 def test_a_chain_is_judged_as_a_whole(case):
     grid, names = case
-    whole = commands.evaluate([names["c.h5"]], None, None, None)
-    alone = commands.evaluate([names["warp.nii.gz"]], None, None, None)
+    whole = commands.evaluate([names["c.h5"]])
+    alone = commands.evaluate([names["warp.nii.gz"]])
     assert alone and {k: pytest.approx(v, abs=1e-9) for k, v in alone.items()} == whole  # the affine does not count
-    assert commands.evaluate([names["shift.txt"], names["warp.nii.gz"]], None, None, None) == pytest.approx(alone)
-    twice = commands.evaluate([names["warp.nii.gz"], names["turn.mat"], names["warp.nii.gz"]], None, None, None)
+    assert commands.evaluate([names["shift.txt"], names["warp.nii.gz"]]) == pytest.approx(alone)
+    twice = commands.evaluate([names["warp.nii.gz"], names["turn.mat"], names["warp.nii.gz"]])
     maps = io.read_transforms([names["warp.nii.gz"], names["turn.mat"], names["warp.nii.gz"]])
     u = displacement(framed(maps, grid), grid, torch.zeros(1, dtype=torch.float64))
     assert twice == pytest.approx(metrics.regularity(u, grid)) and twice["sd_log_jacobian"] > 1.2 * alone["sd_log_jacobian"]
-    assert commands.evaluate([names["turn.mat"], names["shift.txt"]], None, None, None) == {}
+    assert commands.evaluate([names["turn.mat"], names["shift.txt"]]) == {}
 
 
 def folding(grid, kind: str, cells: int = 1) -> torch.Tensor:

@@ -167,19 +167,22 @@ def jacobian(warp: str | None, names: tuple[str, ...], out: str, **options: Any)
 @click.option("--moving-labels", help="Label map of the moving image.")
 @transform_option
 @click.option("--landmarks", help="CSV of fixed_x..z, moving_x..z in world millimeters (RAS+).")
+@click.option("--fixed", help="The fixed image: SDlogJ is also measured in its foreground.")
+@click.option("--fixed-mask", help="Mask of the subject in the fixed image: SDlogJ is also measured inside it.")
 @printing_options
 @prints_result
-def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], landmarks: str | None) -> dict[str, Any]:
-    """Dice, landmark error and folds of transforms, made by any tool.
+def evaluate(fixed_labels: str | None, moving_labels: str | None, names: tuple[str, ...], **given: str | None) -> dict[str, Any]:
+    """Dice, landmark error, folds and SDlogJ of transforms, made by any tool. SDlogJ inside the subject is that in --fixed-mask, else in
+    --fixed-labels, else in the foreground of --fixed (Otsu's threshold).
 
     \b
     Examples:
       rdmm evaluate --fixed-labels f.nii.gz --moving-labels m.nii.gz -t out/1Warp.nii.gz -t out/0GenericAffine.mat
       rdmm evaluate -t out/1Warp.nii.gz -t out/0GenericAffine.mat --landmarks points.csv
-      rdmm evaluate -t out/1Warp.nii.gz --json
+      rdmm evaluate -t out/1Warp.nii.gz --fixed fixed.nii.gz --json
     """
     if (fixed_labels is None) != (moving_labels is None):
         raise ConfigError("give both --fixed-labels and --moving-labels, or neither")
     from rdmm.workflows import transforms
 
-    return transforms.evaluate(list(names), fixed_labels, moving_labels, landmarks)
+    return transforms.evaluate(list(names), fixed_labels=fixed_labels, moving_labels=moving_labels, **given)

@@ -38,7 +38,7 @@ class OptionalInput:
 
 
 OPTIONAL_INPUTS = (
-    OptionalInput("fixed_labels", "Label map of FIXED, for Dice."),
+    OptionalInput("fixed_labels", "Label map of FIXED, for Dice and the smoothness inside it."),
     OptionalInput("moving_labels", "Label map of MOVING: it is warped and written, and used for Dice."),
     OptionalInput("fixed_mask", "Mask of FIXED: only voxels above 0 are compared."),
     OptionalInput("moving_mask", "Mask of MOVING: only voxels above 0 are compared."),

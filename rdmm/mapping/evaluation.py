@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -13,10 +16,13 @@ from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_gri
 from rdmm.io.formats.choice import check_image_output
 from rdmm.io.maps import Maps, describe_maps, read_maps
 from rdmm.io.vectors import Space, choose_grid
+from rdmm.spatial import image as spatial
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid, require_one_dimension
 from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, compose_all, displacement, flat, framed, split
 from rdmm.types import ConfigError, option
+
+log = logging.getLogger(__name__)
 
 
 def jacobian(
@@ -58,7 +64,7 @@ def measured_jacobian(
     """``jacobian``; and what became of the affine maps, with the folds and SDlogJ of what was measured."""
     path = None if out is None else check_image_output(out, overwrite=overwrite)
     whole, name = read_maps(transforms), describe_maps(transforms)
-    inner = _without_affine(whole)
+    _, inner = _without_affine(whole)
     removed = len(flat(inner)) < len(flat(whole))
     given = None if reference is None else read_given_grid(reference, "reference")
     require_one_dimension({name: whole.ndim, name_of(reference, "reference"): None if given is None else given.ndim})
@@ -85,11 +91,13 @@ def _displacement(transform: Transform, grid: Grid) -> torch.Tensor:
     return displacement(framed(transform, grid), grid, torch.zeros(1, dtype=torch.float64))
 
 
-def _without_affine(transform: Transform) -> Transform:
-    """A chain without the affine maps before and after its warps: they do not fold, and they are not part of the deformation."""
+def _without_affine(transform: Transform) -> tuple[Transform, Transform]:
+    """The inverse of the affine maps before the warps of a chain, and the chain without them and without those after its warps: affine maps
+    do not fold, and they are not part of the deformation."""
     maps = flat(transform)
-    first = next((k for k, m in enumerate(maps) if not isinstance(m, Affine)), len(maps))
-    return split(compose_all(maps[first:]))[0]
+    before = list(takewhile(lambda m: isinstance(m, Affine), maps))
+    back = compose_all(m.inverse() for m in reversed(before) if isinstance(m, Affine))
+    return back, split(compose_all(maps[len(before) :]))[0]
 
 
 def evaluate(
@@ -97,13 +105,21 @@ def evaluate(
     fixed_labels: Given | None = None,
     moving_labels: Given | None = None,
     landmarks: str | os.PathLike[str] | Sequence[Any] | None = None,
+    fixed: Given | None = None,
+    fixed_mask: Given | None = None,
 ) -> dict[str, Any]:
     """Metrics of transforms made by any tool, composed: folds and SDlogJ; Dice and landmark error (mm), before and after, if given.
+
+    SDlogJ inside the subject (``sd_log_jacobian_subject``) is that in ``fixed_mask``, else that in ``fixed_labels``, else that in the
+    foreground of ``fixed`` (``rdmm.metrics.find_subject``); ``subject`` says in which. Without these three there is only that of the whole
+    volume.
 
     Args:
         transforms: one, or a list, as for ``rdmm.apply``.
         fixed_labels, moving_labels: label maps, both or neither.
         landmarks: CSV of fixed_x..z, moving_x..z in world millimeters (RAS+), or two arrays: fixed and moving points (n, d).
+        fixed: the fixed image.
+        fixed_mask: an image that is above 0 in the subject.
 
     Raises:
         ConfigError: only one of the two label maps.
@@ -112,19 +128,20 @@ def evaluate(
     if (fixed_labels is None) != (moving_labels is None):
         raise ConfigError(f"give both {option('fixed_labels', '')} and {option('moving_labels', '')}, or neither")
     transform, name = read_maps(transforms), describe_maps(transforms)
-    out: dict[str, Any] = _regularity(transform)
+    subject = _read_subject(transform, name, fixed_mask=fixed_mask, fixed_labels=fixed_labels, fixed=fixed)
+    out = _regularity(transform, subject)
     if not out and isinstance(transform, Affine):  # it has no folds, and without labels and landmarks this is all that can be said
         out["determinant"] = float(torch.linalg.det(transform.matrix.double()))
     if fixed_labels is not None and moving_labels is not None:
         names = (name_of(fixed_labels, "fixed_labels"), name_of(moving_labels, "moving_labels"))
-        fixed, moving = (
+        target, moving = (
             io.read_labels(image_source(given, argument), name=argument)
             for given, argument in ((fixed_labels, "fixed_labels"), (moving_labels, "moving_labels"))
         )
-        require_one_dimension({names[0]: fixed.grid.ndim, names[1]: moving.grid.ndim, name: transform.ndim})
-        after = moving.moved_by(framed(transform, fixed.grid), fixed.grid, mode="nearest")
-        before = moving.moved_by(framed(Identity(), fixed.grid), fixed.grid, mode="nearest")
-        out |= metrics.overlap(after.data, fixed.data, before.data, fixed.grid.voxel)
+        require_one_dimension({names[0]: target.grid.ndim, names[1]: moving.grid.ndim, name: transform.ndim})
+        after = moving.moved_by(framed(transform, target.grid), target.grid, mode="nearest")
+        before = moving.moved_by(framed(Identity(), target.grid), target.grid, mode="nearest")
+        out |= metrics.overlap(after.data, target.data, before.data, target.grid.voxel)
     if landmarks is not None:
         a, b, _ = io.read_landmarks(landmarks, transform.ndim or 3)
         error = metrics.tre(a, b, transform)
@@ -133,10 +150,38 @@ def evaluate(
     return out
 
 
-def _regularity(transform: Transform) -> dict[str, float]:
-    """Folds and SDlogJ of all warps of a chain together, on the grid of the first, without affine maps around them; {} without warps."""
-    deformation = _without_affine(transform)
+def _regularity(transform: Transform, subject: tuple[metrics.Subject, Grid] | None) -> dict[str, Any]:
+    """Folds and SDlogJ of all warps of a chain together, on the grid of the first, without affine maps around them; {} without warps.
+
+    Args:
+        subject: where the subject is, and on which grid. Affine maps before the warps move it along.
+    """
+    back, deformation = _without_affine(transform)
     if isinstance(deformation, Identity):
         return {}
     grid = choose_grid(deformation, Space())
-    return metrics.regularity(_displacement(deformation, grid), grid)
+    there = None
+    if subject is not None:
+        moved = spatial.Image(subject[0].inside, subject[1]).moved_by(framed(back, grid), grid, mode="nearest")
+        there = metrics.Subject(moved.data, subject[0].source)
+        if not bool(there.inside.any()):
+            log.warning("the %s of the fixed image lies outside the warp: SDlogJ inside the subject cannot be measured", there.source)
+    return metrics.regularity(_displacement(deformation, grid), grid, there)
+
+
+def _read_subject(transform: Transform, name: str, **given: Given | None) -> tuple[metrics.Subject, Grid] | None:
+    """Where the subject is, and on which grid, by the first of the images that is ``given``; None without any.
+
+    Args:
+        name: that of the transform, for messages.
+        given: fixed_mask, fixed_labels and fixed.
+    """
+    argument, chosen = next(((k, v) for k, v in given.items() if v is not None), ("", None))
+    if chosen is None:
+        return None
+    read = io.read_labels if argument == "fixed_labels" else io.read_image
+    image = read(image_source(chosen, argument), name=argument)
+    require_one_dimension({name_of(chosen, argument): image.grid.ndim, name: transform.ndim})
+    if argument == "fixed_mask":
+        image = replace(image, mask=(image.data[:, :1] > 0).float())
+    return metrics.find_subject(image, image if argument == "fixed_labels" else None, by_mask=image.mask is not None), image.grid

@@ -21,7 +21,16 @@ from rdmm.types import OutputError
 
 PAGE_FILES = ("run.json", "report.html")
 
-METRICS_SHOWN = ("dice_before", "dice", "tre_before_mm", "tre_mm", "distance_before_mm", "distance_after_mm", "folds_percent")
+METRICS_SHOWN = (
+    "dice_before",
+    "dice",
+    "tre_before_mm",
+    "tre_mm",
+    "distance_before_mm",
+    "distance_after_mm",
+    "sd_log_jacobian_subject",
+    "folds_percent",
+)
 """Metrics in the short text of a registration."""
 
 

@@ -259,9 +259,18 @@ class Registration(FinishedRegistration):
         return ops.resize(start, shape), ops.resize(end, shape)
 
     @cached_property
+    def subject(self) -> metrics.Subject:
+        """Where the subject is on the fixed grid: in the fixed mask, else the fixed labels, else the foreground of the fixed image."""
+        given = {*self.inputs.files, *self.inputs.in_memory}
+        only_leaves_out = "fixed_exclude" in given or self.inputs.reading.get("nan") == "mask"
+        by_mask = "fixed_mask" in given or (self.pair.fixed.mask is not None and not only_leaves_out)
+        labels = self.inputs.fixed_labels or self.inputs.maps[0]
+        return metrics.find_subject(self.pair.fixed, labels, by_mask=by_mask)
+
+    @cached_property
     def metrics(self) -> dict[str, Any]:
         """Regularity of the deformation; Dice and TRE (mm), before and after, if labels and landmarks were given."""
-        out: dict[str, Any] = metrics.regularity(self.deformation, self.grid)
+        out = metrics.regularity(self.deformation, self.grid, self.subject)
         if self.has_inverse:
             out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, self.grid)
         if np.isfinite(self.energy_drift):

@@ -110,9 +110,9 @@ def warning_text(summary: Mapping[str, Any]) -> str:
     return "; ".join(map(str, summary.get("warnings", [])))
 
 
-def table_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a run.json, for a table: its metrics, seconds and peak_memory_mb."""
-    numbers = {k: v for k, v in summary["metrics"].items() if isinstance(v, int | float) and np.isfinite(v)}
+def table_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The finite numbers of a run.json, for a table: its metrics, seconds and peak_memory_mb; and ``subject``."""
+    numbers = {k: v for k, v in summary["metrics"].items() if k == "subject" or (isinstance(v, int | float) and np.isfinite(v))}
     return {**numbers, "seconds": summary["seconds"]["total"], "peak_memory_mb": summary["peak_memory_mb"]}
 
 

@@ -162,21 +162,22 @@ def image_figures(
     fixed: Image,
     moving: Image,
     result: ImageResult,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
 ) -> list[tuple[str, str]]:
     """(heading, base64 PNG) of every figure of a report.
 
     Args:
         moving: the moving image before registration, on the fixed grid.
-        metrics: of the deformation; at least folds_percent and folded_cells_percent.
+        metrics: those of ``Registration.metrics``.
         history: terms of the energy of each iteration; the deformation's have the term "velocity".
     """
     grid = fixed.grid
     folds = f"folds: {metrics['folds_percent']:.3g} % of the voxels, {metrics['folded_cells_percent']:.3g} % of the cells"
+    spread = f"SDlogJ {metrics['sd_log_jacobian_subject']:.3g} in the subject ({metrics['subject']})"
     figures = [
         ("Fixed, warped, moving; checkerboard and difference", _comparison(fixed, result.warped, moving)),
-        (f"Deformed grid and log det J; {folds}", _deformation(fixed, result.displacement)),
+        (f"Deformed grid and log det J; {folds}; {spread}", _deformation(fixed, result.displacement)),
     ]
     if result.sigmas is not None:
         figures.append(("Local standard deviation of the regularizer, sigma(x) in mm, at t = 0 and t = 1", _sigma(result.sigmas, grid)))

@@ -273,7 +273,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-SUMMARY_COLUMNS = ("dice", "tre_mm", "folds_percent", "seconds")
+SUMMARY_COLUMNS = ("dice", "tre_mm", "sd_log_jacobian_subject", "folds_percent", "seconds")
 """Metrics that the terminal shows of each pair; table.csv has all."""
 
 

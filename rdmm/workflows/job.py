@@ -216,7 +216,7 @@ class Job:
         if "regions" in self.given_inputs and all(isinstance(d.initializer, Zero) for d in deforms(settings.stages)):
             unused.append("--regions has no effect: only initializer=regions uses it")
         if "fixed_labels" in self.given_inputs and "moving_labels" not in self.given_inputs:
-            unused.append("--fixed-labels has no effect: Dice needs --moving-labels, too")
+            unused.append("--fixed-labels alone only say where the subject is: Dice needs --moving-labels, too")
         for text in unused:
             log.warning("%s", text)
         if "moving_labels" in self.given_inputs and "fixed_labels" not in self.given_inputs:
