@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rdmm.lazy import lazy_names
+from rdmm.runtime.threads import wait_asleep
 from rdmm.version import __version__
+
+wait_asleep()  # before torch is loaded
 
 _names, __getattr__ = lazy_names(
     "rdmm",
