@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from rdmm.data.studies.livers import Livers
 from rdmm.data.studies.lungs import LungMasks, RightLung
 from rdmm.kernels.available import set_threads
 from rdmm.registration.entry import compose_settings, run
+from rdmm.registration.images import Registration
 
 DATA = Path(os.environ.get("RDMM_DATA", "../shared/data"))
 
@@ -52,13 +54,25 @@ CASES: dict[str, tuple[Callable[[], Inputs], list[str]]] = {
 }
 
 
+def numbers(registration: Registration) -> dict[str, float]:
+    """The metrics of a registration by rdmm, or of another tool's result, that are numbers: one evaluator for all methods."""
+    return {k: v for k, v in registration.metrics.items() if isinstance(v, int | float)}
+
+
+def rows_of_worker(script: str, *arguments: str) -> list[dict[str, Any]]:
+    """The lines of JSON that a script prints, run in its own process. If it fails, the end of what it said is printed."""
+    process = subprocess.run([sys.executable, script, "--worker", *arguments], capture_output=True, text=True, check=False)
+    if process.returncode:
+        print(f"FAILED: {' '.join(arguments)}\n{process.stderr[-2000:]}", flush=True)
+    return [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+
+
 def register_pair(name: str, settings: list[str], threads: int, pictures: str | None) -> dict[str, object]:
     set_threads(threads)
     read, own = CASES[name]
     registration = run(read(), compose_settings([*own, *settings]))
-    metrics = {k: v for k, v in registration.metrics.items() if isinstance(v, float)}
     moved, fixed = registration.moved.data.flatten(), registration.pair.fixed.data.flatten()
-    out: dict[str, object] = {**metrics, "ncc": float(torch.corrcoef(torch.stack([moved, fixed]))[0, 1])}
+    out: dict[str, object] = {**numbers(registration), "ncc": float(torch.corrcoef(torch.stack([moved, fixed]))[0, 1])}
     out |= {f"s_{k}": v for k, v in registration.result.seconds.items()}
     out["peak_GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if pictures:
@@ -83,13 +97,10 @@ def main() -> None:
     print(f"rdmm {' '.join(a.settings) or '(default preset)'}, {a.threads} threads, torch {torch.__version__}\n")
     for name in a.pairs:
         begin = time.perf_counter()
-        command = [sys.executable, __file__, "--worker", "--pairs", name, "--threads", str(a.threads), "--set", *a.settings]
-        process = subprocess.run(command + (["--pictures", a.pictures] if a.pictures else []), capture_output=True, text=True, check=False)
-        if process.returncode:
-            print(f"{name}: FAILED\n{process.stderr[-2000:]}", flush=True)
-            continue
-        row = json.loads(process.stdout.splitlines()[-1]) | {"s_with_start": time.perf_counter() - begin}
-        print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+        pictures = ["--pictures", a.pictures] if a.pictures else []
+        for row in rows_of_worker(__file__, "--pairs", name, "--threads", str(a.threads), *pictures, "--set", *a.settings):
+            row["s_with_start"] = time.perf_counter() - begin
+            print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
 
 
 if __name__ == "__main__":
