@@ -31,7 +31,7 @@ def of_gradients(f, *inputs):
 
 set_threads(1)
 torch.manual_seed(0)
-modules = {m.name: importlib.import_module(f"rdmm.kernels.{m.name}") for m in pkgutil.iter_modules(kernels.__path__)}
+modules = {m.name[13:]: importlib.import_module(m.name) for m in pkgutil.walk_packages(kernels.__path__, "rdmm.kernels.")}
 k, out = modules, {}
 for d, shape in ((2, (31, 28)), (3, (17, 15, 13))):
     h = (0.03,) * d
@@ -45,6 +45,13 @@ for d, shape in ((2, (31, 28)), (3, (17, 15, 13))):
         out[f"map {name}"] = of_gradients(lambda m, v: k["epdiff"].map_rate(m, v, h), u, v)
         out[f"barrier {name}"] = of_gradients(lambda u: k["barrier"].barrier(u, h, 0.1), 0.05 * u)
         out[f"lncc {name}"] = of_gradients(lambda a: k["lncc"].fused_correlation(a, image, None, [(2,) * d], [1.0], 1e-5), image.flip(2))
+        if dtype == torch.float32:
+            for measure, more in (("correlation", (1e-19,)), ("correlation_ratio", (1e-19, 3))):
+                f = getattr(k["pointwise.polynomials"], measure)
+                out[f"{measure} {d}"] = of_gradients(lambda a, f=f, more=more: f(a, image, None, *more), image.flip(2))
+            out[f"nmi {d}"] = of_gradients(lambda a: k["pointwise.histogram"].mutual_information(a, image, None, 32), image.flip(2))
+            matrix = torch.eye(d + 1, dtype=torch.float64) + 0.01 * torch.rand(d + 1, d + 1, dtype=torch.float64)
+            out[f"affine {d}"] = of_gradients(lambda m: k["pointwise.affine_sampling"].sample_affinely(image, None, m, shape)[0], matrix)
     margin = torch.nn.functional.pad(image.float(), (3,) * 2 * d, mode="replicate")
     floor, pairs = torch.full((1, 2), 1e-3), neighbor_pairs(d, 2)
     out[f"mind {d}"] = of_gradients(lambda a: k["mind"].fused_difference(a, margin.flip(2), floor, floor, None, 1, pairs), margin)

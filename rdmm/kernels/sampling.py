@@ -26,13 +26,12 @@ def _cell(p, n):  # type: ignore[no-untyped-def]
 
     A point within 1e-5 voxels of a voxel's center is taken to be the center: the difference is rounding.
     """
-    inside = p > 0 and p < n - 1
     p = min(max(p, 0.0), n - 1.0) if p == p else 0.0
     nearest = np.floor(p + 0.5)
     if abs(p - nearest) < 1e-5:
         p = nearest
     i = min(int(p), max(n - 2, 0))
-    return i, p - i, inside
+    return i, p - i, p > 0 and p < n - 1
 
 
 @compiled(parallel=True)

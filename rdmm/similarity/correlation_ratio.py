@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from rdmm.kernels.available import has_kernels
 from rdmm.similarity.statistics import VARIANCE_FLOOR, mean, overlap, standardized
 from rdmm.spatial.image import Image, Part
 from rdmm.types import ConfigError, Tensor
@@ -27,9 +28,11 @@ class CorrelationRatio:
 
     Args:
         degree: of the polynomials, 1 to 6.
+        fused: whether the compiled kernel is used; None: where it can be.
     """
 
     degree: int = 3
+    fused: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.degree <= MAX_DEGREE:
@@ -37,6 +40,10 @@ class CorrelationRatio:
 
     def __call__(self, moved: Image, target: Image) -> Tensor:
         weight = overlap(moved, target)
+        if has_kernels(moved.data) if self.fused is None else self.fused:
+            from rdmm.kernels.pointwise.polynomials import correlation_ratio
+
+            return correlation_ratio(moved.data, target.data, weight, VARIANCE_FLOOR, self.degree)
         a, b = (standardized(x.data, weight) for x in (moved, target))
         return ((self._unexplained(a, b, weight) + self._unexplained(b, a, weight)) / 2).flatten(1).mean(1)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from rdmm.kernels.available import has_kernels
 from rdmm.similarity.statistics import overlap
 from rdmm.spatial.grid import apply_matrix
 from rdmm.spatial.image import Image
@@ -21,9 +22,11 @@ class NMI:
 
     Args:
         bins: number of bins of each image, between its own minimum and maximum inside the masks.
+        fused: whether the compiled kernel is used; None: where it can be.
     """
 
     bins: int = 32
+    fused: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.bins < 4:
@@ -31,6 +34,10 @@ class NMI:
 
     def __call__(self, moved: Image, target: Image) -> Tensor:
         weight = overlap(moved, target)
+        if has_kernels(moved.data) if self.fused is None else self.fused:
+            from rdmm.kernels.pointwise.histogram import mutual_information
+
+            return mutual_information(moved.data, target.data, weight, self.bins)
         values = []
         for i in range(moved.data.shape[0]):
             w = None if weight is None else weight[i, 0].flatten()

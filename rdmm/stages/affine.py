@@ -14,7 +14,7 @@ from rdmm.optim.problem import Similarity
 from rdmm.similarity import LNCC, NCC, NMI, CorrelationRatio, SinkhornDivergence
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
-from rdmm.spatial.pair import Pair, with_field_of_view
+from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine
 from rdmm.stages.affine_model import (
     Model,
@@ -126,7 +126,7 @@ class AffineOpt:
     def _levels(self, pair: Pair) -> list[Pair]:
         longest = max(pair.fixed.grid.shape)
         factors = sorted({min(1.0, n / longest) for n in self.voxels})
-        return [with_field_of_view(pair.scaled(f)) for f in factors]
+        return [pair.scaled(f) for f in factors]
 
     def _best_start(self, level: ImageObjective, finer: ImageObjective) -> tuple[Candidate, list[str]]:
         """The start whose rigid search on ``level`` ends lowest, and doubts about it. A rotation must clearly beat the files' geometry, by

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,14 +31,26 @@ def parameter_count(model: Model, d: int) -> int:
     return counts[model]
 
 
+@lru_cache
+def _units(d: int, sign: int) -> np.ndarray:
+    """The unit skew matrices (sign -1) or symmetric ones (sign 1), each flat: (d(d-1)/2 or d(d+1)/2, d^2)."""
+    pairs = itertools.combinations(range(d), 2) if sign < 0 else itertools.combinations_with_replacement(range(d), 2)
+    out = []
+    for i, j in pairs:
+        unit = np.zeros((d, d))
+        unit[j, i], unit[i, j] = 1.0, sign
+        out.append(unit.flatten())
+    return np.stack(out)
+
+
 def skew(r: Tensor, d: int) -> Tensor:
     """Skew matrix of d(d-1)/2 rotation parameters, radians."""
-    out = r.new_zeros(d, d)
-    for value, (i, j) in zip(r, itertools.combinations(range(d), 2), strict=True):
-        unit = r.new_zeros(d, d)
-        unit[i, j], unit[j, i] = -1.0, 1.0
-        out = out + value * unit
-    return out
+    return (r @ torch.as_tensor(_units(d, -1)).to(r)).view(d, d)
+
+
+def symmetric(s: Tensor, d: int) -> Tensor:
+    """Symmetric matrix of d(d+1)/2 parameters."""
+    return (s @ torch.as_tensor(_units(d, 1)).to(s)).view(d, d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,18 +80,11 @@ def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
     if rest.numel() == 1:
         linear = linear * torch.exp(rest)
     elif rest.numel():
-        stretch = p.new_zeros(d, d)
-        for value, (i, j) in zip(rest, itertools.combinations_with_replacement(range(d), 2), strict=True):
-            unit = p.new_zeros(d, d)
-            unit[i, j] = unit[j, i] = 1.0
-            stretch = stretch + value * unit
-        linear = linear @ torch.linalg.matrix_exp(stretch)
+        linear = linear @ torch.linalg.matrix_exp(symmetric(rest, d))
     linear = linear @ torch.as_tensor(start.rotation).to(p)
     domain, target = (torch.as_tensor(c).to(p) for c in (start.domain_center, start.target_center))
     shift = target + length * p[:d] - linear @ domain
-    last = p.new_zeros(1, d + 1)
-    last[0, d] = 1.0
-    return torch.cat([torch.cat([linear, shift[:, None]], 1), last])
+    return torch.cat([torch.cat([linear, shift[:, None]], 1), torch.eye(d + 1).to(p)[d:]])
 
 
 def rotation_degrees(matrix: Tensor) -> float:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol, get_args
 
+import numpy as np
 import torch
 
+from rdmm.kernels.available import has_kernels
 from rdmm.optim.lbfgs import History, minimize
 from rdmm.optim.problem import Similarity
 from rdmm.similarity.parts import compare
 from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
-from rdmm.spatial.pair import Pair
-from rdmm.spatial.transform import Affine
+from rdmm.spatial.pair import Pair, with_field_of_view
+from rdmm.spatial.placement import require_same_plane
+from rdmm.spatial.transform import Affine, Identity
 from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, parameter_count, rotates, world_matrix
 from rdmm.stages.base import Result
 from rdmm.types import ConfigError, DivergenceError, Tensor
@@ -63,8 +67,26 @@ class ImageObjective:
         return self.pair.fixed.grid.length
 
     def moved(self, matrix: Tensor) -> Image:
-        """The moving image on the fixed grid."""
-        return self.pair.moved_by(in_frame(matrix, self.pair.fixed.grid))
+        """The moving image on the fixed grid, with a mask that is 0 outside its field of view."""
+        moving, grid = self.pair.moving, self.pair.fixed.grid
+        if self._frames is None:
+            return with_field_of_view(self.pair).moved_by(in_frame(matrix, grid))
+        from rdmm.kernels.pointwise.affine_sampling import sample_affinely
+
+        to_index, to_world = self._frames
+        data, mask = sample_affinely(moving.data, moving.mask, to_index @ matrix.double() @ to_world, grid.shape)
+        return replace(moving, data=data, grid=grid, mask=mask)
+
+    @cached_property
+    def _frames(self) -> tuple[Tensor, Tensor] | None:
+        """World millimeters after the search's map -> voxel indices of the moving image; those of the fixed image -> world millimeters.
+        None where the whole map is not affine, or there are no kernels."""
+        moving, fixed, initial = self.pair.moving, self.pair.fixed, self.pair.initial
+        if not (has_kernels(moving.data) and isinstance(initial, Identity | Affine)):
+            return None
+        require_same_plane(moving.grid.placement, fixed.grid.placement)
+        before = np.eye(self.ndim + 1) if isinstance(initial, Identity) else initial.in_world(fixed.grid)
+        return torch.as_tensor(np.linalg.inv(moving.grid.affine) @ before), torch.as_tensor(np.asarray(fixed.grid.affine))
 
     def __call__(self, matrix: Tensor) -> Tensor:
         moved = self.moved(matrix)
