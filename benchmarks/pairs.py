@@ -77,7 +77,7 @@ def register_pair(name: str, settings: list[str], threads: int, pictures: str | 
     out["peak_GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if pictures:
         Path(pictures).mkdir(parents=True, exist_ok=True)
-        Path(pictures, f"{name}.html").write_text(registration.page(registration.summary()))
+        Path(pictures, f"{name}.html").write_text(registration.render_report(registration.summary()))
     return out
 
 

@@ -70,6 +70,7 @@ FAULTS = {
         120: ("a mesh or list in a format that cannot hold all of it", "a warning names what is left out; an error where nothing is left"),
         88: ("label numbers of any integer width", "kept exactly up to 64 bits; InputError names what cannot be held"),
         96: ("values outside a mask", "no influence: the map is the same to the bit"),
+        127: ("a subject without a voxel, or outside the warp, for SDlogJ inside it", "no number (null); `rdmm evaluate` warns"),
     },
     "Output": {
         105: ("outside the field of view", "0 or --default-value; warps of files: the identity, with a warning"),

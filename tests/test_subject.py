@@ -2,14 +2,17 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import GRIDS, center, oblique, swirl
 
 import rdmm
-from rdmm import Grid, Image, metrics
+from rdmm import Grid, Image, InputError, metrics
+from rdmm.cli.program import main
 from rdmm.data.inputs import read_inputs
 from rdmm.registration.images import Registration
 from rdmm.spatial.transform import Affine, Dense, Placed, composed
@@ -43,6 +46,7 @@ def test_a_still_surrounding_hides_the_roughness_of_the_subject(grid):
     ]  # fmt: skip
 
 
+@pytest.mark.fault(127)
 def test_no_subject_no_number(grid):
     """Nothing is measured where nobody said what the subject is; a subject of no voxel has no spread."""
     u = swirl(grid, 0.1)
@@ -169,6 +173,44 @@ def test_evaluate_measures_inside_what_it_is_given():
     elsewhere = Grid(grid.shape, np.linalg.inv(shift.numpy()) @ grid.affine)
     found = rdmm.evaluate(composed(Affine(shift), warp), fixed_mask=Image(inside, elsewhere))
     assert found["sd_log_jacobian_subject"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_run_is_evaluated_with_its_own_inverse(tmp_path):
+    """The error of the inverse that the run has written stands beside its roughness: of its files, its inverse, the result in memory."""
+    done = finished()
+    done.save(f"{tmp_path}/", report=False)
+    wanted = done.metrics["inverse_consistency_mm"]
+    assert wanted > 0.01  # -u is a poor inverse of u
+    for given in (f"{tmp_path}/", done):
+        assert rdmm.evaluate(given)["inverse_consistency_mm"] == pytest.approx(wanted, rel=1e-3)
+    for given in (tmp_path / "1Warp.nii.gz", f"[{tmp_path}/,1]", replace(done, has_inverse=False)):
+        assert "inverse_consistency_mm" not in rdmm.evaluate(given)
+    (tmp_path / "1InverseWarp.nii.gz").unlink()
+    assert "inverse_consistency_mm" not in rdmm.evaluate(f"{tmp_path}/")  # the inverse of a computed inverse says nothing
+
+
+@pytest.mark.fault(127)
+def test_a_subject_outside_the_warp_is_said(caplog):
+    warp = Placed(Dense(swirl(PLANE, 0.1), PLANE), PLANE)
+    far = Grid(PLANE.shape, PLANE.affine + np.array([[0, 0, 500], [0, 0, 0], [0, 0, 0]]))
+    caplog.set_level(logging.WARNING)
+    assert np.isnan(rdmm.evaluate(warp, fixed_mask=Image(ball(PLANE), far))["sd_log_jacobian_subject"])
+    assert "the mask of the fixed image lies outside the warp" in caplog.text
+    with pytest.raises(InputError, match=r"fixed.*3D"):
+        rdmm.evaluate(warp, fixed=Image(torch.rand(1, 1, 5, 5, 5), Grid.unit((5, 5, 5))))
+
+
+def test_the_command_line_takes_the_image_or_a_mask(tmp_path):
+    finished().save(f"{tmp_path}/", report=False)
+    for name, radius in (("fixed", 0.25), ("mask", 0.15)):
+        rdmm.Image(ball(PLANE, radius), PLANE).save(tmp_path / f"{name}.nii.gz")
+    typed = ["evaluate", "-t", f"{tmp_path}/", "--fixed", f"{tmp_path}/fixed.nii.gz", "--json"]
+    by_image, by_mask = (
+        json.loads(CliRunner().invoke(main, words, catch_exceptions=False).stdout)
+        for words in (typed, [*typed, "--fixed-mask", f"{tmp_path}/mask.nii.gz"])
+    )
+    assert (by_image["subject"], by_mask["subject"]) == ("foreground", "mask")
+    assert by_image["sd_log_jacobian_subject"] != by_mask["sd_log_jacobian_subject"]
 
 
 def test_a_still_map_has_no_spread_anywhere(caplog):

@@ -14,7 +14,8 @@ import torch
 from rdmm import io, metrics
 from rdmm.io.exchange import Given, Image, image_source, name_of, read_given_grid
 from rdmm.io.formats.choice import check_image_output
-from rdmm.io.maps import Maps, describe_maps, read_maps
+from rdmm.io.maps import Maps, describe_maps, list_maps, read_inverse_maps, read_maps
+from rdmm.io.transforms import expand, is_run, read_transforms
 from rdmm.io.vectors import Space, choose_grid
 from rdmm.spatial import image as spatial
 from rdmm.spatial import ops
@@ -112,7 +113,7 @@ def evaluate(
 
     SDlogJ inside the subject (``sd_log_jacobian_subject``) is that in ``fixed_mask``, else that in ``fixed_labels``, else that in the
     foreground of ``fixed`` (``rdmm.metrics.find_subject``); ``subject`` says in which. Without these three there is only that of the whole
-    volume.
+    volume. The error of the inverse (``inverse_consistency_mm``) is that of a whole run or a finished registration, which have their own.
 
     Args:
         transforms: one, or a list, as for ``rdmm.apply``.
@@ -129,7 +130,7 @@ def evaluate(
         raise ConfigError(f"give both {option('fixed_labels', '')} and {option('moving_labels', '')}, or neither")
     transform, name = read_maps(transforms), describe_maps(transforms)
     subject = _read_subject(transform, name, fixed_mask=fixed_mask, fixed_labels=fixed_labels, fixed=fixed)
-    out = _regularity(transform, subject)
+    out = _regularity(transform, subject) | _inverse_error(transforms, transform)
     if not out and isinstance(transform, Affine):  # it has no folds, and without labels and landmarks this is all that can be said
         out["determinant"] = float(torch.linalg.det(transform.matrix.double()))
     if fixed_labels is not None and moving_labels is not None:
@@ -167,6 +168,31 @@ def _regularity(transform: Transform, subject: tuple[metrics.Subject, Grid] | No
         if not bool(there.inside.any()):
             log.warning("the %s of the fixed image lies outside the warp: SDlogJ inside the subject cannot be measured", there.source)
     return metrics.regularity(_displacement(deformation, grid), grid, there)
+
+
+def _inverse_error(given: Maps, transform: Transform) -> dict[str, float]:
+    """Error (mm) of the inverse that a whole run, or a finished registration, has of its own; {} for any other ``given``, or without warps.
+
+    Args:
+        transform: the map that ``given`` stands for.
+    """
+    (own, *others), (_, deformation) = list_maps(given), _without_affine(transform)
+    inverse = None if others or isinstance(deformation, Identity) else _own_inverse(own)
+    if inverse is None:
+        return {}
+    grid = choose_grid(deformation, Space())
+    return {"inverse_consistency_mm": metrics.inverse_consistency(framed(transform, grid), framed(inverse, grid), grid)}
+
+
+def _own_inverse(given: Any) -> Transform | None:
+    """The inverse in the files of a run, or of a finished registration; None if warps would have to be inverted first."""
+    if getattr(given, "has_inverse", False):
+        return read_inverse_maps(given)
+    if not is_run(given) or os.fspath(given).startswith("["):
+        return None
+    parts = expand(f"[{os.fspath(given)},1]")
+    has_all = all(part.endswith(".mat,1]") for part in parts if part.startswith("["))
+    return read_transforms(parts) if has_all else None
 
 
 def _read_subject(transform: Transform, name: str, **given: Given | None) -> tuple[metrics.Subject, Grid] | None:
