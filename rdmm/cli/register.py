@@ -15,6 +15,7 @@ from rdmm.cli.terminal import (
     optional_file_options,
     print_result,
     progress,
+    report_option,
     set_log,
     spaced_setting,
     split_arguments,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rdmm.workflows.job import Job
 
 INPUT_OPTIONS = ("also", *(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
-JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "threads", "seed", "max_folding")
+JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "threads", "seed", "max_folding", "report")
 
 
 @click.command(cls=WithWeights, no_args_is_help=True)
@@ -50,6 +51,7 @@ JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "thread
 @click.option(
     "--dry-run", is_flag=True, help="Check everything, compute nothing; show the settings that differ from the defaults (--json: all)."
 )
+@report_option
 @common_options
 def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, **options: Any) -> int:
     """Register MOVING to FIXED: two images, or two shapes (points, curves, fibers, surfaces: .vtk, .vtp, .ply, .stl, .obj, .gii,

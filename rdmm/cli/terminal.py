@@ -87,6 +87,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--overwrite", is_flag=True, help="Replace existing files.")(printing_options(command))
 
 
+def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --no-report."""
+    text = "Make no report.html and draw no pictures, which saves about half a second; rdmm report makes them later."
+    return click.option("--no-report", "report", is_flag=True, flag_value=False, default=True, help=text)(command)
+
+
 def printing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command has."""
     for option in (

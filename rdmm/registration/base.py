@@ -19,7 +19,8 @@ from rdmm.registration.verdict import Verdict
 from rdmm.stages.base import Result
 from rdmm.types import OutputError
 
-PAGE_FILES = ("run.json", "report.html")
+PAGE = "report.html"
+PAGE_FILES = ("run.json", PAGE)
 
 METRICS_SHOWN = (
     "dice_before",
@@ -162,8 +163,8 @@ class FinishedRegistration(ABC):
         recorded = dict(summary)
         if report:
             recorded["thumbnail"] = self.thumbnail()
-            write_text(outputs.path("report.html"), self.render_report(summary))
-            written.append(outputs.path("report.html"))
+            write_text(outputs.path(PAGE), self.render_report(summary))
+            written.append(outputs.path(PAGE))
         for name in file_names(files):
             if outputs.path(name) not in written:  # an earlier run with other settings may have left it
                 outputs.remove(name)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 from rdmm import metrics
 from rdmm.data.inputs import ShapeInputs
@@ -88,6 +87,8 @@ class ShapeRegistration(FinishedRegistration):
 
     def _distances(self, name: str, moving: Measure) -> dict[str, float]:
         """Mean and 95th percentile of the distances (mm) from the vertices of each shape to the nearest vertex of the other."""
+        from scipy.spatial import cKDTree
+
         a, b = self.in_world(self.pair.fixed), self.in_world(moving)
         to_fixed, to_moving = np.asarray(cKDTree(a).query(b)[0]), np.asarray(cKDTree(b).query(a)[0])
         return {

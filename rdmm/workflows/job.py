@@ -22,7 +22,7 @@ from rdmm.io.formats.choice import require_source
 from rdmm.io.maps import expand_maps
 from rdmm.kernels.available import set_threads
 from rdmm.optim.initializers import Zero
-from rdmm.registration.base import FinishedRegistration, file_names
+from rdmm.registration.base import PAGE, FinishedRegistration, file_names
 from rdmm.registration.entry import Settings, compose_settings, prepare, run
 from rdmm.registration.images import MIN_WEIGHT_FILES
 from rdmm.registration.outputs import SHAPE_FILES, image_files
@@ -54,6 +54,7 @@ class Job:
         device: cpu or cuda.
         threads: CPU threads; None: torch's default.
         max_folding: largest percentage of folded cells that is accepted; None: any.
+        report: whether report.html and its pictures are made.
     """
 
     fixed: str
@@ -69,6 +70,7 @@ class Job:
     threads: int | None = None
     seed: int = 0
     max_folding: float | None = None
+    report: bool = True
 
     @property
     def for_shapes(self) -> bool:
@@ -83,7 +85,7 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The equivalent command line, without -o and --threads, which do not change the results."""
+        """The equivalent command line, without -o, --threads and --no-report, which do not change the results."""
         options = {
             **self.given_inputs,
             "init": self.init,
@@ -191,13 +193,17 @@ class Job:
         }
         facts |= {
             "out": self.out,
-            "may_write": ", ".join(n for n in self.output_names(settings) if not NUMBERED.search(n)),
+            "may_write": ", ".join(n for n in self.output_names(settings) if self._may_write(n)),
             "memory_gib": round(self.memory() / 2**30, 2),
         }
         if whole:
             return {**facts, "config": settings.config}
         changed = changed_settings(settings.config, "shapes" if self.for_shapes else "register")
         return {**facts, "settings": changed or "the defaults"}
+
+    def _may_write(self, name: str) -> bool:
+        """Whether a dry run names this file; those of further images go without saying."""
+        return not NUMBERED.search(name) and (self.report or name != PAGE)
 
     def run(self, inputs: Inputs | ShapeInputs, settings: Settings) -> tuple[FinishedRegistration, list[Path], dict[str, Any]]:
         """Register and write the results. If the search is interrupted, its best result is written.
@@ -208,7 +214,7 @@ class Job:
         set_threads(self.threads)
         inputs = self._with_unused_named(inputs, settings)
         done: FinishedRegistration = run(inputs, settings, device=self.device, seed=self.seed, command=self.command)
-        return done, *done.write(self.out, overwrite=True)
+        return done, *done.write(self.out, overwrite=True, report=self.report)
 
     def _with_unused_named(self, inputs: Inputs | ShapeInputs, settings: Settings) -> Inputs | ShapeInputs:
         """The inputs, with a warning for each that was given and that nothing will use."""

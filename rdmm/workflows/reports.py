@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from rdmm.io import Outputs
 from rdmm.io.files import encode_text, write_text
+from rdmm.registration.base import PAGE
 from rdmm.registration.record import find_outputs, read_summary, table_row
 from rdmm.registration.schema import read_plain_json
 from rdmm.registration.stored import read_run
@@ -28,7 +29,8 @@ def study_rows(folder: Path) -> list[dict[str, Any]]:
             failures[row["id"]] = (_modification_time(path), row)
     rows = []
     for path in sorted(folder.glob("*/run.json")):
-        id, link = path.parent.name, quote(os.fsencode(f"{path.parent.name}/report.html"))
+        id, page = path.parent.name, path.parent / PAGE
+        link = quote(os.fsencode(f"{id}/{PAGE}")) if page.exists() else None
         failed_at, failure = failures.pop(id, (0, {}))
         if failed_at >= _modification_time(path):
             rows.append(failure | {"link": link})
@@ -76,17 +78,17 @@ def write_report(run: str, *, overwrite: bool) -> Path:
     if not is_run and not (os.path.isdir(folder) and any(folder.glob("*/run.json"))):
         raise InputError(f"{run}: no run found; give the folder, prefix or run.json of rdmm register, or the folder of rdmm batch")
     summary = read_summary(record) if is_run else {}
-    path = outputs.path("report.html") if is_run else folder / "index.html"
+    path = outputs.path(PAGE) if is_run else folder / "index.html"
     if os.path.exists(path) and not overwrite:
         raise OutputError(f"{path}: already exists; pass {option('overwrite')} to replace it")
     if not is_run:
         return write_index(folder)
     page = _render(outputs, summary)
-    others = {k: v for k, v in summary["outputs"].items() if k != "report.html"}
+    others = {k: v for k, v in summary["outputs"].items() if k != PAGE}
     _write_record(record, {**summary, "outputs": others})  # at no time does run.json vouch for another page
     write_text(path, page)
     checksum = hashlib.sha256(encode_text(page)).hexdigest()
-    _write_record(record, {**summary, "outputs": {**others, "report.html": checksum}})
+    _write_record(record, {**summary, "outputs": {**others, PAGE: checksum}})
     return path
 
 
@@ -96,7 +98,7 @@ def reported_facts(page: Path) -> dict[str, Any]:
         rows = study_rows(page.parent)
         endings = Counter(str(row.get("verdict") or row["status"]) for row in rows)
         return {"pairs": len(rows), **dict(endings.most_common())}
-    run = read_summary(page.with_name(page.name.removesuffix("report.html") + "run.json"))
+    run = read_summary(page.with_name(page.name.removesuffix(PAGE) + "run.json"))
     verdict = {"verdict": run["verdict"], "reasons": run.get("reasons", [])} if "verdict" in run else {}
     return {**verdict, **{k: v for k, v in run["metrics"].items() if isinstance(v, int | float)}}
 
