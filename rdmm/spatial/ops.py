@@ -244,6 +244,8 @@ def expand_like(x: Tensor, like: Tensor) -> Tensor:
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """(k,) Euclidean products of the items of a and b (k, *s), independent of threads like ``total``, without a temporary of their size."""
     a, b = a.flatten(1), b.flatten(1)
+    if a.shape[1] <= SUM_BLOCK:
+        return torch.linalg.vecdot(a, b)
     whole = a.shape[1] - a.shape[1] % SUM_BLOCK
     x, y = (z[:, :whole].unflatten(1, (-1, SUM_BLOCK)) for z in (a, b))
     return total(torch.einsum("kbt,kbt->kb", x, y)) + torch.einsum("kt,kt->k", a[:, whole:], b[:, whole:])

@@ -21,6 +21,7 @@ from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair, with_field_of_view
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Affine, Identity
+from rdmm.stages.affine_metric import image_metric, whitening
 from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, parameter_count, rotates, world_matrix
 from rdmm.stages.base import Result
 from rdmm.types import ConfigError, DivergenceError, Tensor
@@ -49,6 +50,10 @@ class Objective(Protocol):
         ...
 
     def __call__(self, matrix: Tensor) -> Tensor: ...
+
+    def metric(self, matrix: Tensor, rates: Tensor) -> np.ndarray:
+        """How much the parameters change the shape, (k, k), at a matrix with the derivatives ``rates`` (k, d, d+1) by them."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +99,9 @@ class ImageObjective:
             raise DivergenceError(f"the images overlap in less than {MIN_OVERLAP:.0%} of the fixed image")
         return compare(self.similarity, moved, self.pair.fixed).sum()
 
+    def metric(self, matrix: Tensor, rates: Tensor) -> np.ndarray:
+        return image_metric(self.moved(matrix), matrix.numpy(), rates.numpy())
+
 
 @dataclass(frozen=True, eq=False)
 class ShapeObjective:
@@ -110,6 +118,9 @@ class ShapeObjective:
 
     def __call__(self, matrix: Tensor) -> Tensor:
         return self.similarity(self.moving.moved_by(Affine(matrix)), self.fixed).sum()
+
+    def metric(self, matrix: Tensor, rates: Tensor) -> np.ndarray:
+        return np.eye(len(rates))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,24 +153,32 @@ def check_search(models: Sequence[Model], init: str, enough: bool, needs: str) -
 
 
 def fit(objective: Objective, start: Start, p: Tensor, model: Model, iterations: int, tolerance: float) -> Candidate:
-    """Fit a model by L-BFGS, beginning with the parameters p of the same or of a smaller model.
+    """Fit a model by L-BFGS in the objective's metric, beginning with the parameters p of the same or of a smaller model.
 
     Raises:
         DivergenceError: the similarity is not finite, or the images hardly overlap, at p itself.
     """
 
-    def value_and_gradient(p: Tensor) -> tuple[float, Tensor]:
-        p = p.detach().requires_grad_()
-        f = objective(world_matrix(p, start, objective.length))
-        (gradient,) = torch.autograd.grad(f, p)
+    p = expand_parameters(p, model, objective.ndim).double()
+
+    def matrix(p: Tensor) -> Tensor:
+        return world_matrix(p, start, objective.length)
+
+    rates = torch.autograd.functional.jacobian(matrix, p, vectorize=True)[:-1].movedim(-1, 0)
+    with torch.no_grad():
+        to_parameters = whitening(objective.metric(matrix(p), rates))
+
+    def value_and_gradient(q: Tensor) -> tuple[float, Tensor]:
+        q = q.detach().requires_grad_()
+        f = objective(matrix(p + to_parameters @ q))
+        (gradient,) = torch.autograd.grad(f, q)
         return float(f.detach()), gradient
 
     def first_step(direction: Tensor) -> float:
-        return FIRST_STEP / float(direction.abs().max().clamp_min(MIN_GRADIENT))
+        return FIRST_STEP / float((to_parameters @ direction).abs().max().clamp_min(MIN_GRADIENT))
 
-    p = expand_parameters(p, model, objective.ndim).double()
-    p, f = minimize(value_and_gradient, p, iterations=iterations, first_step=first_step, tolerance=tolerance)
-    return Candidate(model, start, p, objective.length, f)
+    q, f = minimize(value_and_gradient, torch.zeros_like(p), iterations=iterations, first_step=first_step, tolerance=tolerance)
+    return Candidate(model, start, p + to_parameters @ q, objective.length, f)
 
 
 def fit_models(

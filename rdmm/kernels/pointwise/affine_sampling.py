@@ -107,8 +107,8 @@ def _by_matrix(slope, gradient, out):  # type: ignore[no-untyped-def]
                     out[ix, axis, 3] += s
 
 
-SOLID = (0, 2, 3)
-"""Where the rows and columns of the matrix of a plane are in that of a volume of one voxel along the middle axis."""
+SOLID = {2: np.ix_((0, 2), (0, 2, 3)), 3: np.ix_((0, 1, 2), (0, 1, 2, 3))}
+"""Where the rows and columns of a matrix in d dimensions are in that of a volume; a plane has one voxel along the middle axis."""
 
 
 def _as_volume(x: Tensor, d: int) -> np.ndarray:
@@ -120,12 +120,10 @@ class _Sample(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, mask: Tensor | None, matrix: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         d = len(shape)
         solid = shape if d == 3 else (shape[0], 1, shape[1])
-        m = matrix.detach().numpy()[:d]
+        m = np.zeros((3, 4))
+        m[SOLID[d]] = matrix.detach().numpy()[:d]
         if not np.isfinite(m).all():
             raise DivergenceError("an affine map is not finite: the search diverged")
-        if d == 2:
-            m = np.insert(np.insert(m, 1, 0.0, 0), 1, 0.0, 1)
-        m = np.ascontiguousarray(m, np.float64)
         images = _as_volume(values, d)
         masks = (
             np.empty((len(images), 0, 0, 0, 0), images.dtype)
@@ -150,7 +148,7 @@ class _Sample(torch.autograd.Function):
             _by_matrix(slope, g, parts)
             total += parts.sum(0)
         by_matrix = torch.zeros(ctx.d + 1, ctx.d + 1, dtype=torch.float64)
-        by_matrix[:-1] = torch.from_numpy(total if ctx.d == 3 else total[::2, SOLID])
+        by_matrix[:-1] = torch.from_numpy(total[SOLID[ctx.d]])
         return None, None, by_matrix, None
 
 

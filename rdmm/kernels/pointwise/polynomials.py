@@ -17,6 +17,9 @@ from rdmm.types import Tensor
 VOXELS_OF_A_TASK = 4096
 """Fixed, so that sums do not depend on the number of threads. Not measured."""
 
+SMALLEST_SHARE = 1e-6
+"""Combinations of powers whose variance is less than this share of the largest one are left out: images of few intensities have such."""
+
 MAX_POWERS = 12
 """Twice the largest degree of a polynomial."""
 
@@ -131,7 +134,9 @@ def _fit(powers: np.ndarray, mixed: np.ndarray, other: np.ndarray, degree: int) 
     i = np.arange(1, degree + 1)
     gram = powers[i[:, None] + i] - np.outer(powers[i], powers[i])
     right = mixed[i] - powers[i] * mixed[0]
-    c = np.linalg.pinv(gram, rcond=1e-6, hermitian=True) @ right  # images of few intensities: dependent powers
+    values, vectors = np.linalg.eigh(gram)
+    independent = values > SMALLEST_SHARE * values[-1]
+    c = vectors[:, independent] @ (right @ vectors[:, independent] / values[independent])
     return np.array([-c @ powers[i], *c]), max(float(other[2] - 2 * c @ right + c @ gram @ c), 0.0)
 
 

@@ -1,0 +1,51 @@
+"""The metric of the affine search: how much each of its parameters changes the moved image.
+
+Parameters differ in this by orders of magnitude, and act together. In coordinates in which all changes count alike, a search needs half as
+many evaluations. The metric is that of Gauss and Newton, whatever the similarity: its scale does not matter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rdmm.spatial import ops
+from rdmm.spatial.image import Image
+from rdmm.types import Tensor
+
+MAX_VOXELS = 4096
+"""Voxels that the metric is summed over: it need not be exact. Not measured."""
+
+FLOOR = 1e-3
+"""Added to the metric, whose mean over its diagonal is 1, so that a change that an image does not show is not taken to be free. Not
+measured."""
+
+
+def image_metric(moved: Image, matrix: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Mean products (k, k) of the changes of the moved image by each two of the k parameters; each channel's have a trace of k.
+
+    Args:
+        moved: the moving image on the fixed grid.
+        matrix: (d+1, d+1), by which it was moved, between world millimeters.
+        rates: (k, d, d+1) derivatives of the matrix by the parameters.
+    """
+    grid, d = moved.grid, moved.grid.ndim
+    step = max(1, moved.data[0, 0].numel() // MAX_VOXELS)
+    weight = torch.ones_like(moved.data) if moved.mask is None else moved.mask.expand_as(moved.data)
+    slopes = torch.stack(ops.jacobian(moved.data, grid)) * weight.sqrt()
+    slopes_of = slopes.flatten(3)[..., ::step].flatten(1, 2).movedim(1, 0).double().cpu().numpy()  # (channels, d, n)
+    points = grid.identity(moved.data.double()).flatten(2)[0, :, ::step].cpu().numpy()
+    before = np.linalg.inv(matrix @ grid.frame)[:d, :d] @ rates @ grid.frame  # of a change of the map, as a map that comes before it
+    paths = np.einsum("kij,jn->kin", before, np.concatenate([points, np.ones_like(points[:1])]))
+    total = np.zeros((len(rates), len(rates)))
+    for slope in slopes_of:
+        changes = np.einsum("kin,in->kn", paths, slope)
+        products = np.einsum("kn,ln->kl", changes, changes)  # not a product of matrices: its sums depend on the number of threads
+        total += products * len(rates) / max(np.trace(products), np.finfo(np.float64).tiny)
+    return total / len(slopes_of)
+
+
+def whitening(metric: np.ndarray) -> Tensor:
+    """The matrix (k, k) from coordinates in which the metric is the identity, up to FLOOR, to the parameters."""
+    factor = np.linalg.cholesky(metric + FLOOR * np.eye(len(metric)))
+    return torch.as_tensor(np.linalg.inv(factor).T.copy())
