@@ -291,7 +291,7 @@ def main() -> None:
         with record.open("a") as file:
             file.writelines(json.dumps({**dict(zip(KEYS, made, strict=False)), **row}) + "\n" for row in rows)
     rows = read_rows(record)
-    for data in dict.fromkeys(r["data"] for r in rows):
+    for data in a.data:
         found = curves([r for r in rows if r["data"] == data])
         print_curves(data, found)
         draw(data, found, a.out / f"front_{data}.png")

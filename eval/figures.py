@@ -12,7 +12,7 @@ from eval.tables import TITLES, Row, group_rows, values
 from rdmm.io import write_atomically
 from rdmm.report.figures import png
 
-BOXES = ("dice", "region_dice", "tre_mm", "tre_liver_mm", "tre_outside_mm", "sd_log_jacobian_outside")
+BOXES = ("dice", "region_dice", "tre_mm", "tre_liver_mm", "tre_outside_mm", "sd_log_jacobian_subject", "sd_log_jacobian_outside")
 
 
 def _save(figure: Any, path: Path) -> None:
