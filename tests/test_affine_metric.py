@@ -59,9 +59,8 @@ def test_the_hessian_of_the_squared_difference_is_close_to_the_identity_in_the_m
         for i in range(6):
             for j in range(6):
                 ends = [p + e * (a * basis[:, i] + b * basis[:, j]) for a, b in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
-                f[i, j] = sum(
-                    s * float(objective(world_matrix(x, start, objective.length))) for s, x in zip((1, -1, -1, 1), ends, strict=True)
-                )
+                values = [float(objective(world_matrix(x, start, objective.length))) for x in ends]
+                f[i, j] = values[0] - values[1] - values[2] + values[3]
         return np.array([[f[i, j] for j in range(6)] for i in range(6)])
 
     plain, white = (np.linalg.cond(hessian(b)) for b in (torch.eye(6, dtype=torch.float64), 0.2 * to_p))

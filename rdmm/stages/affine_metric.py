@@ -1,4 +1,4 @@
-"""The metric of the affine search: how much each of its parameters changes the moved image.
+"""The metric of the affine search: how much each of its parameters changes what is moved.
 
 Parameters differ in this by orders of magnitude, and act together. In coordinates in which all changes count alike, a search needs half as
 many evaluations. The metric is that of Gauss and Newton, whatever the similarity: its scale does not matter.
@@ -13,8 +13,8 @@ from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.types import Tensor
 
-MAX_VOXELS = 4096
-"""Voxels that the metric is summed over: it need not be exact. Not measured."""
+MAX_POINTS = 4096
+"""Voxels, or points of a shape, that the metric is summed over: it need not be exact. Not measured."""
 
 FLOOR = 1e-3
 """Added to the metric, whose mean over its diagonal is 1, so that a change that an image does not show is not taken to be free. Not
@@ -30,19 +30,31 @@ def image_metric(moved: Image, matrix: np.ndarray, rates: np.ndarray) -> np.ndar
         rates: (k, d, d+1) derivatives of the matrix by the parameters.
     """
     grid, d = moved.grid, moved.grid.ndim
-    step = max(1, moved.data[0, 0].numel() // MAX_VOXELS)
+    step = max(1, moved.data[0, 0].numel() // MAX_POINTS)
     weight = torch.ones_like(moved.data) if moved.mask is None else moved.mask.expand_as(moved.data)
     slopes = torch.stack(ops.jacobian(moved.data, grid)) * weight.sqrt()
     slopes_of = slopes.flatten(3)[..., ::step].flatten(1, 2).movedim(1, 0).double().cpu().numpy()  # (channels, d, n)
     points = grid.identity(moved.data.double()).flatten(2)[0, :, ::step].cpu().numpy()
     before = np.linalg.inv(matrix @ grid.frame)[:d, :d] @ rates @ grid.frame  # of a change of the map, as a map that comes before it
-    paths = np.einsum("kij,jn->kin", before, np.concatenate([points, np.ones_like(points[:1])]))
-    total = np.zeros((len(rates), len(rates)))
-    for slope in slopes_of:
-        changes = np.einsum("kin,in->kn", paths, slope)
-        products = np.einsum("kn,ln->kl", changes, changes)  # not a product of matrices: its sums depend on the number of threads
-        total += products * len(rates) / max(np.trace(products), np.finfo(np.float64).tiny)
-    return total / len(slopes_of)
+    paths = _paths(points, before)
+    return np.mean([_products(np.einsum("kin,in->kn", paths, slope)) for slope in slopes_of], 0)
+
+
+def shape_metric(points: Tensor, rates: np.ndarray) -> np.ndarray:
+    """Products (k, k) of the moves of points (d, n) by each two of the k parameters, with a trace of k; ``rates`` as in image_metric."""
+    step = max(1, points.shape[1] // MAX_POINTS)
+    return _products(_paths(points[:, ::step].detach().double().cpu().numpy(), rates).reshape(len(rates), -1))
+
+
+def _paths(points: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """(k, d, n) derivatives of the moved points (d, n) by the parameters."""
+    return np.einsum("kij,jn->kin", rates, np.concatenate([points, np.ones_like(points[:1])]))
+
+
+def _products(changes: np.ndarray) -> np.ndarray:
+    """Products (k, k) of changes (k, n), with a trace of k. Those of matrices would depend on the number of threads."""
+    products = np.einsum("kn,ln->kl", changes, changes)
+    return products * len(products) / max(np.trace(products), np.finfo(np.float64).tiny)
 
 
 def whitening(metric: np.ndarray) -> Tensor:

@@ -21,7 +21,7 @@ from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair, with_field_of_view
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Affine, Identity
-from rdmm.stages.affine_metric import image_metric, whitening
+from rdmm.stages.affine_metric import image_metric, shape_metric, whitening
 from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, parameter_count, rotates, world_matrix
 from rdmm.stages.base import Result
 from rdmm.types import ConfigError, DivergenceError, Tensor
@@ -120,7 +120,7 @@ class ShapeObjective:
         return self.similarity(self.moving.moved_by(Affine(matrix)), self.fixed).sum()
 
     def metric(self, matrix: Tensor, rates: Tensor) -> np.ndarray:
-        return np.eye(len(rates))
+        return shape_metric(self.moving.atoms().points[0], rates.numpy())
 
 
 @dataclass(frozen=True, eq=False)
