@@ -45,8 +45,6 @@ from rdmm.registration.images import Registration
 Row = dict[str, Any]
 
 ROUGHNESS = "sd_log_jacobian_subject"
-AT = (0.41, 0.475)
-"""Roughness at which methods are compared in one number: that of greedy on two brains, and a rougher one."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class DataSet:
     Args:
         cases: functions that read the pairs, by name.
         measure: what is drawn against the roughness.
+        at: roughness at which methods are compared in one number each: about that of greedy, and a rougher one.
         settings: of rdmm.
         metric, iterations, start: of greedy.
         syn: the metric of SyN, and its radius.
@@ -63,6 +62,7 @@ class DataSet:
 
     cases: Callable[[], Mapping[str, Callable[[], Inputs]]]
     measure: str = "dice"
+    at: Sequence[float] = (0.41, 0.475)
     settings: Sequence[str] = ()
     metric: str = "NCC 2x2x2"
     iterations: str = "100x50x10"
@@ -73,9 +73,10 @@ class DataSet:
 DATA_SETS = {
     "slices": DataSet(BrainSlices(ROOT, [f"{k:02d}:{k + 1:02d}" for k in range(1, 13)]).cases, metric="NCC 2x2", iterations="100x50x20"),
     "brain2mm": DataSet(Brains(ROOT).cases),
-    "livers": DataSet(Livers(ROOT).cases, measure="tre_mm"),
+    "livers": DataSet(Livers(ROOT).cases, measure="tre_mm", at=(0.15, 0.25)),
     "knee": DataSet(
         Knees(ROOT, ["9055361_00m:9275309_00m"]).cases,
+        at=(0.18, 0.25),
         settings=KNEE_SETTINGS,
         metric="SSD",
         start="-ia-image-centers -search 200 10 20",
@@ -244,7 +245,7 @@ def print_curves(data: str, found: Sequence[Curve]) -> None:
         for p in curve.points:
             cells = [f"{p[k]:.4g}" if k in p else "" for k in shown]
             print(f"| {curve.name} | {p['strength']} | {p['pairs']} | {' | '.join(cells)} |")
-    for at in AT:
+    for at in DATA_SETS[data].at:
         values = [f"{curve.name} {curve.at(at, measure):.4f}" for curve in found]
         print(f"{measure} at {ROUGHNESS} {at}: {', '.join(values)}")
 
