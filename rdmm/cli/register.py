@@ -85,6 +85,7 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
 def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool = False) -> int:
     """Run a registration, or only check it, and print its result. Returns the exit code; 128 + the signal's number if interrupted."""
     from rdmm.runtime.interrupt import interruptible
+    from rdmm.workflows.compilation import compile_ahead
 
     if dry_run:
         settings = job.check(overwrite=overwrite)
@@ -94,6 +95,8 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
         return 0
     settings = job.settings()
     inputs = job.read()
+    if not job.for_shapes:
+        compile_ahead()
     with job.reserve_outputs(settings, overwrite=overwrite), interruptible() as seen, progress(quiet):
         finished, written, summary = job.run(inputs, settings)
     if as_json:

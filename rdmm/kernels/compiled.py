@@ -1,4 +1,4 @@
-"""How kernels are compiled: which arithmetic the compiler may rearrange, and where it keeps the machine code."""
+"""How kernels are compiled: which arithmetic the compiler may rearrange, where it keeps the machine code, and what is said of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 from numba import config
+from numba.core import event
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +35,54 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         _refuse_shared_cache()
         try:
-            return numba.njit(cache=True, **options)(function)
+            kernel = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # numba found no folder that it can write
             _use_own_cache("neither the installation nor the user's cache folder can be written")
-            return numba.njit(cache=True, **options)(function)
+            kernel = numba.njit(cache=True, **options)(function)
+        _kernels.append(kernel)
+        return kernel
 
     return decorate
+
+
+_kernels: list[Any] = []
+"""The kernels of the modules that were imported."""
+
+
+def any_cached() -> bool:
+    """Whether the machine code of some imported kernel is kept, and not older than its source."""
+    return any(_is_cached(kernel) for kernel in _kernels)
+
+
+def _is_cached(kernel: Any) -> bool:
+    source = Path(kernel.py_func.__code__.co_filename)
+    kept = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
+    return any(path.stat().st_mtime >= source.stat().st_mtime for path in kept)
+
+
+_announced = False
+
+
+def announce() -> None:
+    """Say once in this process that kernels are being compiled."""
+    global _announced
+    if not _announced:
+        log.info("kernels are compiled for this machine, once: about half a minute")
+    _announced = True
+
+
+class _Announcer(event.Listener):
+    """Announces the first kernel that numba compiles instead of loading it. Functions of other packages do not count."""
+
+    def on_start(self, compilation: Any) -> None:
+        if compilation.data["dispatcher"] in _kernels:
+            announce()
+
+    def on_end(self, compilation: Any) -> None:
+        """Nothing is said."""
+
+
+event.register("numba:compile", _Announcer())
 
 
 def _refuse_shared_cache() -> None:
@@ -58,10 +102,12 @@ def _refuse_shared_cache() -> None:
 
 def _use_own_cache(reason: str) -> None:
     """Keep machine code in a new folder, which only this user can read; processes that this one starts use it too."""
+    global _announced
     folder = tempfile.mkdtemp(prefix="rdmm-kernels-")
     log.warning(
         "%s: kernels are compiled anew in this run, which takes about a minute; set %s to a folder of your own", reason, CACHE_VARIABLE
     )
+    _announced = True  # by the warning
     config.CACHE_DIR = os.environ[CACHE_VARIABLE] = folder  # type: ignore[attr-defined]
     atexit.register(_remove, folder, os.getpid())
 

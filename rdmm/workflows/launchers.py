@@ -25,6 +25,7 @@ from rdmm.registration.record import table_row
 from rdmm.runtime.interrupt import interruptible, stop
 from rdmm.runtime.memory import memory_errors
 from rdmm.types import RdmmError, options_are_typed
+from rdmm.workflows.compilation import compile_ahead
 from rdmm.workflows.job import Job
 
 Outcome = dict[str, Any]
@@ -79,6 +80,8 @@ class Local:
     jobs: int
 
     def __call__(self, jobs: Mapping[str, Job], logs: Path) -> Iterator[tuple[str, Outcome]]:
+        if not all(job.for_shapes for job in jobs.values()):
+            compile_ahead()
         context = worker_context()
         waiting, running = list(jobs.items()), dict[Connection, tuple[str, Any]]()
         asked_to_stop = False
