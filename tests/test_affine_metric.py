@@ -1,5 +1,7 @@
 """The metric of the affine search: changes of the moved image, and a search that needs few evaluations in it."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from rdmm import Grid, Image, Pair
 from rdmm.similarity import NCC, SSD
 from rdmm.stages import affine_search
 from rdmm.stages.affine_metric import image_metric, whitening
-from rdmm.stages.affine_model import Start, world_matrix
+from rdmm.stages.affine_model import Start, matrix_rates, parameter_count, world_matrix
 from rdmm.stages.affine_search import ImageObjective, fit
 
 
@@ -25,7 +27,18 @@ def scene(d, similarity, seed=3):
 
 
 def rates(p, start, length):
-    return torch.autograd.functional.jacobian(lambda q: world_matrix(q, start, length), p)[:-1].movedim(-1, 0)
+    return matrix_rates(len(p), start, world_matrix(p, start, length).numpy(), length)
+
+
+@pytest.mark.parametrize(("d", "model"), itertools.product((2, 3), ("translation", "rigid", "similarity", "affine")))
+def test_rates_are_derivatives_of_the_matrix(d, model):
+    """Exactly where the parameters are 0, and nearly for a small rotation, from a start that turns the image."""
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((d, d)))[0]
+    start = Start(np.array([30.0, -10, 5])[:d], np.array([3.0, 20, -8])[:d], turn)
+    for size, tolerance in ((0.0, 1e-12), (0.05, 0.1)):
+        p = size * torch.randn(parameter_count(model, d), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        exact = torch.autograd.functional.jacobian(lambda q: world_matrix(q, start, 90.0), p)[:-1].movedim(-1, 0).numpy()
+        assert np.abs(rates(p, start, 90.0) - exact).max() <= tolerance * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -37,7 +50,7 @@ def test_the_metric_is_that_of_finite_differences(d):
     def moved(p):
         return objective.moved(world_matrix(p, start, objective.length))
 
-    found = image_metric(moved(p), world_matrix(p, start, objective.length).numpy(), rates(p, start, objective.length).numpy())
+    found = image_metric(moved(p), world_matrix(p, start, objective.length).numpy(), rates(p, start, objective.length))
     steps = 1e-3 * torch.eye(n, dtype=torch.float64)
     weight = moved(p).mask.sqrt()
     changes = torch.stack([((moved(p + s).data - moved(p - s).data) * weight).flatten() for s in steps])

@@ -36,28 +36,33 @@ def image_metric(moved: Image, matrix: np.ndarray, rates: np.ndarray) -> np.ndar
     slopes_of = slopes.flatten(3)[..., ::step].flatten(1, 2).movedim(1, 0).double().cpu().numpy()  # (channels, d, n)
     points = grid.identity(moved.data.double()).flatten(2)[0, :, ::step].cpu().numpy()
     before = np.linalg.inv(matrix @ grid.frame)[:d, :d] @ rates @ grid.frame  # of a change of the map, as a map that comes before it
-    paths = _paths(points, before)
-    return np.mean([_products(np.einsum("kin,in->kn", paths, slope)) for slope in slopes_of], 0)
+    homogeneous = _with_ones(points)
+    by_entries = [(slope[:, None] * homogeneous).reshape(d * (d + 1), -1) for slope in slopes_of]
+    flat = before.reshape(len(rates), -1)
+    return np.mean([_scaled(flat @ _products(changes) @ flat.T) for changes in by_entries], 0)
 
 
 def shape_metric(points: Tensor, rates: np.ndarray) -> np.ndarray:
     """Products (k, k) of the moves of points (d, n) by each two of the k parameters, with a trace of k; ``rates`` as in image_metric."""
     step = max(1, points.shape[1] // MAX_POINTS)
-    return _products(_paths(points[:, ::step].detach().double().cpu().numpy(), rates).reshape(len(rates), -1))
-
-
-def _paths(points: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """(k, d, n) derivatives of the moved points (d, n) by the parameters."""
-    return np.einsum("kij,jn->kin", rates, np.concatenate([points, np.ones_like(points[:1])]))
-
-
-def _products(changes: np.ndarray) -> np.ndarray:
-    """Products (k, k) of changes (k, n), with a trace of k. Those of matrices would depend on the number of threads."""
-    products = np.einsum("kn,ln->kl", changes, changes)
-    return products * len(products) / max(np.trace(products), np.finfo(np.float64).tiny)
+    moments = _products(_with_ones(points[:, ::step].detach().double().cpu().numpy()))
+    return _scaled(sum(rates[:, i] @ moments @ rates[:, i].T for i in range(len(points))))
 
 
 def whitening(metric: np.ndarray) -> Tensor:
     """The matrix (k, k) from coordinates in which the metric is the identity, up to FLOOR, to the parameters."""
     factor = np.linalg.cholesky(metric + FLOOR * np.eye(len(metric)))
     return torch.as_tensor(np.linalg.inv(factor).T.copy())
+
+
+def _with_ones(points: np.ndarray) -> np.ndarray:
+    return np.concatenate([points, np.ones_like(points[:1])])
+
+
+def _products(x: np.ndarray) -> np.ndarray:
+    """x x^T of x (m, n) by sums that do not depend on the number of threads, as those of a matrix product would."""
+    return np.einsum("in,jn->ij", x, x)
+
+
+def _scaled(products: np.ndarray) -> np.ndarray:
+    return products * len(products) / max(np.trace(products), np.finfo(np.float64).tiny)

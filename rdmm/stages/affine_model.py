@@ -87,6 +87,21 @@ def world_matrix(p: Tensor, start: Start, length: float) -> Tensor:
     return torch.cat([torch.cat([linear, shift[:, None]], 1), torch.eye(d + 1).to(p)[d:]])
 
 
+def matrix_rates(count: int, start: Start, matrix: np.ndarray, length: float) -> np.ndarray:
+    """(count, d, d+1) derivatives of ``world_matrix`` by its parameters at a matrix (d+1, d+1), exact where they are 0.
+
+    Elsewhere they are those of turning and stretching the matrix further, which is the same where rotations and stretches are small.
+    """
+    d = start.domain_center.size
+    linear = [np.eye(d)[None]] if count == d + len(_units(d, -1)) + 1 else [_units(d, 1).reshape(-1, d, d)]
+    generators = np.concatenate([_units(d, -1).reshape(-1, d, d), *linear])[: count - d]
+    out = np.zeros((count, d, d + 1))
+    out[:d, :, d] = length * np.eye(d)
+    out[d:, :, :d] = generators @ matrix[:d, :d]
+    out[d:, :, d] = -out[d:, :, :d] @ start.domain_center
+    return out
+
+
 def rotation_degrees(matrix: Tensor) -> float:
     """Angle, in degrees, of the rotation nearest to a homogeneous matrix (d+1, d+1)."""
     linear = matrix[:-1, :-1].detach().double().cpu()

@@ -22,7 +22,7 @@ from rdmm.spatial.pair import Pair, with_field_of_view
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Affine, Identity
 from rdmm.stages.affine_metric import image_metric, shape_metric, whitening
-from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, parameter_count, rotates, world_matrix
+from rdmm.stages.affine_model import Model, Start, expand_parameters, in_frame, matrix_rates, parameter_count, rotates, world_matrix
 from rdmm.stages.base import Result
 from rdmm.types import ConfigError, DivergenceError, Tensor
 
@@ -51,7 +51,7 @@ class Objective(Protocol):
 
     def __call__(self, matrix: Tensor) -> Tensor: ...
 
-    def metric(self, matrix: Tensor, rates: Tensor) -> np.ndarray:
+    def metric(self, matrix: Tensor, rates: np.ndarray) -> np.ndarray:
         """How much the parameters change the shape, (k, k), at a matrix with the derivatives ``rates`` (k, d, d+1) by them."""
         ...
 
@@ -99,8 +99,8 @@ class ImageObjective:
             raise DivergenceError(f"the images overlap in less than {MIN_OVERLAP:.0%} of the fixed image")
         return compare(self.similarity, moved, self.pair.fixed).sum()
 
-    def metric(self, matrix: Tensor, rates: Tensor) -> np.ndarray:
-        return image_metric(self.moved(matrix), matrix.numpy(), rates.numpy())
+    def metric(self, matrix: Tensor, rates: np.ndarray) -> np.ndarray:
+        return image_metric(self.moved(matrix), matrix.numpy(), rates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +119,8 @@ class ShapeObjective:
     def __call__(self, matrix: Tensor) -> Tensor:
         return self.similarity(self.moving.moved_by(Affine(matrix)), self.fixed).sum()
 
-    def metric(self, matrix: Tensor, rates: Tensor) -> np.ndarray:
-        return shape_metric(self.moving.atoms().points[0], rates.numpy())
+    def metric(self, matrix: Tensor, rates: np.ndarray) -> np.ndarray:
+        return shape_metric(self.moving.atoms().points[0], rates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +164,8 @@ def fit(objective: Objective, start: Start, p: Tensor, model: Model, iterations:
     def matrix(p: Tensor) -> Tensor:
         return world_matrix(p, start, objective.length)
 
-    rates = torch.autograd.functional.jacobian(matrix, p, vectorize=True)[:-1].movedim(-1, 0)
-    with torch.no_grad():
-        to_parameters = whitening(objective.metric(matrix(p), rates))
+    at_p = matrix(p)
+    to_parameters = whitening(objective.metric(at_p, matrix_rates(len(p), start, at_p.numpy(), objective.length)))
 
     def value_and_gradient(q: Tensor) -> tuple[float, Tensor]:
         q = q.detach().requires_grad_()
