@@ -30,7 +30,7 @@ def rates(p, start, length):
     return matrix_rates(len(p), start, world_matrix(p, start, length).numpy(), length)
 
 
-@pytest.mark.parametrize(("d", "model"), itertools.product((2, 3), ("translation", "rigid", "similarity", "affine")))
+@pytest.mark.parametrize(("d", "model"), [*itertools.product((2, 3), ("translation", "rigid", "similarity", "affine"))])
 def test_rates_are_derivatives_of_the_matrix(d, model):
     """Exactly where the parameters are 0, and nearly for a small rotation, from a start that turns the image."""
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((d, d)))[0]

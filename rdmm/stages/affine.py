@@ -124,9 +124,13 @@ class AffineOpt:
         return replace(affine_result(transform, best.similarity, history, begin), remarks=remarks)
 
     def _levels(self, pair: Pair) -> list[Pair]:
+        """The pair at each size, coarsest first, each made from the next finer one. Sizes beyond that of the image are one level."""
         longest = max(pair.fixed.grid.shape)
-        factors = sorted({min(1.0, n / longest) for n in self.voxels})
-        return [pair.scaled(f) for f in factors]
+        levels: list[Pair] = []
+        for n in sorted({min(n, longest) for n in self.voxels}, reverse=True):
+            pair = pair.scaled(min(1.0, n / max(pair.fixed.grid.shape)))
+            levels.insert(0, pair)
+        return levels
 
     def _best_start(self, level: ImageObjective, finer: ImageObjective) -> tuple[Candidate, list[str]]:
         """The start whose rigid search on ``level`` ends lowest, and doubts about it. A rotation must clearly beat the files' geometry, by

@@ -25,6 +25,24 @@ MAX_POWERS = 12
 
 
 @compiled(parallel=True)
+def _sum_products(a, b, w, x0, y0, out):  # type: ignore[no-untyped-def]
+    """Sums of w, w x, w y, w x^2, w y^2 and w x y into out (tasks, 6), x = a - x0 and y = b - y0. An empty w is 1 everywhere."""
+    for task in prange(len(out)):
+        n = sx = sy = xx = yy = xy = 0.0
+        for v in range(task * VOXELS_OF_A_TASK, min((task + 1) * VOXELS_OF_A_TASK, a.size)):
+            weight = np.float64(w[v]) if w.size else 1.0
+            x, y = a[v] - x0, b[v] - y0
+            wx, wy = weight * x, weight * y
+            n += weight
+            sx += wx
+            sy += wy
+            xx += wx * x
+            yy += wy * y
+            xy += wx * y
+        out[task, 0], out[task, 1], out[task, 2], out[task, 3], out[task, 4], out[task, 5] = n, sx, sy, xx, yy, xy
+
+
+@compiled(parallel=True)
 def _sum_moments(a, b, w, line, degree, out):  # type: ignore[no-untyped-def]
     """Sums of w x^i y^j into out (tasks, 4, MAX_POWERS + 1), x = line[0, 0] (a - line[0, 1]), y likewise of b.
 
@@ -88,10 +106,13 @@ class Channel:
 
     def centered(self) -> tuple[np.ndarray, np.ndarray, float]:
         """The maps (2, 2) that make the means 0, as ``line`` of ``_sum_moments``; the variances (2,); the covariance."""
-        line = np.array([[1.0, self.a[0]], [1.0, self.b[0]]])  # about a value of its own, a constant image has a variance of exactly 0
-        m = self.means(line, 1)
-        line[:, 1] += m[:2, 1]
-        return line, np.maximum(m[:2, 2] - m[:2, 1] ** 2, 0.0), float(m[2, 1] - m[0, 1] * m[1, 1])
+        origin = np.array([self.a[0], self.b[0]], np.float64)  # about a value of its own, a constant image has a variance of exactly 0
+        parts = np.empty((self.tasks, 6))
+        _sum_products(self.a, self.b, self.w, *origin, parts)
+        whole, *sums = parts.sum(0)
+        x, y, xx, yy, xy = (s / whole for s in sums)
+        line = np.stack([np.ones(2), origin + np.array([x, y])], 1)
+        return line, np.maximum([xx - x * x, yy - y * y], 0.0), float(xy - x * y)
 
     def write_gradient(self, out: np.ndarray, line: np.ndarray, by_x: np.ndarray, by_y: np.ndarray, linear: float, factor: float) -> None:
         """The gradient by a of a mean over voxels, whose gradient by x of one voxel is as in ``_gradient``."""
