@@ -236,7 +236,7 @@ def print_curves(data: str, found: Sequence[Curve]) -> None:
         "sd_log_jacobian",
         "folds_percent",
         "folded_cells_percent",
-        "inverse_consistency_mm",
+        "inverse_consistency_subject_mm",
         "seconds",
         "cpu_seconds",
     )

@@ -38,6 +38,7 @@ TITLES = {
     "folded_cells_percent": "folded cells %, worst",
     "ndv_percent": "NDV %, worst",
     "inverse_consistency_mm": "inverse error mm",
+    "inverse_consistency_subject_mm": "inverse error mm subject",
     "energy_drift": "energy drift, worst",
     "seconds": "seconds",
     "peak_memory_mb": "peak MB",
@@ -61,7 +62,7 @@ MIN_TEST_PAIRS = 5
 NOTES = (
     "Means ± standard deviation over the cases that have the measure (n where these are fewer); 'worst': the largest. "
     "Folds: voxels with det <= 0 by central differences; folded cells: any of the ten (2D: four) corner determinants <= 0; NDV: the "
-    "volume that these fold. SDlogJ: over the whole volume; SDlogJ subject: in the fixed mask, else the fixed labels, else the foreground. "
+    "volume that these fold. SDlogJ: over the whole volume; subject: in the fixed mask, else the fixed labels, else the foreground. "
     "HD95: the larger of both directions' 95th percentile, by area (surface-distance). "
     "30 %: the value that the worst 30 % of the cases do not reach."
 )

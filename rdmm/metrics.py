@@ -207,12 +207,25 @@ def otsu_threshold(values: Tensor, bins: int = 256) -> float:
 
 def inverse_consistency(transform: Transform, inverse: Transform, grid: Grid) -> float:
     """Mean |T(T^{-1}(x)) - x|, model (49), in millimeters, over the voxels x with T^{-1}(x) inside the grid."""
+    return inverse_errors(transform, inverse, grid)["inverse_consistency_mm"]
+
+
+def inverse_errors(transform: Transform, inverse: Transform, grid: Grid, subject: Subject | None = None) -> dict[str, float]:
+    """How far a point is from where it started, after T^{-1} and T.
+
+    Returns:
+        ``inverse_consistency_mm``; and with a subject ``inverse_consistency_subject_mm``, the mean over the x whose T^{-1}(x) is inside it.
+    """
     x = grid.identity(torch.zeros(1, dtype=torch.float64))
     y = inverse(x)
     far = torch.tensor(grid.extent, dtype=x.dtype).view(1, -1, *(1,) * grid.ndim)
     inside = ((y >= 0) & (y <= far)).all(1)
-    error = (transform(y) - x).square().sum(1).sqrt()[inside]
-    return float(error.mean()) * grid.length
+    error = (transform(y) - x).square().sum(1).sqrt() * grid.length
+    out = {"inverse_consistency_mm": float(error[inside].mean())}
+    if subject is None:
+        return out
+    within = ops.sample(subject.inside.to(y), y, grid, mode="nearest", outside="zero")[:, 0] > 0
+    return out | {"inverse_consistency_subject_mm": float(error[within].mean())}
 
 
 def regularity(u: Tensor, grid: Grid, subject: Subject | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rdmm import Grid, Image, InputError, metrics
 from rdmm.cli.program import main
 from rdmm.data.inputs import read_inputs
 from rdmm.registration.images import Registration
-from rdmm.spatial.transform import Affine, Dense, Placed, composed
+from rdmm.spatial.transform import Affine, Dense, Identity, Placed, composed
 from rdmm.stages.base import Result
 
 PLANE = Grid((24, 20), np.diag([1.5, 1, 1]))
@@ -44,6 +44,17 @@ def test_a_still_surrounding_hides_the_roughness_of_the_subject(grid):
     assert list(found) == [
         "folds_percent", "folds_sum", "folded_cells_percent", "ndv_percent", "sd_log_jacobian", "sd_log_jacobian_subject", "subject",
     ]  # fmt: skip
+
+
+def test_the_inverse_is_measured_inside_the_subject_too(grid):
+    """An inverse that is wrong by one length in a ball alone: the whole volume hides it, the subject shows it."""
+    inside = ball(grid)
+    shift = torch.zeros(1, grid.ndim, *grid.shape, dtype=torch.float64)
+    shift[:, :1] = 0.01 * inside
+    found = metrics.inverse_errors(Dense(shift, grid), Identity(), grid, metrics.Subject(inside, "mask"))
+    assert found["inverse_consistency_subject_mm"] == pytest.approx(0.01 * grid.length)
+    assert found["inverse_consistency_mm"] == pytest.approx(0.01 * grid.length * float(inside.mean()))
+    assert list(metrics.inverse_errors(Dense(shift, grid), Identity(), grid)) == ["inverse_consistency_mm"]
 
 
 @pytest.mark.fault(127)
@@ -182,7 +193,9 @@ def test_a_run_is_evaluated_with_its_own_inverse(tmp_path):
     wanted = done.metrics["inverse_consistency_mm"]
     assert wanted > 0.01  # -u is a poor inverse of u
     for given in (f"{tmp_path}/", done):
-        assert rdmm.evaluate(given)["inverse_consistency_mm"] == pytest.approx(wanted, rel=1e-3)
+        found = rdmm.evaluate(given, fixed_mask=Image(ball(PLANE), PLANE))
+        assert found["inverse_consistency_mm"] == pytest.approx(wanted, rel=1e-3)
+        assert found["inverse_consistency_subject_mm"] == pytest.approx(done.metrics["inverse_consistency_subject_mm"], rel=1e-3)
     for given in (tmp_path / "1Warp.nii.gz", f"[{tmp_path}/,1]", replace(done, has_inverse=False)):
         assert "inverse_consistency_mm" not in rdmm.evaluate(given)
     (tmp_path / "1InverseWarp.nii.gz").unlink()

@@ -25,6 +25,9 @@ from rdmm.types import ConfigError, option
 
 log = logging.getLogger(__name__)
 
+Found = tuple[metrics.Subject, Grid]
+"""Where the subject is, and the grid on which that is given."""
+
 
 def jacobian(
     transforms: Maps,
@@ -130,7 +133,7 @@ def evaluate(
         raise ConfigError(f"give both {option('fixed_labels', '')} and {option('moving_labels', '')}, or neither")
     transform, name = read_maps(transforms), describe_maps(transforms)
     subject = _read_subject(transform, name, fixed_mask=fixed_mask, fixed_labels=fixed_labels, fixed=fixed)
-    out = _regularity(transform, subject) | _inverse_error(transforms, transform)
+    out = _regularity(transform, subject) | _inverse_errors(transforms, transform, subject)
     if not out and isinstance(transform, Affine):  # it has no folds, and without labels and landmarks this is all that can be said
         out["determinant"] = float(torch.linalg.det(transform.matrix.double()))
     if fixed_labels is not None and moving_labels is not None:
@@ -151,7 +154,7 @@ def evaluate(
     return out
 
 
-def _regularity(transform: Transform, subject: tuple[metrics.Subject, Grid] | None) -> dict[str, Any]:
+def _regularity(transform: Transform, subject: Found | None) -> dict[str, Any]:
     """Folds and SDlogJ of all warps of a chain together, on the grid of the first, without affine maps around them; {} without warps.
 
     Args:
@@ -161,27 +164,26 @@ def _regularity(transform: Transform, subject: tuple[metrics.Subject, Grid] | No
     if isinstance(deformation, Identity):
         return {}
     grid = choose_grid(deformation, Space())
-    there = None
-    if subject is not None:
-        moved = spatial.Image(subject[0].inside, subject[1]).moved_by(framed(back, grid), grid, mode="nearest")
-        there = metrics.Subject(moved.data, subject[0].source)
-        if not bool(there.inside.any()):
-            log.warning("the %s of the fixed image lies outside the warp: SDlogJ inside the subject cannot be measured", there.source)
+    there = None if subject is None else _onto(subject, back, grid)
+    if there is not None and not bool(there.inside.any()):
+        log.warning("the %s of the fixed image lies outside the warp: SDlogJ inside the subject cannot be measured", there.source)
     return metrics.regularity(_displacement(deformation, grid), grid, there)
 
 
-def _inverse_error(given: Maps, transform: Transform) -> dict[str, float]:
-    """Error (mm) of the inverse that a whole run, or a finished registration, has of its own; {} for any other ``given``, or without warps.
+def _inverse_errors(given: Maps, transform: Transform, subject: Found | None) -> dict[str, float]:
+    """Errors (mm) of the inverse that a whole run, or a finished registration, has of its own; {} for other ``given``, or without warps.
 
     Args:
         transform: the map that ``given`` stands for.
+        subject: where the subject is, and on which grid.
     """
     (own, *others), (_, deformation) = list_maps(given), _without_affine(transform)
     inverse = None if others or isinstance(deformation, Identity) else _own_inverse(own)
     if inverse is None:
         return {}
     grid = choose_grid(deformation, Space())
-    return {"inverse_consistency_mm": metrics.inverse_consistency(framed(transform, grid), framed(inverse, grid), grid)}
+    there = None if subject is None else _onto(subject, Identity(), grid)
+    return metrics.inverse_errors(framed(transform, grid), framed(inverse, grid), grid, there)
 
 
 def _own_inverse(given: Any) -> Transform | None:
@@ -195,7 +197,13 @@ def _own_inverse(given: Any) -> Transform | None:
     return read_transforms(parts) if has_all else None
 
 
-def _read_subject(transform: Transform, name: str, **given: Given | None) -> tuple[metrics.Subject, Grid] | None:
+def _onto(subject: Found, transform: Transform, grid: Grid) -> metrics.Subject:
+    """The subject, moved by a map of world millimeters, on another grid."""
+    found, own = subject
+    return metrics.Subject(spatial.Image(found.inside, own).moved_by(framed(transform, grid), grid, mode="nearest").data, found.source)
+
+
+def _read_subject(transform: Transform, name: str, **given: Given | None) -> Found | None:
     """Where the subject is, and on which grid, by the first of the images that is ``given``; None without any.
 
     Args:

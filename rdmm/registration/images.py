@@ -272,7 +272,7 @@ class Registration(FinishedRegistration):
         """Regularity of the deformation; Dice and TRE (mm), before and after, if labels and landmarks were given."""
         out = metrics.regularity(self.deformation, self.grid, self.subject)
         if self.has_inverse:
-            out["inverse_consistency_mm"] = metrics.inverse_consistency(self.result.transform, self.result.inverse, self.grid)
+            out |= metrics.inverse_errors(self.result.transform, self.result.inverse, self.grid, self.subject)
         if np.isfinite(self.energy_drift):
             out["energy_drift"] = self.energy_drift
         return out | self._label_metrics() | self._landmark_metrics() | self._region_metrics()
