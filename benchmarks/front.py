@@ -1,6 +1,7 @@
 """The front: overlap of labels, or landmark error, against the roughness of the map, over the strength of the regularizer.
 
-    python benchmarks/front.py OUT [--data slices ...] [--methods greedy ...] [--pairs N] [--threads 2] [--set KEY=VALUE ...]
+    python benchmarks/front.py OUT [--data slices ...] [--methods greedy ...] [--strengths S ...] [--pairs N] [--threads 2]
+                               [--set KEY=VALUE ...]
 
 Overlap can be bought with roughness, so one number of each is no comparison: methods are compared at equal SDlogJ inside the subject.
 Each strength has its own process. OUT/front.jsonl gets a line for each run; runs that it holds are not repeated, so that a long comparison
@@ -177,11 +178,17 @@ KEYS = ("data", "method", "settings", "strength", "case")
 
 
 def planned(
-    data: Iterable[str], methods: Iterable[str], settings: Sequence[str], pairs: int | None, done: Sequence[Row]
+    data: Iterable[str],
+    methods: Iterable[str],
+    settings: Sequence[str] = (),
+    pairs: int | None = None,
+    strengths: Sequence[str] | None = None,
+    done: Sequence[Row] = (),
 ) -> dict[tuple[str, str, str, str], list[str]]:
     """The pairs to register, by data, method, settings and strength. Methods whose package is missing are left out, and named.
 
     Args:
+        strengths: None: those of the method.
         done: the rows of runs that are not to be repeated.
     """
     there = [m for m in methods if find_spec(METHODS[m].package)]
@@ -189,7 +196,7 @@ def planned(
         print(f"{method} is left out: the package {METHODS[method].package} is not installed")
     texts = {m: " ".join(settings) if METHODS[m].package == "rdmm" else "" for m in there}
     made = {tuple(r[k] for k in KEYS) for r in done}
-    runs = {(d, m, texts[m], s): list(DATA_SETS[d].cases())[:pairs] for d in data for m in there for s in METHODS[m].strengths}
+    runs = {(d, m, texts[m], s): list(DATA_SETS[d].cases())[:pairs] for d in data for m in there for s in strengths or METHODS[m].strengths}
     left = {run: [case for case in cases if (*run, case) not in made] for run, cases in runs.items()}
     return {run: cases for run, cases in left.items() if cases}
 
@@ -271,11 +278,14 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path, default=Path("front"), help="folder of the results (default: front)")
     parser.add_argument("--data", nargs="+", default=list(DATA_SETS), choices=list(DATA_SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--strengths", nargs="+", metavar="S", help="of one method, instead of its own")
     parser.add_argument("--pairs", type=int, help="only the first N pairs of each data set")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], dest="settings", metavar="KEY=VALUE", help="settings of rdmm: a curve of their own")
     parser.add_argument("--worker", nargs="+", metavar="DATA METHOD STRENGTH CASE ...", help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if a.strengths and len(a.methods) != 1:
+        parser.error("--strengths are those of one method: give one with --methods")
     if not DATA.is_dir():
         raise InputError(f"{DATA}: no such folder; set RDMM_DATA to the registration data")
     if a.worker:
@@ -286,7 +296,7 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     record = a.out / "front.jsonl"
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(a.threads)  # of SyN
-    for made, cases in planned(a.data, a.methods, a.settings, a.pairs, read_rows(record)).items():
+    for made, cases in planned(a.data, a.methods, a.settings, a.pairs, a.strengths, read_rows(record)).items():
         data, method, _, strength = made
         rows = rows_of_worker(__file__, data, method, strength, *cases, "--threads", str(a.threads), "--set", *a.settings)
         with record.open("a") as file:

@@ -65,18 +65,26 @@ def test_settings_are_a_curve_of_their_own(front):
 
 def test_a_missing_tool_is_left_out_and_named(front, monkeypatch, capsys):
     monkeypatch.setattr(front, "METHODS", {**front.METHODS, "lost": front.Method(front.by_syn, ("1",), "no_such_package")})
-    planned = front.planned(["tiny"], ["svf", "lost"], [], None, [])
+    planned = front.planned(["tiny"], ["svf", "lost"])
     assert {method for _, method, _, _ in planned} == {"svf"}
     assert "lost is left out: the package no_such_package is not installed" in capsys.readouterr().out
 
 
 def test_what_was_run_is_not_run_again(front):
-    first = front.planned(["tiny"], ["svf"], [], 1, [])
+    first = front.planned(["tiny"], ["svf"], pairs=1)
     assert all(cases == ["a"] for cases in first.values())
     done = [dict(zip(front.KEYS, (*run, "a"), strict=True)) for run in first]
-    assert all(cases == ["b"] for cases in front.planned(["tiny"], ["svf"], [], None, done).values())
-    assert not front.planned(["tiny"], ["svf"], [], 1, done)
-    assert front.planned(["tiny"], ["svf"], ["smoother=medium"], 1, done)
+    assert all(cases == ["b"] for cases in front.planned(["tiny"], ["svf"], done=done).values())
+    assert not front.planned(["tiny"], ["svf"], pairs=1, done=done)
+    assert front.planned(["tiny"], ["svf"], ["smoother=medium"], 1, done=done)
+
+
+def test_strengths_can_be_chosen_of_one_method(front, monkeypatch, capsys):
+    assert {strength for *_, strength in front.planned(["tiny"], ["svf"], strengths=["0.3"])} == {"0.3"}
+    monkeypatch.setattr(sys, "argv", ["front.py", "--strengths", "0.3"])
+    with pytest.raises(SystemExit):
+        front.main()
+    assert "--strengths are those of one method" in capsys.readouterr().err
 
 
 def test_a_weaker_regularizer_is_rougher_and_the_figure_is_drawn(front, monkeypatch, tmp_path, capsys):
