@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from rdmm.spatial.image import Image
@@ -40,13 +41,13 @@ class Normalize:
 
     def _channel(self, x: Tensor, mask: Tensor | None, b: int, name: str) -> Tensor:
         values = x.flatten() if mask is None else x[mask[min(b, mask.shape[0] - 1), 0] > 0]
-        ordered = values.sort().values
         where = "" if mask is None else " inside the mask"
-        if ordered.numel() == 0:
+        if values.numel() == 0:
             raise InputError(f"{name}: no contrast: there is no voxel{where}")
-        if ordered[0] == ordered[-1]:
-            raise InputError(f"{name}: no contrast (std=0): every voxel{where} is {float(ordered[0]):g}")
-        low, high = (ordered[round(p / 100 * (ordered.numel() - 1))] for p in (self.low, self.high))
+        ranks = [round(p / 100 * (values.numel() - 1)) for p in (0, self.low, self.high, 100)]
+        lowest, low, high, highest = torch.as_tensor(np.partition(values.cpu().numpy(), ranks)[ranks]).to(x)
+        if lowest == highest:
+            raise InputError(f"{name}: no contrast (std=0): every voxel{where} is {float(lowest):g}")
         if low == high:  # almost all voxels are equal (a small object): use the whole range
-            low, high = ordered[0], ordered[-1]
+            low, high = lowest, highest
         return ((x.double() - low) / (high.double() - low)).clamp(0, 1).to(x.dtype)
