@@ -12,6 +12,7 @@ from rdmm.cli import main
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.registration.images import Registration
 from rdmm.workflows import batch as batches
+from rdmm.workflows import job as jobs
 from rdmm.workflows.launchers import run_job
 
 FAST = ["optimizer.iterations=[1]", "optimizer.scales=[0.5]", "affine=none", "--quiet"]
@@ -74,17 +75,21 @@ def test_an_existing_page_is_not_removed_unasked(images, tmp_path, capsys):
 
 
 def test_a_batch_without_reports(images, tmp_path, monkeypatch, without_pictures):
-    """Its table of pairs has no links to pages that there are not."""
+    """Its table of pairs has no links to pages that there are not. All pairs share the settings, which are composed once."""
     (images / "pairs.csv").write_text("fixed,moving,id\nf.nii.gz,m.nii.gz,a\n")
 
-    def launch(jobs, logs):
-        yield from ((name, run_job(job)) for name, job in jobs.items())
+    def launch(left, logs):
+        yield from ((name, run_job(job)) for name, job in left.items())
 
+    composed = []
+    compose = jobs.compose_settings
+    monkeypatch.setattr(jobs, "compose_settings", lambda *a: composed.append(a) or compose(*a))
     monkeypatch.setattr(batches, "choose_launcher", lambda *_: launch)
     assert run("batch", images / "pairs.csv", "-o", tmp_path / "out", "--no-report", *FAST) == 0
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} > {"run.json", "Warped.nii.gz"}
     assert not (tmp_path / "out" / "a" / "report.html").exists()
     assert "report.html" not in (tmp_path / "out" / "index.html").read_text()
+    assert len(composed) == 1
 
 
 def test_a_dry_run_tells_what_will_be_written(images, tmp_path, capsys):
@@ -96,7 +101,7 @@ def test_a_dry_run_tells_what_will_be_written(images, tmp_path, capsys):
 
 def test_modules_are_loaded_where_they_are_used(images, tmp_path):
     """Each would take a tenth of a second or more of a small pair's time."""
-    words = ["register", images / "f.nii.gz", images / "m.nii.gz", "-o", f"{tmp_path}/", "--no-report", *FAST]
+    words = ["register", images / "f.nii.gz", images / "m.nii.gz", "-o", f"{tmp_path}/", "--no-report", "optimizer.iterations=[1,1,1]"]
     code = f"""import sys
 sys.argv[1:] = {[str(w) for w in words]}
 from rdmm.cli import main

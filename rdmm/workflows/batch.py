@@ -165,7 +165,7 @@ class Batch:
             Outputs.prepare(f"{logs}{os.sep}", [], overwrite=True)
             rows |= self.unusable({id: job for id, job in jobs.items() if id not in rows})
             yield from list(rows.items())
-            left = {id: job for id, job in jobs.items() if id not in rows}
+            left = {id: replace(job, config=settings[job.for_shapes].config) for id, job in jobs.items() if id not in rows}
             with Occasionally(lambda: self._write(jobs, rows, notes)) as write:
                 write()
                 for id, outcome in launcher(left, logs) if left else ():

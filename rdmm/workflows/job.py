@@ -23,7 +23,7 @@ from rdmm.io.maps import expand_maps
 from rdmm.kernels.available import set_threads
 from rdmm.optim.initializers import Zero
 from rdmm.registration.base import PAGE, FinishedRegistration, file_names
-from rdmm.registration.entry import Settings, compose_settings, prepare, run
+from rdmm.registration.entry import Settings, build_settings, compose_settings, prepare, run
 from rdmm.registration.images import MIN_WEIGHT_FILES
 from rdmm.registration.outputs import SHAPE_FILES, image_files
 from rdmm.registration.record import nan_to_null, read_summary
@@ -55,6 +55,7 @@ class Job:
         threads: CPU threads; None: torch's default.
         max_folding: largest percentage of folded cells that is accepted; None: any.
         report: whether report.html and its pictures are made.
+        config: the composed settings, where they are known: all pairs of a batch share them.
     """
 
     fixed: str
@@ -71,6 +72,7 @@ class Job:
     seed: int = 0
     max_folding: float | None = None
     report: bool = True
+    config: Mapping[str, Any] | None = None
 
     @property
     def for_shapes(self) -> bool:
@@ -108,6 +110,8 @@ class Job:
         Raises:
             ConfigError: an unknown key, a value that cannot be used, or a device that does not exist.
         """
+        if self.config is not None:
+            return build_settings(self.config)
         more = [] if self.weights is None else [f"weights={quoted(self.weights)}"]
         options = {"init": self.init, "transform": self.transform, "guide_labels": self.guide_labels}
         more += option_overrides([*self.overrides, *more], **options, for_shapes=self.for_shapes)  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ A launcher takes named jobs and yields (name, outcome) when each ends, in any or
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
-import pkgutil
 import signal
 import sys
 import threading
@@ -20,7 +20,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from rdmm import kernels
 from rdmm.registration.record import table_row
 from rdmm.runtime.interrupt import interruptible, stop
 from rdmm.runtime.memory import memory_errors
@@ -35,8 +34,10 @@ PRELOADED_MODULES = [
     "rdmm.workflows.launchers",
     "rdmm.registration.shapes",
     "rdmm.report.shape_figures",
-    "hydra._internal.hydra",
-    *(f"rdmm.kernels.{name}" for _, name, _ in pkgutil.iter_modules(kernels.__path__)),
+    "rdmm.report.html",
+    "matplotlib.backends.backend_agg",
+    "scipy.io",
+    "rdmm.kernels.preloaded",
 ]
 """Modules imported once in the fork server. They must not start threads, because a fork does not copy threads."""
 
@@ -138,6 +139,7 @@ def _receive_outcome(connection: Connection, process: Any) -> Outcome:
 
 def _run_worker(job: Job, connection: Connection, log: Path) -> None:
     """Main function of a worker process: run one pair, write all output to ``log``. It ends when the batch's process ends."""
+    gc.freeze()  # the server's modules are no garbage, and looking at them would copy their memory
     sys.stdout.flush()
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
