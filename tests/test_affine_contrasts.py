@@ -1,6 +1,7 @@
 """The affine stage finds the same map in every contrast, and turns an image against its header only where that is clearly better."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_rotation_that_one_measure_does_not_confirm_is_kept_out_and_said():
     grid = Grid((40, 44), np.diag([4.0, 4.0, 1]))
     result = found(anatomy(grid), CURVES["t2"](anatomy(grid)).flip(2, 3), grid, models=["translation", "rigid"])
     assert rotation_degrees(result.transform.matrix) < 45
-    assert len(result.remarks) == 1 and "rotated by another 180 degrees" in result.remarks[0]
+    assert len(result.remarks) == 1 and re.match(r"rotated by another (179|180|181) degrees", result.remarks[0])
 
 
 @pytest.mark.parametrize("seed", [2, 4])

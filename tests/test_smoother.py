@@ -6,7 +6,7 @@ from conftest import bump, oblique
 
 from rdmm import ConfigError, Grid, MultiGaussian
 from rdmm.spatial import ops
-from rdmm.spatial.gaussian import gaussian, lowpass
+from rdmm.spatial.gaussian import gaussian, shrink
 
 BOUNDARIES = ["zero", "periodic", "reflect"]
 
@@ -110,13 +110,31 @@ def test_preconditioned_momentum_has_the_energy_of_z():
     assert float(ops.inner(m, smoother(m, grid), grid)) == pytest.approx(float(ops.inner(z, z, grid)), rel=1e-3)
 
 
-def test_lowpass_leaves_axes_that_are_not_reduced():
+def test_shrinking_leaves_axes_that_are_not_reduced():
     grid = Grid((32, 32, 8), torch.diag(torch.tensor([1.0, 1, 4, 1])).numpy())
     x = torch.randn(1, 1, *grid.shape, dtype=torch.float64)
-    line = torch.zeros_like(x)
-    line[..., 16, 16, :] = x[..., 16, 16, :]
-    blurred = lowpass(line, grid, grid.scaled(0.5))
-    assert torch.allclose(blurred.sum((2, 3)), line.sum((2, 3)), atol=1e-10)
+    small = shrink(x, grid, grid.scaled(0.5))
+    assert small.shape[2:] == grid.scaled(0.5).shape and small.shape[4] == 8
+    for z in range(8):
+        alone = torch.zeros_like(x)
+        alone[..., z] = x[..., z]
+        assert torch.allclose(shrink(alone, grid, grid.scaled(0.5))[..., z], small[..., z])
+
+
+@pytest.mark.parametrize("shape", [(30, 23), (21, 18, 15)])
+def test_shrinking_is_a_blur_and_linear_interpolation(shape):
+    """On voxels of width h to those of width k: a Gaussian whose variance is (k^2 - h^2) / 4."""
+    grid = Grid(shape, torch.eye(len(shape) + 1).numpy())
+    coarse = grid.resized([(n + 1) // 3 for n in shape])
+    x = torch.randn(2, 3, *shape, dtype=torch.float64)
+    for axis, (h, k) in enumerate(zip(grid.spacing, coarse.spacing, strict=True), 2):
+        one = grid.resized([m if axis == a else n for a, (n, m) in enumerate(zip(shape, coarse.shape, strict=True), 2)])
+        waves = torch.fft.fft(torch.cat([x, x.flip(axis)], axis), dim=axis)  # mirrored at the edges of the voxels
+        frequency = torch.fft.fftfreq(2 * x.shape[axis], h, dtype=torch.float64).view(-1, *(1,) * (x.ndim - 1 - axis))
+        blurred = torch.fft.ifft(waves * torch.exp(-(math.pi**2) * (k**2 - h**2) / 2 * frequency**2), dim=axis).real
+        expected = ops.resize(blurred.narrow(axis, 0, x.shape[axis]), one.shape)
+        assert torch.allclose(shrink(x, grid, one), expected, atol=1e-9)
+    assert torch.allclose(shrink(torch.ones_like(x), grid, coarse), torch.ones(2, 3, *coarse.shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

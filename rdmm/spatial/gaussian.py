@@ -153,15 +153,29 @@ def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect"
     return x if sigma == 0 else spectral_filter(x, grid, (sigma,), (1.0,), boundary)
 
 
-def lowpass(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
-    """Blur x (b, c, *s) along each axis before resampling to ``coarse``, a grid of the same frame.
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _shrinking(n: int, h: float, m: int, k: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(m, n) from n voxels of width h along an axis to m of width k: a blur at the voxels, linear between them.
 
-    The blur turns a voxel of width h into one of width k: its variance is (k^2 - h^2) / 4, and 0 along axes that are not reduced.
+    The blur turns a voxel of width h into one of width k: its variance is (k^2 - h^2) / 4.
     """
-    for axis, (n, h, k) in enumerate(zip(grid.shape, grid.spacing, coarse.spacing, strict=True), x.ndim - grid.ndim):
+    sigma = 0.5 * math.sqrt(k**2 - h**2)
+    waves, frequency = _waves(n, h, sigma, sigma, "reflect", torch.float64, torch.device("cpu"))
+    position = torch.linspace(0, n - 1, m, dtype=torch.float64)
+    low = position.long().clamp(0, n - 2)
+    share = (position - low)[:, None]
+    between = (1 - share) * waves[low] + share * waves[low + 1]
+    return ((between * gaussian_symbol(sigma, frequency**2)) @ waves.T).to(device, dtype)
+
+
+def shrink(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
+    """Resample x (b, c, *s) from ``grid`` to ``coarse``, of the same frame, along the axes that become coarser, without aliasing.
+
+    Axis after axis is multiplied by one small matrix, so that the next one has fewer voxels already. Other axes do not change.
+    """
+    for axis, (n, h, m, k) in enumerate(zip(grid.shape, grid.spacing, coarse.shape, coarse.spacing, strict=True), x.ndim - grid.ndim):
         if k > h * (1 + 1e-6):
-            sigma = 0.5 * math.sqrt(k**2 - h**2)
-            basis, frequency = _waves(n, h, sigma, sigma, "reflect", x.dtype, x.device)
             with torch.autocast(x.device.type, enabled=False):
-                x = _along(basis, _along((basis * gaussian_symbol(sigma, frequency**2)).T, x, axis), axis)
+                x = _along(_shrinking(n, h, m, k, x.dtype, x.device), x, axis)
     return x

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rdmm.spatial.gaussian import lowpass
+from rdmm.spatial.gaussian import shrink
 from rdmm.spatial.grid import Grid, apply_matrix, require_one_dimension
 from rdmm.spatial.ops import Mode, resize, sample
 from rdmm.spatial.placement import require_same_plane
@@ -125,7 +125,7 @@ class Image:
         image = self.inpainted()
         if grid == self.grid:
             return image
-        data, mask = (None if x is None else resize(lowpass(x, self.grid, grid), grid.shape) for x in (image.data, image.mask))
+        data, mask = (None if x is None else resize(shrink(x, self.grid, grid), grid.shape) for x in (image.data, image.mask))
         assert data is not None
         return replace(self, data=data, grid=grid, mask=None if mask is None else mask.clamp(0, 1))  # the low-pass overshoots
 
