@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
@@ -234,7 +235,10 @@ def _energy(history: Sequence[Mapping[str, float]]) -> str:
     for name in ("total", "similarity", "velocity"):
         axes.plot([h[name] for h in of_deformation], label=name)
     axes.set_xlabel("iteration")
-    axes.set_yscale("log" if of_deformation and all(h["total"] > 0 for h in of_deformation) else "linear")
+    if of_deformation and all(h["total"] > 0 for h in of_deformation):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers: powers of ten as formulas cost a tenth of a second
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     axes.legend()
     return base64_png(figure)
 
