@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import gzip
 import hashlib
-import io
 import logging
 import os
 import stat
@@ -133,14 +131,6 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.sha256(encode_text("".join(lines))).hexdigest()
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def gzip_bytes(data: bytes) -> bytes:
-    """Compress with gzip. The time stamp is 0, so that equal data give equal files."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0, filename="") as f:
-        f.write(data)
-    return buffer.getvalue()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from rdmm.io.files import gzip_bytes, require_ending, require_file, write_atomically
+from rdmm.io.files import require_ending, require_file, write_atomically
 from rdmm.io.formats.header import Header, Raw, Storage, Time, placement_of
-from rdmm.io.streams import check_content, read_content, read_head, require_promised_size
+from rdmm.io.streams import check_content, gzip_bytes, read_content, read_head, require_promised_size
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.placement import Placement, Unit

@@ -8,10 +8,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from rdmm.io.files import finite_float32, gzip_bytes, require_file, write_atomically
+from rdmm.io.files import finite_float32, require_file, write_atomically
 from rdmm.io.formats.header import Header, Raw, Storage, Time, placement_of
 from rdmm.io.nifti import array_in_memory, header_in_memory, require_memory_of
-from rdmm.io.streams import MAX_GZIP_RATIO
+from rdmm.io.streams import MAX_GZIP_RATIO, gzip_bytes
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.placement import MILLIMETERS
 from rdmm.types import InputError, OutputError
