@@ -148,7 +148,8 @@ def log_jacobian(displacement: Tensor, grid: Grid) -> Tensor:
 
 def intensity_range(x: Tensor) -> Tensor:
     """The percentiles 0.1 and 99.9 of x, (2,); large tensors are subsampled to about a million values."""
-    low, high = torch.quantile(x.flatten()[:: max(1, x.numel() // 1_000_000)], torch.tensor([0.001, 0.999]).to(x))
+    values = x.flatten()[:: max(1, x.numel() // 1_000_000)].cpu().numpy()
+    low, high = torch.as_tensor(np.quantile(values, (0.001, 0.999))).to(x)  # torch's would sort them
     return torch.stack([low, torch.maximum(high, low + 1e-12)])
 
 
