@@ -110,7 +110,7 @@ def by_rdmm(dynamics: str) -> Method:
         typed = [s for s in own if not s.startswith("similarity_weight=")]
         return run(inputs, compose_settings([*typed, f"similarity_weight={weight:g}"]))
 
-    return Method(register, ("0.07", "0.2", "0.4", "1", "2"))
+    return Method(register, ("0.02", "0.07", "0.2", "0.4", "1"))
 
 
 def by_greedy(case: str, inputs: Inputs, data: DataSet, strength: str, threads: int, settings: Sequence[str]) -> Registration:
