@@ -151,3 +151,17 @@ def test_shrinking_is_a_blur_and_linear_interpolation(shape):
 def test_bad_smoothers(sigmas, weights, boundary):
     with pytest.raises(ConfigError):
         MultiGaussian(sigmas, weights, boundary)
+
+
+def test_shrinking_does_not_depend_on_threads():
+    """Single products of matrices do, for one in twenty of such shapes with two threads, and one in eight with four."""
+    generator = torch.Generator().manual_seed(0)
+    for d in (2, 3) * 30:
+        shape = torch.randint(8, 60 if d == 3 else 300, (d,), generator=generator).tolist()
+        grid, x = Grid.unit(shape), torch.rand(1, 1, *shape, generator=generator)
+        coarse, found = grid.scaled(float(0.1 + 0.8 * torch.rand(1, generator=generator))), []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(shrink(x, grid, coarse))
+        torch.set_num_threads(1)
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

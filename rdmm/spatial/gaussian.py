@@ -18,9 +18,13 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 
 from rdmm.spatial.grid import Grid
 from rdmm.types import Tensor
+
+PRODUCTS = 32
+"""Parts of a product of matrices: at least as many as there are threads, or else one of them is cut in its turn. Not measured."""
 
 Boundary = Literal["zero", "periodic", "reflect"]
 
@@ -153,6 +157,16 @@ def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect"
     return x if sigma == 0 else spectral_filter(x, grid, (sigma,), (1.0,), boundary)
 
 
+def _by_rows(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """``_along`` as a batch of PRODUCTS small products, each on one thread: the bits of a single one depend on the number of threads."""
+    lines = x.movedim(axis, -1)
+    rows = lines.reshape(-1, lines.shape[-1])
+    width = -(-len(rows) // PRODUCTS)
+    batch = F.pad(rows, (0, 0, 0, PRODUCTS * width - len(rows))).view(PRODUCTS, width, -1)
+    out = torch.bmm(batch, matrix.T.expand(PRODUCTS, -1, -1)).flatten(0, 1)[: len(rows)]
+    return out.view(*lines.shape[:-1], -1).movedim(-1, axis)
+
+
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def _shrinking(n: int, h: float, m: int, k: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -166,7 +180,7 @@ def _shrinking(n: int, h: float, m: int, k: float, dtype: torch.dtype, device: t
     low = position.long().clamp(0, n - 2)
     share = (position - low)[:, None]
     between = (1 - share) * waves[low] + share * waves[low + 1]
-    return ((between * gaussian_symbol(sigma, frequency**2)) @ waves.T).to(device, dtype)
+    return _by_rows(waves, between * gaussian_symbol(sigma, frequency**2), 1).to(device, dtype)
 
 
 def shrink(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
@@ -177,5 +191,5 @@ def shrink(x: Tensor, grid: Grid, coarse: Grid) -> Tensor:
     for axis, (n, h, m, k) in enumerate(zip(grid.shape, grid.spacing, coarse.shape, coarse.spacing, strict=True), x.ndim - grid.ndim):
         if k > h * (1 + 1e-6):
             with torch.autocast(x.device.type, enabled=False):
-                x = _along(_shrinking(n, h, m, k, x.dtype, x.device), x, axis)
-    return x
+                x = _by_rows(_shrinking(n, h, m, k, x.dtype, x.device), x, axis)
+    return x.contiguous()
