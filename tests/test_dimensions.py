@@ -139,13 +139,13 @@ def test_evaluate_and_points(files, tmp_path, kind, a, b):
         commands.evaluate([one, other])
     for fixed, moving in ((labels[1], labels[1]), (labels[0], labels[1]), (labels[1], labels[0])):
         with refused():
-            commands.evaluate([one], fixed, moving, None)
+            commands.evaluate([one], fixed_labels=fixed, moving_labels=moving)
     with refused(one, other):
         commands.points(files[a]["points.csv"], [one, other], str(tmp_path / "q.csv"), lps=False, overwrite=False)
     with pytest.raises(InputError):
         commands.points(files[b]["points.csv"], [one], str(tmp_path / "q.csv"), lps=False, overwrite=False)
     with pytest.raises(InputError):
-        commands.evaluate([one], None, None, files[b]["landmarks.csv"])
+        commands.evaluate([one], landmarks=files[b]["landmarks.csv"])
     assert not list(tmp_path.iterdir())
 
 
