@@ -18,6 +18,14 @@ from rdmm.types import ConfigError, InputError, Tensor, repr_with_shapes
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """What a search knows of a geodesic at t = 0: the velocity v0 = K m0 (b, d, *s), and the energy <m0, v0> (b,)."""
+
+    velocity: Tensor
+    energy: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class InitialConditions:
     """Initial conditions of a geodesic. For images, momentum and weights live on the shooting grid.
 
@@ -25,11 +33,13 @@ class InitialConditions:
         momentum: m0 (b, d, *s); of points (b, d, n).
         weights: pre-weights h(0) (b, n, *s) with sum_i h_i^2 = 1, or None: the smoother's own, everywhere.
         points: control points (b, d, n) of PointLDDMM; None: the source's own.
+        start: velocity and energy of this momentum, where they are known already.
     """
 
     momentum: Tensor
     weights: Tensor | None = None
     points: Tensor | None = None
+    start: Start | None = None
 
     __repr__ = repr_with_shapes
 
@@ -45,7 +55,7 @@ class InitialConditions:
         h = None if self.weights is None else ops.resize(self.weights, tuple(shape))
         if h is not None:
             h = h / h.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-        return InitialConditions(ops.resize(self.momentum, tuple(shape)), h)
+        return InitialConditions(ops.refine(self.momentum, tuple(shape)), h)
 
 
 class Coordinates(Protocol):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rdmm.dynamics.base import InitialConditions
-from rdmm.regularizer.smoother import MultiGaussian
+from rdmm.dynamics.base import InitialConditions, Start
+from rdmm.regularizer.smoother import DELTA, MultiGaussian
 from rdmm.regularizer.weights import normalize, parameters
-from rdmm.spatial.gaussian import gaussian
+from rdmm.spatial import ops
+from rdmm.spatial.gaussian import Filter, Gain, gaussian
 from rdmm.spatial.grid import Grid
 from rdmm.types import Tensor
 
@@ -24,12 +25,20 @@ start's squared weights by 1e-4 at most."""
 
 @dataclass(frozen=True, eq=False)
 class MomentumCoordinates:
-    """z, with m0 = K^{1/2} (K + delta)^{-1} z, model (27), scaled to L2 over the domain: 1/2 |z|^2 is the velocity's energy, and gradients
-    do not depend on the resolution. Pre-weights stay as in ``ic``."""
+    """z, with m0 = K^{1/2} (K + delta)^{-1} z, model (27), in the waves of K and scaled to L2 over the domain.
+
+    With K = B S B^T and G = S^{1/2} (S + delta)^{-1}: m0 = B G z, v0 = K m0 = B S G z and <m0, v0> = z^T S G^2 z, near |z|^2, by one
+    transform each and without a filter. Gradients do not depend on the resolution. Pre-weights stay as in ``ic``.
+
+    Args:
+        smoother: K. Where the metric of the geodesic differs by region, it only preconditions the search.
+        is_metric: whether K is the metric of the geodesic.
+    """
 
     smoother: MultiGaussian
     grid: Grid
     ic: InitialConditions
+    is_metric: bool = False
     free_weights: bool = False
 
     @property
@@ -37,24 +46,37 @@ class MomentumCoordinates:
         return self.grid.cell**-0.5
 
     def pack(self, ic: InitialConditions) -> Tensor:
-        return self.smoother.precondition(ic.momentum, self.grid, inverse=True).flatten() / self.scale
+        inverse = self._filter("inverse root")
+        return inverse.scale(inverse.analyze(ic.momentum)).flatten() / self.scale
 
     def unpack(self, x: Tensor) -> InitialConditions:
-        return replace(self.ic, momentum=self._momentum(x))
+        start = Start(self._velocity(x), self._energy(x)) if self.is_metric else None
+        return replace(self.ic, momentum=self._field(x, "root"), start=start)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        share = self._filter("root").gains * self._filter("filtered root").gains
+        return ops.total(x.view(*self.ic.momentum.shape[:2], *share.shape).square() * share)
 
     def first_step(self, direction: Tensor) -> float:
         """The step whose velocity moves the fastest point by one voxel."""
-        v = self.smoother(self._momentum(direction), self.grid)
+        v = self._velocity(direction)
         fastest = float(torch.stack([v[:, i].abs().max() / h for i, h in enumerate(self.grid.spacing)]).max())
         return 1.0 / max(fastest, 1e-12)
 
-    def _momentum(self, x: Tensor) -> Tensor:
-        return self.smoother.precondition((x * self.scale).view(self.ic.momentum.shape), self.grid)
+    def _velocity(self, x: Tensor) -> Tensor:
+        return self._field(x, "filtered root")
+
+    def _field(self, x: Tensor, gain: Gain) -> Tensor:
+        f = self._filter(gain)
+        return f.synthesize(f.scale((x * self.scale).view(*self.ic.momentum.shape[:2], *f.gains.shape)))
+
+    def _filter(self, gain: Gain) -> Filter:
+        return self.smoother.filter(self.grid, self.ic.momentum, gain, DELTA)
 
 
 @dataclass(frozen=True, eq=False)
 class PreweightCoordinates:
-    """(z, y) in one vector: z of the momentum, and h = normalize(p + PREWEIGHT_SCALE G * y) with the p of ``start``, model (28).
+    """(y, z) in one vector: z of the momentum, and h = normalize(p + PREWEIGHT_SCALE G * y) with the p of ``start``, model (28).
 
     Pre-weights of 0 start at LEAST_START.
 
@@ -73,17 +95,17 @@ class PreweightCoordinates:
 
     @property
     def size(self) -> int:
-        """Entries of z."""
-        return self.momentum.ic.momentum.numel()
+        """Entries of y."""
+        return self.start.numel()
 
     def pack(self, ic: InitialConditions) -> Tensor:
-        return torch.cat([self.momentum.pack(ic), torch.zeros_like(self.start).flatten()])
+        return torch.cat([torch.zeros_like(self.start).flatten(), self.momentum.pack(ic)])
 
     def unpack(self, x: Tensor) -> InitialConditions:
-        ic, grid = self.momentum.unpack(x[: self.size]), self.momentum.grid
-        y = (x[self.size :] * self.momentum.scale).view(self.start.shape)
+        ic, grid = self.momentum.unpack(x[self.size :]), self.momentum.grid
+        y = (x[: self.size] * self.momentum.scale).view(self.start.shape)
         p = parameters(self.start.clamp_min(LEAST_START)) + PREWEIGHT_SCALE * gaussian(y, self.weight_scale, grid)
         return replace(ic, weights=normalize(p))
 
     def first_step(self, direction: Tensor) -> float:
-        return self.momentum.first_step(direction[: self.size])
+        return self.momentum.first_step(direction[self.size :])

@@ -63,7 +63,7 @@ class ImageDynamics(ABC):
 
     def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool, preconditioner: MultiGaussian) -> Coordinates:
         """z of the momentum on the shooting grid."""
-        return MomentumCoordinates(preconditioner, ic.grid(source), ic)
+        return MomentumCoordinates(preconditioner, ic.grid(source), ic, is_metric=not self.has_preweights)
 
     def shooting_fraction(self, fixed: Image, voxel_of_sigma: float, preconditioner: MultiGaussian) -> float:
         """Resolution of the shooting grid whose voxel is ``voxel_of_sigma`` narrowest sigmas, over that of ``fixed``; at most 1."""

@@ -45,19 +45,22 @@ class Geodesic(ImageDynamics):
 
     @final
     def shoot(self, ic: InitialConditions, source: Image) -> Dense:
-        """phi(1): target -> source."""
+        """phi(1): target -> source, on the grid of ``source``."""
         equation, ((_, u),) = self._trajectory(ic, source, (1.0,))
-        return Dense(u, equation.metric.grid)
+        return Dense(u, equation.metric.grid).refined(source.grid)
 
     @final
     def flow(self, ic: InitialConditions, source: Image) -> tuple[Dense, Dense]:
-        """phi(1) and its inverse, both from the same geodesic."""
+        """phi(1) and its inverse, both from the same geodesic, on the grid of ``source``."""
         equation, ((_, u, w),) = self._trajectory(ic, source, (1.0,), inverse=True)
-        return Dense(u, equation.metric.grid), Dense(w, equation.metric.grid)
+        grid = equation.metric.grid
+        return Dense(u, grid).refined(source.grid), Dense(w, grid).refined(source.grid)
 
     @final
     def energy(self, ic: InitialConditions, source: Image) -> Tensor:
         """(b,) <m0, v0>."""
+        if ic.start is not None:
+            return ic.start.energy
         grid = ic.grid(source)
         metric, h0 = self._initial(ic, grid)
         return ops.inner(ic.momentum, metric.velocity(ic.momentum, h0)[0], grid)

@@ -39,6 +39,9 @@ class SVF(ImageDynamics):
 
     def _velocity(self, ic: InitialConditions, source: Image) -> tuple[Tensor, Grid]:
         grid = ic.grid(source)
+        if ic.start is not None:
+            ops.require_finite(ic.start.velocity, "the velocity")
+            return ic.start.velocity, grid
         ops.require_finite(ic.momentum, "the initial momentum")
         return self.smoother(ic.momentum, grid), grid
 
@@ -53,16 +56,18 @@ class SVF(ImageDynamics):
         return Dense(self.integrator(rate, (torch.zeros_like(v),), (v,))[0], grid)
 
     def shoot(self, ic: InitialConditions, source: Image) -> Dense:
-        """phi: target -> source."""
-        return self._flow(*self._velocity(ic, source))
+        """phi: target -> source, on the grid of ``source``."""
+        return self._flow(*self._velocity(ic, source)).refined(source.grid)
 
     def flow(self, ic: InitialConditions, source: Image) -> tuple[Dense, Dense]:
-        """phi and its inverse, the flow of -v."""
+        """phi and its inverse, the flow of -v, on the grid of ``source``."""
         v, grid = self._velocity(ic, source)
-        return self._flow(v, grid), self._flow(-v, grid)
+        return self._flow(v, grid).refined(source.grid), self._flow(-v, grid).refined(source.grid)
 
     def energy(self, ic: InitialConditions, source: Image) -> Tensor:
         """(b,) <m0, v>."""
+        if ic.start is not None:
+            return ic.start.energy
         v, grid = self._velocity(ic, source)
         return ops.inner(ic.momentum, v, grid)
 

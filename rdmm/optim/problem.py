@@ -24,7 +24,7 @@ from rdmm.types import ConfigError, InputError, Tensor, option, require_finite_f
 
 log = logging.getLogger(__name__)
 
-BARRIER_THRESHOLD = 0.1
+BARRIER_THRESHOLD = 0.2
 """The barrier is zero for cells that keep at least this fraction of their volume."""
 
 Similarity = Callable[[Any, Any], Tensor]
@@ -57,7 +57,7 @@ class Problem:
 
     L is the mean squared distance of the pair's landmarks, in squared domain units. Measures are pushed forward instead.
 
-    A geodesic never folds, but its map on a grid can, where it is squeezed to less than a voxel. B, the mean over cells of
+    A geodesic never folds, but its map on a grid can, where it is squeezed to less than a voxel. B, the mean over simplices of cells of
     (BARRIER_THRESHOLD - det)_+^2 (ops.barrier), is zero until a cell is squeezed to less than BARRIER_THRESHOLD of its volume.
 
     Args:

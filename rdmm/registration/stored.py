@@ -105,6 +105,7 @@ def _read_conditions(path: Path) -> InitialConditions:
     from safetensors.torch import load
 
     try:
-        return InitialConditions(**load(path.read_bytes()))
+        found = load(path.read_bytes())
+        return InitialConditions(found.pop("momentum"), found.pop("weights", None), found.pop("points", None), **found)  # type: ignore[arg-type]
     except Exception as error:
         raise InputError(f"{path}: these are not the initial conditions of a run ({error})") from error

@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from rdmm.spatial.gaussian import Boundary, Gain, filter_bank, spectral_filter
+from rdmm.spatial.gaussian import Boundary, Filter, Gain, filtered, spectral_filter
 from rdmm.spatial.grid import Grid
 from rdmm.types import ConfigError, Tensor
 
 Unit = Literal["domain", "mm"]
+
+DELTA = 1e-3
+"""delta of the preconditioner, model (27), relative to the largest symbol."""
+
+LEAST_SHARE = 0.15
+"""Gaussians below this share of the largest weight do not set the voxel of the shooting grid."""
 
 
 def check_length(name: str, value: float, unit_name: str, unit: Unit) -> None:
@@ -39,8 +45,11 @@ class MultiGaussian:
     Args:
         sigmas: increasing standard deviations.
         weights: the papers' squared weights w_i^2 (of LDDMM: h_i^2), summing to 1.
-        boundary: ``zero``, ``periodic`` or ``reflect``.
+        boundary: ``zero``, ``periodic``, ``reflect`` or ``slip``.
         unit: unit of the sigmas: ``domain`` or ``mm``.
+        compressibility: gain of the part of each wave that compresses, over that of the part that does not, in [0, 1]. A velocity that
+            changes volumes costs 1 / compressibility times the energy of one that does not; 0: the flow keeps every volume. Below 1
+            with ``boundary="slip"`` only.
 
     Raises:
         ConfigError: sigmas that are not positive and increasing, weights that are negative or do not sum to 1, or an unknown option.
@@ -50,6 +59,7 @@ class MultiGaussian:
     weights: Sequence[float]
     boundary: Boundary = "zero"
     unit: Unit = "domain"
+    compressibility: float = 1.0
 
     def __post_init__(self) -> None:
         sigmas, weights = tuple(map(float, self.sigmas)), tuple(map(float, self.weights))
@@ -62,6 +72,12 @@ class MultiGaussian:
         for name, value, known in (("boundary", self.boundary, get_args(Boundary)), ("unit", self.unit, get_args(Unit))):
             if value not in known:
                 raise ConfigError(f"smoother.{name} must be one of {', '.join(known)}, not {value!r}")
+        if not 0 <= self.compressibility <= 1:
+            raise ConfigError(f"smoother.compressibility must be in [0, 1], not {self.compressibility}")
+        if self.compressibility < 1 and self.boundary != "slip":
+            raise ConfigError(
+                f"smoother.compressibility={self.compressibility:g} needs smoother.boundary=slip, not {self.boundary}; or set it to 1"
+            )
         object.__setattr__(self, "sigmas", sigmas)
         object.__setattr__(self, "weights", tuple(w / sum(weights) for w in weights))
 
@@ -70,23 +86,31 @@ class MultiGaussian:
         return tuple(to_domain(s, self.unit, grid) for s in self.sigmas)
 
     def narrowest(self, grid: Grid) -> float:
-        """The smallest sigma in use, in domain units."""
-        return next(s for s, w in zip(self.scales(grid), self.weights, strict=True) if w > 0)
+        """The smallest sigma that matters, of a weight of at least LEAST_SHARE of the largest, in domain units."""
+        least = LEAST_SHARE * max(self.weights)
+        return next(s for s, w in zip(self.scales(grid), self.weights, strict=True) if w > least)
 
-    def _filter(self, x: Tensor, grid: Grid, boundary: Boundary, gain: Gain = "filter", delta: float = 0.0) -> Tensor:
+    def filter(self, grid: Grid, like: Tensor, gain: Gain = "filter", delta: float = 0.0) -> Filter:
+        """K of constant weights, or a function of it, for fields of the dtype and device of ``like``."""
         used = [(s, w) for s, w in zip(self.scales(grid), self.weights, strict=True) if w > 0]
         sigmas, weights = zip(*used, strict=True)
-        return spectral_filter(x, grid, sigmas, weights, boundary, gain, delta)
+        return spectral_filter(grid, like, sigmas, weights, self.boundary, compressibility=self.compressibility, gain=gain, delta=delta)
 
     def __call__(self, m: Tensor, grid: Grid) -> Tensor:
         """Velocity v = K * m with constant weights, model (8), by one filter for all Gaussians; m, v (b, d, *s)."""
-        return self._filter(m, grid, self.boundary)
+        return filtered(m.unsqueeze(1), [self.filter(grid, m)]).squeeze(1)
 
     def parts(self, m: Tensor, w: Tensor, grid: Grid) -> Tensor:
-        """nu_i = K_{sigma_i} * (w_i m), model (7), (b, n, d, *s); m (b, d, *s), weights w (b, n, *s)."""
-        return filter_bank(w.unsqueeze(2) * m.unsqueeze(1), grid, self.scales(grid), self.boundary)
+        """nu_i = K_{sigma_i} * (w_i m), model (7), (b, n, d, *s); m (b, d, *s), weights w (b, n, *s).
 
-    def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = 1e-3) -> Tensor:
+        Each Gaussian uses only the waves that it passes.
+        """
+        scales, softness = self.scales(grid), self.compressibility
+        wide = scales[-1] if self.boundary == "slip" else None  # all Gaussians in one box
+        filters = [spectral_filter(grid, m, (s,), (1.0,), self.boundary, compressibility=softness, wide=wide) for s in scales]
+        return filtered(w.unsqueeze(2) * m.unsqueeze(1), filters)
+
+    def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = DELTA) -> Tensor:
         """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol. With ``inverse``: its inverse, on
         the frequencies that K passes.
 
@@ -94,4 +118,5 @@ class MultiGaussian:
         metric, model (27). Frequencies that K suppresses are left out of m: they would not
         change the velocity, but would add noise to the transport of m.
         """
-        return self._filter(z, grid, "reflect", "inverse root" if inverse else "root", delta)
+        within = self if self.boundary == "slip" else replace(self, boundary="reflect")
+        return filtered(z.unsqueeze(1), [within.filter(grid, z, "inverse root" if inverse else "root", delta)]).squeeze(1)

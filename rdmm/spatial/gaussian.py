@@ -8,12 +8,16 @@ The boundary condition determines the waves:
     zero      sines and cosines of the grid, padded by the radius of the widest Gaussian (linear convolution)
     periodic  sines and cosines of the grid itself
     reflect   the cosines of the DCT-II; constants stay constant
+    slip      of vector fields: component i is a sine along axis i and cosines along the others, in a box around the grid. Nothing flows
+              through the walls of the box. The wave vector k of a wave is real, so a field splits into a part along k, which compresses,
+              and a part across it, which does not: ``compressibility`` is the gain of the first.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -21,12 +25,16 @@ import torch
 import torch.nn.functional as F
 
 from rdmm.spatial.grid import Grid
+from rdmm.spatial.ops import along
 from rdmm.types import Tensor
 
 PRODUCTS = 32
 """Parts of a product of matrices: at least as many as there are threads, or else one of them is cut in its turn. Not measured."""
 
-Boundary = Literal["zero", "periodic", "reflect"]
+Boundary = Literal["zero", "periodic", "reflect", "slip"]
+
+SLIP_MARGIN = 0.4
+"""Distance of the walls of ``slip`` from the grid, over the widest sigma: tissue flows into and out of the field of view."""
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -34,25 +42,23 @@ def _tolerance(dtype: torch.dtype) -> float:
     return 1e-12 if dtype == torch.float64 else 1e-5
 
 
+Wave = Literal["cosine", "sine", "both"]
+
+
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # as in Grid: what is cached can have gradients later
-def _waves(
-    n: int, h: float, narrow: float, wide: float, boundary: Boundary, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _waves(n: int, h: float, narrow: float, margin: float, wave: Wave, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Orthonormal waves (n, M) of one axis and their frequencies (M,), cycles per domain unit.
 
-    ``narrow`` and ``wide``: the smallest and largest sigma, in domain units.
+    Args:
+        narrow: the smallest sigma, in domain units.
+        margin: by which the waves reach beyond the grid: in domain units, and in whole voxels. ``both`` reach beyond one end only.
+        wave: the cosines or the sines of half periods; or ``both`` of whole periods.
     """
-    log = math.log(1 / _tolerance(dtype))
-    highest = math.sqrt(log / 2) / (math.pi * narrow) if narrow > 0 else math.inf
-    x = torch.arange(n, dtype=torch.float64)
-    if boundary == "reflect":
-        k = torch.arange(n, dtype=torch.float64)
-        waves = torch.cos(math.pi * k * (x[:, None] + 0.5) / n) * math.sqrt(2 / n)
-        waves[:, 0] /= math.sqrt(2)
-        frequency = k / (2 * n * h)
-    else:
-        period = n if boundary == "periodic" else n + math.ceil(wide * math.sqrt(2 * log) / h)
+    highest = math.sqrt(math.log(1 / _tolerance(dtype)) / 2) / (math.pi * narrow) if narrow > 0 else math.inf
+    x, beyond = torch.arange(n, dtype=torch.float64), math.ceil(margin / h)
+    if wave == "both":
+        period = n + beyond
         k = torch.arange(period // 2 + 1, dtype=torch.float64)
         k = k[k / (period * h) <= highest]
         phase = 2 * math.pi * k * x[:, None] / period
@@ -60,73 +66,111 @@ def _waves(
         scale = torch.where(single, 1.0, math.sqrt(2.0)) / math.sqrt(period)
         waves = torch.cat([torch.cos(phase) * scale, (torch.sin(phase) * scale)[:, ~single]], 1)
         frequency = torch.cat([k, k[~single]]) / (period * h)
+    else:
+        period = n + 2 * beyond
+        k = torch.arange(period + 1, dtype=torch.float64)
+        phase = math.pi * k * (x[:, None] + beyond + 0.5) / period
+        waves = (torch.cos(phase) if wave == "cosine" else torch.sin(phase)) * math.sqrt(2 / period)
+        waves[:, [0, -1]] /= math.sqrt(2)  # the first cosine is the constant, the last sine the Nyquist wave; the others of these are 0
+        frequency = k / (2 * period * h)
     keep = frequency <= highest
     return waves[:, keep].to(device, dtype), frequency[keep].to(device, dtype)
 
 
-def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Apply ``matrix`` (m, n) along one axis of ``x``."""
-    shape = x.shape
-    trailing = math.prod(shape[axis + 1 :])
-    if trailing == 1:
-        out = x.reshape(-1, shape[axis]) @ matrix.T
-    else:
-        out = torch.matmul(matrix, x.reshape(-1, shape[axis], trailing))
-    return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
+Gain = Literal["filter", "root", "inverse root", "filtered root"]
+"""Functions of the symbol s: s, g = s^{1/2} / (s + delta), 1 / g, and s g, model (27)."""
 
 
-Gain = Literal["filter", "root", "inverse root"]
-"""Functions of the symbol (see ``_gains``)."""
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """x -> B A B^T x for fields x (b, c, *s), with waves B and gains A: self-adjoint.
+
+    Args:
+        bases: waves (n, M) of each axis, for each component; one entry: the same for all components.
+        gains: of each product of waves, (M_1..M_d).
+        direction: unit wave vectors (d, M_1..M_d), of ``slip``; None: the gains are the same along and across the wave vector.
+        compressibility: further gain of what is along the wave vector.
+    """
+
+    bases: list[list[Tensor]]
+    gains: Tensor
+    direction: Tensor | None = None
+    compressibility: float = 1.0
+
+    def analyze(self, x: Tensor) -> Tensor:
+        """Coefficients B^T x, (b, c, M_1..M_d)."""
+        return self._transform(x, [[basis.T for basis in component] for component in self.bases], reverse=True)
+
+    def synthesize(self, a: Tensor) -> Tensor:
+        """The field B a, (b, c, *s), of coefficients a."""
+        return self._transform(a, self.bases, reverse=False)
+
+    def scale(self, a: Tensor) -> Tensor:
+        """A a of coefficients a."""
+        a = a * self.gains
+        if self.direction is None or self.compressibility == 1:
+            return a
+        compressing = sum((a[:, i : i + 1] * k for i, k in enumerate(self.direction)), torch.zeros_like(a[:, :1]))
+        return a - (1 - self.compressibility) * compressing * self.direction
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.synthesize(self.scale(self.analyze(x)))
+
+    def _transform(self, x: Tensor, matrices: list[list[Tensor]], reverse: bool) -> Tensor:
+        if len(matrices) > 1:
+            return torch.cat([self._transform(x[:, i : i + 1], [m], reverse) for i, m in enumerate(matrices)], 1)
+        d = len(matrices[0])
+        for axis in reversed(range(d)) if reverse else range(d):
+            x = along(matrices[0][axis], x, axis + x.ndim - d)
+        return x
 
 
 @lru_cache(maxsize=48)
 @torch.inference_mode(False)
-def _gains(
+def _filter(
     shape: tuple[int, ...],
     spacing: tuple[float, ...],
     sigmas: tuple[float, ...],
     weights: tuple[float, ...],
     boundary: Boundary,
+    compressibility: float,
+    wide: float,
     gain: Gain,
     delta: float,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[list[Tensor], Tensor]:
-    """Waves (n, M) of each axis, and the gain of each product of waves, (M_1..M_d).
-
-    With the symbol s = sum_i weights_i exp(-2 pi^2 sigma_i^2 |k|^2): ``filter`` s, ``root`` s^{1/2} / (s + delta), ``inverse
-    root`` (s + delta) / s^{1/2}.
-    """
-    waves = [_waves(n, h, sigmas[0], sigmas[-1], boundary, dtype, device) for n, h in zip(shape, spacing, strict=True)]
-    squares = [k.square().view(-1, *(1,) * (len(shape) - 1 - i)) for i, (_, k) in enumerate(waves)]
+) -> Filter:
+    """The filter with the symbol s = sum_i weights_i exp(-2 pi^2 sigma_i^2 |k|^2); ``wide`` is the sigma that sets the margin."""
+    margin = {"zero": wide * math.sqrt(2 * math.log(1 / _tolerance(dtype))), "slip": SLIP_MARGIN * wide}.get(boundary, 0.0)
+    waves: list[Wave] = ["cosine", "sine"] if boundary == "slip" else ["cosine"] if boundary == "reflect" else ["both"]
+    axes = [[_waves(n, h, sigmas[0], margin, wave, dtype, device) for wave in waves] for n, h in zip(shape, spacing, strict=True)]
+    d = len(shape)
+    k = [axis[0][1].view(-1, *(1,) * (d - 1 - i)) for i, axis in enumerate(axes)]
+    squares = [x.square() for x in k]
     k2 = sum(squares[1:], squares[0])
     s = torch.zeros_like(k2)
     for sigma, weight in zip(sigmas, weights, strict=True):
         s = s + weight * gaussian_symbol(sigma, k2)
-    if gain != "filter":
-        s = s.sqrt() / (s + delta) if gain == "root" else (s + delta) / s.sqrt()
-    return [basis for basis, _ in waves], s
-
-
-def _apply_gains(x: Tensor, bases: list[Tensor], gains: Tensor) -> Tensor:
-    """B diag(gains) B^T x along the last axes."""
-    axes = range(x.ndim - len(bases), x.ndim)
-    for axis, basis in zip(reversed(axes), reversed(bases), strict=True):
-        x = _along(basis.T, x, axis)
-    x = x * gains
-    for axis, basis in zip(axes, bases, strict=True):
-        x = _along(basis, x, axis)
-    return x
+    components = d if boundary == "slip" else 1
+    bases = [[axis[boundary == "slip" and i == j][0] for j, axis in enumerate(axes)] for i in range(components)]
+    direction = None
+    if boundary == "slip":
+        direction = torch.stack([x.expand(k2.shape) for x in k]) / k2.sqrt().clamp_min(torch.finfo(dtype).tiny)
+    if gain == "filter":
+        return Filter(bases, s, direction, compressibility)
+    root = s.sqrt() / (s + delta)
+    if gain == "root":
+        return Filter(bases, root, direction, compressibility**-0.5 if compressibility else 0.0)
+    return Filter(bases, s * root if gain == "filtered root" else 1 / root, direction, compressibility**0.5)
 
 
 class _SelfAdjoint(torch.autograd.Function):
     """One filter for each x[:, i] of x (b, n, c, *s). Each is self-adjoint, so the gradient is the same filter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, filters: Sequence[Filter]) -> Tensor:
         ctx.filters = filters
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.stack([_apply_gains(x[:, i], *f) for i, f in enumerate(filters)], 1)
+        return torch.stack([f(x[:, i]) for i, f in enumerate(filters)], 1)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -134,16 +178,29 @@ class _SelfAdjoint(torch.autograd.Function):
 
 
 def spectral_filter(
-    x: Tensor, grid: Grid, sigmas: Sequence[float], weights: Sequence[float], boundary: Boundary, gain: Gain = "filter", delta: float = 0.0
-) -> Tensor:
-    """B diag(gain) B^T x for x (b, c, *s), sigmas increasing, in domain units; self-adjoint by construction."""
-    f = _gains(grid.shape, grid.spacing, tuple(sigmas), tuple(weights), boundary, gain, delta, x.dtype, x.device)
-    return _SelfAdjoint.apply(x.unsqueeze(1), [f]).squeeze(1)
+    grid: Grid,
+    like: Tensor,
+    sigmas: Sequence[float],
+    weights: Sequence[float],
+    boundary: Boundary,
+    *,
+    compressibility: float = 1.0,
+    gain: Gain = "filter",
+    delta: float = 0.0,
+    wide: float | None = None,
+) -> Filter:
+    """The filter of several Gaussians, for fields of the dtype and device of ``like``; sigmas increasing, in domain units.
+
+    Args:
+        wide: the widest Gaussian in use, for the margin; default: of ``sigmas``.
+    """
+    widest = sigmas[-1] if wide is None else wide
+    key = (tuple(sigmas), tuple(weights), boundary, compressibility, widest, gain, delta, like.dtype, like.device)
+    return _filter(grid.shape, grid.spacing, *key)
 
 
-def filter_bank(x: Tensor, grid: Grid, sigmas: Sequence[float], boundary: Boundary) -> Tensor:
-    """K_{sigma_i} x_i for x (b, n, c, *s), with one Gaussian for each i; each uses only the waves that it passes."""
-    filters = [_gains(grid.shape, grid.spacing, (s,), (1.0,), boundary, "filter", 0.0, x.dtype, x.device) for s in sigmas]
+def filtered(x: Tensor, filters: Sequence[Filter]) -> Tensor:
+    """One filter for each x[:, i] of x (b, n, c, *s); gradients by the same filters."""
     return _SelfAdjoint.apply(x, filters)
 
 
@@ -154,7 +211,7 @@ def gaussian_symbol(sigma: float, k2: Tensor) -> Tensor:
 
 def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect") -> Tensor:
     """G_sigma * x for x (b, c, *s), sigma in domain units; constants stay constant at the default boundary."""
-    return x if sigma == 0 else spectral_filter(x, grid, (sigma,), (1.0,), boundary)
+    return x if sigma == 0 else filtered(x.unsqueeze(1), [spectral_filter(grid, x, (sigma,), (1.0,), boundary)]).squeeze(1)
 
 
 def _by_rows(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -175,7 +232,7 @@ def _shrinking(n: int, h: float, m: int, k: float, dtype: torch.dtype, device: t
     The blur turns a voxel of width h into one of width k: its variance is (k^2 - h^2) / 4.
     """
     sigma = 0.5 * math.sqrt(k**2 - h**2)
-    waves, frequency = _waves(n, h, sigma, sigma, "reflect", torch.float64, torch.device("cpu"))
+    waves, frequency = _waves(n, h, sigma, 0.0, "cosine", torch.float64, torch.device("cpu"))
     position = torch.linspace(0, n - 1, m, dtype=torch.float64)
     low = position.long().clamp(0, n - 2)
     share = (position - low)[:, None]

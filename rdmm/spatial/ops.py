@@ -6,7 +6,9 @@ Only this module calls ``grid_sample``.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -17,6 +19,9 @@ from rdmm.spatial.grid import SUM_BLOCK, Grid
 from rdmm.types import DivergenceError, Tensor
 
 Mode = Literal["linear", "nearest"]
+
+MAX_FLOOR = 0.2
+"""The compiled barrier skips cells whose determinants cannot be below this."""
 
 
 def require_finite(x: Tensor, what: str) -> None:
@@ -80,6 +85,46 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(values.shape[2:]) == tuple(shape):
         return values
     return F.interpolate(values, size=tuple(shape), mode="trilinear" if len(shape) == 3 else "bilinear", align_corners=True)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _spline(n: int, m: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(m, n): values at m points from end to end of the natural cubic spline through n values."""
+    second = torch.zeros(n, n, dtype=torch.float64)  # second derivatives of the spline at its knots, for a unit step
+    if n > 2:
+        i = torch.arange(1, n - 1)
+        left, right = torch.eye(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+        left[i, i - 1], left[i, i], left[i, i + 1] = 1 / 6, 2 / 3, 1 / 6
+        right[i, i - 1], right[i, i], right[i, i + 1] = 1.0, -2.0, 1.0
+        second = torch.linalg.solve(left, right)
+    x = torch.linspace(0, n - 1, m, dtype=torch.float64)
+    k = x.floor().long().clamp_max(max(n - 2, 0))
+    b = (x - k)[:, None]
+    a, unit, above = 1 - b, torch.eye(n, dtype=torch.float64), (k + 1).clamp_max(n - 1)
+    spline = a * unit[k] + b * unit[above] + ((a**3 - a) * second[k] + (b**3 - b) * second[above]) / 6
+    return spline.to(device, dtype)
+
+
+def refine(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Resample (b, c, *s) to another number of voxels in the same frame, by cubic splines along each axis: twice differentiable."""
+    for axis, n in enumerate(shape, values.ndim - len(shape)):
+        if values.shape[axis] != n:
+            matrix = _spline(values.shape[axis], n, values.dtype, values.device)
+            values = along(matrix, values, axis)
+    return values
+
+
+def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Apply ``matrix`` (m, n) along one axis of ``x``."""
+    shape = x.shape
+    trailing = math.prod(shape[axis + 1 :])
+    with torch.autocast(x.device.type, enabled=False):
+        if trailing == 1:
+            out = x.reshape(-1, shape[axis]) @ matrix.T
+        else:
+            out = torch.matmul(matrix, x.reshape(-1, shape[axis], trailing))
+    return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
 
 
 def _central(f: Tensor, axis: int, h: float) -> Tensor:
@@ -195,17 +240,18 @@ def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None =
 
 
 def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
-    """(b,) mean over cells and their corners of (floor - det)_+^2, model (20), det the corner determinants of phi = id + u.
+    """(b,) mean over cells and their simplices of (floor - det)_+^2, model (20), det the ``corner_determinants`` of phi = id + u.
 
     The determinant by central differences at a voxel is the mean of those at the corners that meet there. If none of these is
     negative, central differences find no fold either.
     """
+    if not 0 <= floor <= MAX_FLOOR:
+        raise ValueError(f"the floor of the barrier is between 0 and {MAX_FLOOR}, not {floor}")
     if has_kernels(u):
         from rdmm.kernels.barrier import barrier as compiled_barrier
 
         return compiled_barrier(u, grid.spacing, floor)
-    corners = corner_determinants(u, grid)[: 2**grid.ndim]
-    excess = (floor - corners).clamp_min(0).square().movedim(0, 1)
+    excess = (floor - corner_determinants(u, grid)).clamp_min(0).square().movedim(0, 1)
     return total(excess) / excess[0].numel()
 
 

@@ -14,7 +14,7 @@ from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
 from rdmm.optim.problem import Problem, Similarity
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
-from rdmm.spatial.transform import Identity
+from rdmm.spatial.transform import Dense, Identity, polished
 from rdmm.stages.base import Chain, Result, Stage
 from rdmm.types import ConfigError
 
@@ -64,8 +64,11 @@ class Deform:
                 energy = self.problem.evaluate(dynamics.complete(ic, pair.source), Identity(), pair).as_dict()
             return Result(Identity(), Identity(), energy, seconds={"deform": time.perf_counter() - begin})
         ic, history = self.optimizer(self.problem, pair, dynamics.complete(ic, pair.source))
+        ic = replace(ic, start=None)  # the map is that of the momentum, which is written
         with torch.no_grad():
             transform, inverse = dynamics.flow(ic, pair.source)
+            if isinstance(transform, Dense) and isinstance(inverse, Dense):
+                inverse = polished(inverse, transform)
             energy = self.problem.evaluate(ic, transform, pair, len(history)).as_dict()
         seconds = {"deform": time.perf_counter() - begin}
         has_stalled = self.optimizer.searches and not history
