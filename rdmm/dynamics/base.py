@@ -55,7 +55,7 @@ class InitialConditions:
         h = None if self.weights is None else ops.resize(self.weights, tuple(shape))
         if h is not None:
             h = h / h.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-        return InitialConditions(ops.refine(self.momentum, tuple(shape)), h)
+        return InitialConditions(ops.resize(self.momentum, tuple(shape)), h)
 
 
 class Coordinates(Protocol):

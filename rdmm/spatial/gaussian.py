@@ -86,24 +86,29 @@ class Filter:
     """x -> B A B^T x for fields x (b, c, *s), with waves B and gains A: self-adjoint.
 
     Args:
-        bases: waves (n, M) of each axis, for each component; one entry: the same for all components.
+        bases: waves of each axis: (n, M), or (d, n, M) where they differ by component.
         gains: of each product of waves, (M_1..M_d).
         direction: unit wave vectors (d, M_1..M_d), of ``slip``; None: the gains are the same along and across the wave vector.
         compressibility: further gain of what is along the wave vector.
     """
 
-    bases: list[list[Tensor]]
+    bases: list[Tensor]
     gains: Tensor
     direction: Tensor | None = None
     compressibility: float = 1.0
 
     def analyze(self, x: Tensor) -> Tensor:
         """Coefficients B^T x, (b, c, M_1..M_d)."""
-        return self._transform(x, [[basis.T for basis in component] for component in self.bases], reverse=True)
+        axes = range(x.ndim - len(self.bases), x.ndim)
+        for axis, basis in zip(reversed(axes), reversed(self.bases), strict=True):
+            x = along(basis.mT, x, axis)
+        return x
 
     def synthesize(self, a: Tensor) -> Tensor:
         """The field B a, (b, c, *s), of coefficients a."""
-        return self._transform(a, self.bases, reverse=False)
+        for axis, basis in enumerate(self.bases, a.ndim - len(self.bases)):
+            a = along(basis, a, axis)
+        return a
 
     def scale(self, a: Tensor) -> Tensor:
         """A a of coefficients a."""
@@ -115,14 +120,6 @@ class Filter:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.synthesize(self.scale(self.analyze(x)))
-
-    def _transform(self, x: Tensor, matrices: list[list[Tensor]], reverse: bool) -> Tensor:
-        if len(matrices) > 1:
-            return torch.cat([self._transform(x[:, i : i + 1], [m], reverse) for i, m in enumerate(matrices)], 1)
-        d = len(matrices[0])
-        for axis in reversed(range(d)) if reverse else range(d):
-            x = along(matrices[0][axis], x, axis + x.ndim - d)
-        return x
 
 
 @lru_cache(maxsize=48)
@@ -151,10 +148,9 @@ def _filter(
     s = torch.zeros_like(k2)
     for sigma, weight in zip(sigmas, weights, strict=True):
         s = s + weight * gaussian_symbol(sigma, k2)
-    components = d if boundary == "slip" else 1
-    bases = [[axis[boundary == "slip" and i == j][0] for j, axis in enumerate(axes)] for i in range(components)]
-    direction = None
+    bases, direction = [axis[0][0] for axis in axes], None
     if boundary == "slip":
+        bases = [torch.stack([axis[i == j][0] for i in range(d)]) for j, axis in enumerate(axes)]
         direction = torch.stack([x.expand(k2.shape) for x in k]) / k2.sqrt().clamp_min(torch.finfo(dtype).tiny)
     if gain == "filter":
         return Filter(bases, s, direction, compressibility)

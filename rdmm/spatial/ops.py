@@ -81,29 +81,51 @@ def _pick_nearest(values: Tensor, unit: Tensor, outside: Literal["edge", "zero"]
 
 
 def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Resample (b, c, *s) to another number of voxels in the same frame, by multilinear interpolation without a low-pass."""
-    if tuple(values.shape[2:]) == tuple(shape):
-        return values
-    return F.interpolate(values, size=tuple(shape), mode="trilinear" if len(shape) == 3 else "bilinear", align_corners=True)
+    """Resample (b, c, *s) to another number of voxels in the same frame, by multilinear interpolation without a low-pass.
+
+    torch's own interpolation gives other bits for other numbers of threads.
+    """
+    for axis, n in enumerate(shape, values.ndim - len(shape)):
+        if values.shape[axis] != n:
+            k, fraction = (x.to(values.device) for x in _knots(values.shape[axis], n))
+            low, high = values.index_select(axis, k), values.index_select(axis, (k + 1).clamp_max(values.shape[axis] - 1))
+            values = low + fraction.to(values.dtype).view(-1, *(1,) * (values.ndim - 1 - axis)) * (high - low)
+    return values
+
+
+def _knots(n: int, m: int) -> tuple[Tensor, Tensor]:
+    """For m points from end to end of n voxels: the voxel before each, and the fraction of the way to the next."""
+    x = torch.linspace(0, n - 1, m, dtype=torch.float64)
+    k = x.floor().long().clamp_max(max(n - 2, 0))
+    return k, x - k
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _spline(n: int, m: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(m, n): values at m points from end to end of the natural cubic spline through n values."""
-    second = torch.zeros(n, n, dtype=torch.float64)  # second derivatives of the spline at its knots, for a unit step
-    if n > 2:
-        i = torch.arange(1, n - 1)
-        left, right = torch.eye(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
-        left[i, i - 1], left[i, i], left[i, i + 1] = 1 / 6, 2 / 3, 1 / 6
-        right[i, i - 1], right[i, i], right[i, i + 1] = 1.0, -2.0, 1.0
-        second = torch.linalg.solve(left, right)
-    x = torch.linspace(0, n - 1, m, dtype=torch.float64)
-    k = x.floor().long().clamp_max(max(n - 2, 0))
-    b = (x - k)[:, None]
-    a, unit, above = 1 - b, torch.eye(n, dtype=torch.float64), (k + 1).clamp_max(n - 1)
+    k, fraction = _knots(n, m)
+    b = fraction[:, None]
+    a, unit, above, second = 1 - b, torch.eye(n, dtype=torch.float64), (k + 1).clamp_max(n - 1), _second_derivatives(n)
     spline = a * unit[k] + b * unit[above] + ((a**3 - a) * second[k] + (b**3 - b) * second[above]) / 6
     return spline.to(device, dtype)
+
+
+def _second_derivatives(n: int) -> Tensor:
+    """(n, n): second derivatives, at the knots, of the natural cubic spline through n values one apart.
+
+    They solve (s[i-1] + 4 s[i] + s[i+1]) / 6 = f[i-1] - 2 f[i] + f[i+1], here by Thomas' algorithm: the same bits for every number of
+    threads.
+    """
+    second, factor = torch.zeros(n, n, dtype=torch.float64), [0.0] * n
+    for i in range(1, n - 1):
+        pivot = 4 - factor[i - 1]
+        second[i, i - 1 : i + 2] = torch.tensor([6.0, -12.0, 6.0], dtype=torch.float64)
+        second[i] = (second[i] - second[i - 1]) / pivot
+        factor[i] = 1 / pivot
+    for i in range(n - 3, 0, -1):
+        second[i] -= factor[i] * second[i + 1]
+    return second
 
 
 def refine(values: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -116,7 +138,14 @@ def refine(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Apply ``matrix`` (m, n) along one axis of ``x``."""
+    """Apply ``matrix`` (m, n), or one for each component (c, m, n), along one axis of ``x`` (b, c, *s).
+
+    Products of one matrix with one large one are avoided: their bits depend on the number of threads.
+    """
+    if matrix.ndim == 3 and axis == 2:
+        return torch.matmul(matrix, x.flatten(3)).unflatten(3, x.shape[3:])
+    if matrix.ndim == 3:
+        return torch.cat([along(m, x[:, i : i + 1], axis) for i, m in enumerate(matrix)], 1)
     shape = x.shape
     trailing = math.prod(shape[axis + 1 :])
     with torch.autocast(x.device.type, enabled=False):
