@@ -106,6 +106,8 @@ def test_a_stored_run_is_reported(stored):
 
 PAIR = ["dynamics=rdmm", "smoother.sigmas=[0.05,0.1]", "smoother.weights=[0.4,0.6]", "affine=none"]
 PAIR += ["optimizer.scales=[1]", "optimizer.iterations=[2]"]
+# defaults of the time of the stored runs
+PAIR += ["smoother.boundary=zero", "smoother.compressibility=1", "similarity_weight=0.015", "optimizer.voxel_of_sigma=0.845"]
 
 
 def test_a_stored_batch_skips_the_finished_pair(stored):
@@ -113,7 +115,7 @@ def test_a_stored_batch_skips_the_finished_pair(stored):
     output = rdmm("batch", "pairs.csv", "-o", "batch", "--resume", *PAIR)
     assert "1 of 1 pairs done" in output
     assert {p: p.stat().st_mtime_ns for p in (stored / "batch/pair").iterdir()} == files
-    rdmm("batch", "pairs.csv", "-o", "batch", "--resume", *PAIR[:-1], "optimizer.iterations=[1]")  # other settings: done anew
+    rdmm("batch", "pairs.csv", "-o", "batch", "--resume", *PAIR, "optimizer.iterations=[1]")  # other settings: done anew
     assert {p: p.stat().st_mtime_ns for p in (stored / "batch/pair").iterdir()} != files
 
 
