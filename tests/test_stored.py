@@ -106,16 +106,18 @@ def test_a_stored_run_is_reported(stored):
 
 PAIR = ["dynamics=rdmm", "smoother.sigmas=[0.05,0.1]", "smoother.weights=[0.4,0.6]", "affine=none"]
 PAIR += ["optimizer.scales=[1]", "optimizer.iterations=[2]"]
-# defaults of the time of the stored runs
-PAIR += ["smoother.boundary=zero", "smoother.compressibility=1", "similarity_weight=0.015", "optimizer.voxel_of_sigma=0.845"]
+THEN = ["smoother.boundary=zero", "smoother.compressibility=1", "similarity_weight=0.015", "optimizer.voxel_of_sigma=0.845"]
+"""Defaults of the time of the stored run, with which it would have to be typed today."""
 
 
 def test_a_stored_batch_skips_the_finished_pair(stored):
+    run = stored / "batch/pair/run.json"
+    run.write_text(run.read_text().replace("'optimizer.iterations=[2]'", " ".join(["'optimizer.iterations=[2]'", *THEN])))
     files = {p: p.stat().st_mtime_ns for p in (stored / "batch/pair").iterdir()}
-    output = rdmm("batch", "pairs.csv", "-o", "batch", "--resume", *PAIR)
+    output = rdmm("batch", "pairs.csv", "-o", "batch", "--resume", *PAIR, *THEN)
     assert "1 of 1 pairs done" in output
     assert {p: p.stat().st_mtime_ns for p in (stored / "batch/pair").iterdir()} == files
-    rdmm("batch", "pairs.csv", "-o", "batch", "--resume", *PAIR, "optimizer.iterations=[1]")  # other settings: done anew
+    rdmm("batch", "pairs.csv", "-o", "batch", "--resume", *PAIR, *THEN, "optimizer.iterations=[1]")  # other settings: done anew
     assert {p: p.stat().st_mtime_ns for p in (stored / "batch/pair").iterdir()} != files
 
 
@@ -131,7 +133,8 @@ def test_a_stored_training_resumes(stored):
     assert read_model(stored / "out/rdmm" / LAST).facts["step"] == 4
     resume(stored / "whole", keys)  # nothing to go on from: all four steps
     a, b = (read_model(stored / out / "rdmm" / LAST).tensors for out in ("out", "whole"))
-    assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
+    # the first three steps were taken when maps were interpolated linearly between grids; Adam's step is .001
+    assert all(torch.allclose(a[k], b[k], atol=5e-3) for k in a)
 
 
 def resume(out, keys):
