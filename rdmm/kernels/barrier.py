@@ -13,8 +13,8 @@ from rdmm.kernels.sampling import as_volume, inverse_spacing
 from rdmm.types import Tensor
 
 GENTLE, GENTLE_MIDDLE = 0.2, 0.08
-"""Edges that differ by at most this from the undeformed ones, in each entry, have corner determinants above (1 - e)^3 - 3 (1 + e) e^2 - 2 e^3 =
-0.35, and middle ones above 0.2 (the same bound for 3 e): more than any ``floor``."""
+"""Edges that differ by at most e from the undeformed ones, in each entry, have corner determinants of at least
+(1 - e)^3 - 3 (1 + e) e^2 - 2 e^3 = 0.35 at 0.2, and, with 3 e in place of e, middle ones of 0.2 at 0.08: no ``floor`` is above that."""
 
 
 @compiled(inline="always")
@@ -84,30 +84,38 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
+@compiled()
+def _cell_value(u, scale, floor, x, y, z, flat):  # type: ignore[no-untyped-def]
+    """Sum of (floor - det)_+^2 over the simplices of a cell. One that is bent less than GENTLE cannot fall below the floor."""
+    total = 0.0
+    bent = _largest_deviation(u, scale, x, y, z, flat)
+    if bent > GENTLE:
+        for i in range(2):
+            for j in range(1 if flat else 2):
+                for k in range(2):
+                    e, f, g = _edges(u, scale, x, y, z, i, j, k, flat)
+                    short = floor - _dot(e, _cross(f, g))
+                    if short > 0:
+                        total += short * short
+    if bent > GENTLE_MIDDLE and not flat:
+        for parity in range(2):
+            p, q, r = _middle(u, scale, x, y, z, parity)
+            short = floor - (0.5 - parity) * _dot(p, _cross(q, r))
+            if short > 0:
+                total += short * short
+    return total
+
+
 @compiled(parallel=True)
 def _barrier_value(u, scale, floor, sums):  # type: ignore[no-untyped-def]
-    """Sums of (floor - det)_+^2 over each layer of cells. No cell that is bent less than GENTLE can fall below the floor."""
+    """Sums of (floor - det)_+^2 over each layer of cells."""
     _, nx, ny, nz = u.shape
     flat = ny == 1
     for x in prange(nx - 1):
         total = 0.0
         for y in range(1 if flat else ny - 1):
             for z in range(nz - 1):
-                bent = _largest_deviation(u, scale, x, y, z, flat)
-                if bent > GENTLE:
-                    for i in range(2):
-                        for j in range(1 if flat else 2):
-                            for k in range(2):
-                                e, f, g = _edges(u, scale, x, y, z, i, j, k, flat)
-                                short = floor - _dot(e, _cross(f, g))
-                                if short > 0:
-                                    total += short * short
-                if bent > GENTLE_MIDDLE and not flat:
-                    for parity in range(2):
-                        p, q, r = _middle(u, scale, x, y, z, parity)
-                        short = floor - (0.5 - parity) * _dot(p, _cross(q, r))
-                        if short > 0:
-                            total += short * short
+                total += _cell_value(u, scale, floor, x, y, z, flat)
         sums[x] = total
 
 
