@@ -87,24 +87,26 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     for axis, n in enumerate(shape, values.ndim - len(shape)):
         if values.shape[axis] != n:
-            k, fraction = (x.to(values.device) for x in _knots(values.shape[axis], n))
+            k, fraction = _knots(values.shape[axis], n, values.device)
             low, high = values.index_select(axis, k), values.index_select(axis, (k + 1).clamp_max(values.shape[axis] - 1))
             values = low + fraction.to(values.dtype).view(-1, *(1,) * (values.ndim - 1 - axis)) * (high - low)
     return values
 
 
-def _knots(n: int, m: int) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _knots(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For m points from end to end of n voxels: the voxel before each, and the fraction of the way to the next."""
     x = torch.linspace(0, n - 1, m, dtype=torch.float64)
     k = x.floor().long().clamp_max(max(n - 2, 0))
-    return k, x - k
+    return k.to(device), (x - k).to(device)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _spline(n: int, m: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(m, n): values at m points from end to end of the natural cubic spline through n values."""
-    k, fraction = _knots(n, m)
+    k, fraction = _knots(n, m, torch.device("cpu"))
     b = fraction[:, None]
     a, unit, above, second = 1 - b, torch.eye(n, dtype=torch.float64), (k + 1).clamp_max(n - 1), _second_derivatives(n)
     spline = a * unit[k] + b * unit[above] + ((a**3 - a) * second[k] + (b**3 - b) * second[above]) / 6
