@@ -62,7 +62,7 @@ def test_groups_bring_what_goes_with_them():
     regions = compose(["dynamics=rdmm", "initializer=regions"])
     assert regions["free_weights"] is False
     assert regions["optimizer"]["weights"] is False
-    assert compose(["dynamics=lddmm"])["smoother"]["sigmas"] == [0.03, 0.06, 0.12]
+    assert compose(["dynamics=lddmm"])["smoother"]["sigmas"] == [0.025, 0.05, 0.12]
     assert compose(["dynamics=lddmm", "smoother=paper"])["smoother"]["sigmas"][0] == 0.05
     assert compose(["dynamics=rdmm", "smoother.sigmas=[.1]", "smoother.weights=[1]"])["smoother"]["sigmas"] == [0.1]
 
@@ -148,7 +148,7 @@ def test_wrong_settings_are_one_line(override, message):
             "similarity=LNC: no such option (did you mean 'lncc'?); there are cr, lncc, mind, mklncc, ncc, nmi, sinkhorn, ssd",
         ),
         ("similarity=lncc,nmi", "similarity=lncc,nmi: for their sum write similarity=[lncc,nmi]"),
-        ("optimizer=none,fast", "optimizer is one option, so write one of fast, lbfgs, none, refine"),
+        ("optimizer=none,fast", "optimizer is one option, so write one of accurate, fast, lbfgs, none, refine"),
         ("similarity=[lncc,nmi] similarity.weights.mni=2", "'similarity.weights.mni' (did you mean 'similarity.weights.nmi'?)"),
         ("fixed_label=f.nii.gz", "unknown key 'fixed_label' (did you mean fixed_labels?)"),
         ("window=5", "unknown key 'window' (did you mean 'similarity.window'?)"),
