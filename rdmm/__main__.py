@@ -9,6 +9,16 @@ import sys
 from typing import NoReturn
 
 
+def command() -> NoReturn:
+    """The process ``rdmm``: ``main``, and a quick end."""
+    try:
+        main()
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            _end(ended.code)
+        raise
+
+
 def main() -> NoReturn:
     """The command line. While its modules are read there is nothing to lose: Ctrl-C ends at once."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -18,12 +28,7 @@ def main() -> NoReturn:
     from rdmm.cli import main as program
 
     signal.signal(signal.SIGINT, before)
-    try:
-        program()
-    except SystemExit as ended:
-        if isinstance(ended.code, int):
-            _end(ended.code)
-        raise
+    program()
     sys.exit(0)
 
 
@@ -39,4 +44,4 @@ def _end(code: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -96,7 +96,7 @@ def test_a_dry_run_prints_settings_for_people(folder):
     assert done.exit_code == 0 and not (folder / "other").exists()
     assert "\n  similarity_weight: 0.02\n" in done.stdout and "{'" not in done.stdout and "&id" not in done.stdout
     shown = json.loads(invoke("register", folder, "f m", "--dry-run", "--json").stdout)
-    assert shown["config"]["similarity_weight"] == 0.015
+    assert shown["config"]["similarity_weight"] == 0.05
 
 
 @pytest.mark.parametrize(

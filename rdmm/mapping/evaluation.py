@@ -177,7 +177,8 @@ def _inverse_errors(given: Maps, transform: Transform, subject: Found | None) ->
         transform: the map that ``given`` stands for.
         subject: where the subject is, and on which grid.
     """
-    (own, *others), (_, deformation) = list_maps(given), _without_affine(transform)
+    own, *others = list_maps(given) or [None]
+    _, deformation = _without_affine(transform)
     inverse = None if others or isinstance(deformation, Identity) else _own_inverse(own)
     if inverse is None:
         return {}

@@ -55,6 +55,8 @@ def jacobian(
     return {**measured_jacobian(maps, out, reference, with_affine=with_affine, log=take_log, overwrite=overwrite)[1], "written": out}
 
 
-def evaluate(names: list[str], **given: str | None) -> dict[str, Any]:
+def evaluate(
+    names: list[str], fixed_labels: str | None = None, moving_labels: str | None = None, landmarks: str | None = None, **more: str | None
+) -> dict[str, Any]:
     """``rdmm evaluate``: metrics of transforms made by any tool, composed: regularity, Dice, landmark error in mm."""
-    return mapping.evaluate(names, **given)
+    return mapping.evaluate(names, fixed_labels, moving_labels, landmarks, **more)
