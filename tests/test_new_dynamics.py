@@ -55,7 +55,7 @@ def write_pair(folder: Path) -> list[str]:
 def test_registration_and_report(checkout, tmp_path):
     """Momentum and pre-weights are searched for, and sigma(x) is in the files and in the report, which can be made again."""
     out = tmp_path / "out"
-    keys = ["dynamics=small", "penalty=omt", "affine=none", "similarity=ssd", "similarity_weight=10", "optimizer.iterations=[5,5,5]"]
+    keys = ["dynamics=small", "penalty=omt", "affine=none", "similarity=ssd", "similarity_weight=10", "optimizer.iterations=[10,10,10]"]
     launch(checkout, "-m", "rdmm", "register", *write_pair(tmp_path), "-o", f"{out}/", *keys, "output.times=[0,1]")
     ic = load_file(out / "initial_conditions.safetensors")
     assert float(ic["weights"].std(dim=(2, 3)).max()) > 0

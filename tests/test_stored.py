@@ -106,7 +106,7 @@ def test_a_stored_run_is_reported(stored):
 
 PAIR = ["dynamics=rdmm", "smoother.sigmas=[0.05,0.1]", "smoother.weights=[0.4,0.6]", "affine=none"]
 PAIR += ["optimizer.scales=[1]", "optimizer.iterations=[2]"]
-THEN = ["smoother.boundary=zero", "smoother.compressibility=1", "similarity_weight=0.015", "optimizer.voxel_of_sigma=0.845"]
+THEN = ["smoother.boundary=zero", "smoother.compressibility=1", "similarity_weight=0.015", "optimizer.voxel_of_sigma=0.845", "barrier=10"]
 """Defaults of the time of the stored run, with which it would have to be typed today."""
 
 
