@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from rdmm import Grid, Image
+from rdmm import Grid, Image, io
+from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.kernels.available import set_threads
 
 DATA = Path(os.environ.get("RDMM_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -80,6 +81,16 @@ def oblique(shape: tuple[int, ...], voxel: tuple[float, ...], angle: float = 0.3
 
 
 GRIDS = {"2d": Grid.unit((40, 36)), "3d": oblique((24, 20, 14), (1.0, 1.0, 1.8))}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A folder with two small images, f.nii.gz and m.nii.gz."""
+    folder = tmp_path_factory.mktemp("images")
+    pair, _, _ = shapes_pair(1, (24, 24))
+    for name, image in (("f", pair.fixed), ("m", pair.moving)):
+        io.write_image(folder / f"{name}.nii.gz", image.data, image.grid)
+    return folder
 
 
 @pytest.fixture(params=GRIDS)

@@ -99,6 +99,18 @@ def test_barrier_is_zero_for_gentle_maps_and_its_gradient_right(monkeypatch, gri
     assert torch.allclose(results[0][1], results[1][1], atol=1e-12)
 
 
+@pytest.mark.parametrize("bend", [0.05, 0.078, 0.1, 0.2, 0.3, 0.6])
+def test_the_barrier_skips_no_cell_that_counts(monkeypatch, grid, bend):
+    """The compiled one leaves out cells that are bent little; at the largest floor it still is the plain formula."""
+    noise = torch.rand(1, grid.ndim, *grid.shape, dtype=torch.float64, generator=torch.manual_seed(1)) - 0.5
+    u = bend * noise * torch.tensor(grid.spacing).view(1, -1, *(1,) * grid.ndim)
+    values = []
+    for compiled in (True, False):
+        monkeypatch.setattr(ops, "has_kernels", lambda x, compiled=compiled: compiled)
+        values.append(float(ops.barrier(u, grid, ops.MAX_FLOOR)))
+    assert values[0] == pytest.approx(values[1], rel=1e-9, abs=0)
+
+
 def test_determinant_of_an_affine_map():
     grid = oblique((9, 8, 7), (1, 1, 2.0))
     matrix = torch.tensor([[1.1, 0.2, 0], [0, 0.9, 0.1], [0.1, 0, 1.3]], dtype=torch.float64)

@@ -18,23 +18,12 @@ import pytest
 
 from rdmm import io
 from rdmm.cli import main
-from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.io.files import Outputs, check_output, require_file, write_atomically
 from rdmm.registration.record import read_summary
 from rdmm.types import InputError, OutputError
 
 FAST = ["dynamics=svf", "optimizer.iterations=[1]", "optimizer.scales=[0.5]", "affine=none"]
 UNDECODABLE = os.fsdecode(b"caf\xe9 \xff")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """Two small images, f.nii.gz and m.nii.gz."""
-    folder = tmp_path_factory.mktemp("images")
-    pair, _, _ = shapes_pair(1, (24, 24))
-    for name, image in (("f", pair.fixed), ("m", pair.moving)):
-        io.write_image(folder / f"{name}.nii.gz", image.data, image.grid)
-    return folder
 
 
 @contextlib.contextmanager

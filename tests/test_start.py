@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rdmm import io
 from rdmm.cli import main
-from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.registration.images import Registration
 from rdmm.workflows import batch as batches
 from rdmm.workflows import job as jobs
@@ -19,16 +17,6 @@ FAST = ["optimizer.iterations=[1]", "optimizer.scales=[0.5]", "affine=none", "--
 
 UNUSED = {"matplotlib", "torchdiffeq", "jinja2", "sympy", "torch._dynamo", "monai", "scipy.spatial", "scipy.stats", "surface_distance"}
 """Modules that a registration of two images without a report does not need."""
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """A folder with two small images, f.nii.gz and m.nii.gz."""
-    folder = tmp_path_factory.mktemp("images")
-    pair, _, _ = shapes_pair(1, (24, 24))
-    for name, image in (("f", pair.fixed), ("m", pair.moving)):
-        io.write_image(folder / f"{name}.nii.gz", image.data, image.grid)
-    return folder
 
 
 def run(*words) -> int:

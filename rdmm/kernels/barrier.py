@@ -12,9 +12,9 @@ from rdmm.kernels.compiled import compiled
 from rdmm.kernels.sampling import as_volume, inverse_spacing
 from rdmm.types import Tensor
 
-GENTLE, GENTLE_MIDDLE = 0.2, 0.08
+GENTLE, GENTLE_MIDDLE = 0.2, 0.078
 """Edges that differ by at most e from the undeformed ones, in each entry, have corner determinants of at least
-(1 - e)^3 - 3 (1 + e) e^2 - 2 e^3 = 0.35 at 0.2, and, with 3 e in place of e, middle ones of 0.2 at 0.08: no ``floor`` is above that."""
+(1 - e)^3 - 3 (1 + e) e^2 - 2 e^3 = 0.35 at 0.2, and, with 3 e in place of e, middle ones of 0.2 at 0.078: no ``floor`` is above that."""
 
 
 @compiled(inline="always")

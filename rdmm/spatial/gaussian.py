@@ -211,7 +211,7 @@ def gaussian(x: Tensor, sigma: float, grid: Grid, boundary: Boundary = "reflect"
 
 
 def _by_rows(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """``_along`` as a batch of PRODUCTS small products, each on one thread: the bits of a single one depend on the number of threads."""
+    """``ops.along`` as a batch of PRODUCTS small products, each on one thread: the bits of a single one depend on the number of threads."""
     lines = x.movedim(axis, -1)
     rows = lines.reshape(-1, lines.shape[-1])
     width = -(-len(rows) // PRODUCTS)

@@ -217,7 +217,7 @@ def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:
 
 
 POLISHES = 3
-"""Steps of ``polished``: on a brain two leave 0.01 mm of 0.2 mm on average."""
+"""Steps of ``polished``: on a brain at 2 mm the mean error inside is .53, .12, .021, .004 mm after none to three of them."""
 
 
 def polished(inverse: Dense, forward: Dense) -> Dense:
