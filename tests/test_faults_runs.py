@@ -53,7 +53,7 @@ def test_two_runs_in_one_folder(good):
 
 
 @pytest.mark.fault(48)
-@pytest.mark.parametrize("seconds", [0.3, 1.5, 2.5])
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.1, 1.5, 2.5])
 def test_interrupted_at_any_time(good, seconds):
     """Interrupted before the search, nothing is written; after that, the best result. The exit code is always 130."""
     process = subprocess.Popen(

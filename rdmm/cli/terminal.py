@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from rdmm.data.given import COMMAND_LINE_INPUTS
+from rdmm.runtime.interrupt import quit_at_once
 from rdmm.runtime.memory import memory_errors
 from rdmm.runtime.progress import progress_bar
 from rdmm.types import RdmmError, options_are_typed
@@ -27,15 +28,8 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in sys.argv
-        interrupted: list[int] = []
-
-        def handler(number: int, frame: Any) -> None:
-            """Ctrl-C before the search starts. The interrupted code, such as an import, may turn KeyboardInterrupt into another error."""
-            interrupted.append(number)
-            raise KeyboardInterrupt
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+        if threading.current_thread() is threading.main_thread():  # before a search begins there is nothing to keep
+            signal.signal(signal.SIGINT, lambda number, _: quit_at_once(128 + number))
         try:
             with options_are_typed(), memory_errors():
                 sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
@@ -53,8 +47,6 @@ class Program(click.Group):
             click.echo(f"rdmm: {type(error).__name__}: {error}", err=True)
             sys.exit(error.exit_code)
         except Exception as error:
-            if interrupted:
-                sys.exit(130)
             if debug:
                 raise
             text = " ".join(str(error).split())

@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from rdmm.runtime.interrupt import temporary
 from rdmm.types import ConfigError, InputError, OutputError, nearest, option
 
 log = logging.getLogger(__name__)
@@ -170,12 +171,14 @@ def encode_text(text: str) -> bytes:
 def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A new file in ``folder``, under a short name, so that it exists wherever the result's name can. It is locked while it is open."""
     f = _locked_file(folder)
+    temporary.add(f.name)
     try:
         with f:
             yield f
     finally:
         with contextlib.suppress(OSError):
             os.unlink(f.name)
+        temporary.discard(f.name)
 
 
 def _locked_file(folder: Path) -> IO[bytes]:
@@ -312,11 +315,13 @@ class Outputs:
             if not isinstance(error, NotImplementedError) and error.errno not in LOCKS_UNSUPPORTED:
                 raise OutputError(f"{path}: cannot write it: {path_problem(path, error)}") from error
             log.warning("%s: this file system has no locks: make sure that no other run writes there", folder)
+        temporary.add(os.fspath(path))
         remove_abandoned(folder)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+            temporary.discard(os.fspath(path))
             lock.release()
 
 

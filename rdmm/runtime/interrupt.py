@@ -8,12 +8,24 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 stop = threading.Event()
 """Set by the signal handler. Searches poll it, and stop with their best iterate."""
 
 SIGHUP = getattr(signal, "SIGHUP", None)
 """Sent when the terminal closes or the connection is lost; not every platform has it."""
+
+temporary: set[str] = set()
+"""Paths of files that exist only while this process works: locks, and files that are not complete yet."""
+
+
+def quit_at_once(code: int) -> NoReturn:
+    """End the process whatever it is doing: C code may swallow KeyboardInterrupt. No temporary file is left."""
+    for path in list(temporary):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    os._exit(code)
 
 
 @contextlib.contextmanager
@@ -31,7 +43,7 @@ def interruptible(message: str = "writing the best result so far (press again to
         if number == SIGHUP:
             _leave_lost_terminal()
         elif seen:
-            os._exit(128 + number)
+            quit_at_once(128 + number)
         if not seen:
             seen["signal"] = number
             stop.set()
