@@ -114,8 +114,12 @@ def _pieces(path: Path, start: int, count: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _deflate(block: memoryview) -> bytes:
-    """A block of a raw deflate stream that goes on; it ends on a whole byte."""
-    compressor = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    """A block of a raw deflate stream that goes on; it ends on a whole byte.
+
+    Runs of one byte and Huffman's code are all that numbers of measurements allow. To look for longer repetitions takes three times as long
+    and makes a warp .7 % smaller, a warped brain 3 % larger.
+    """
+    compressor = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     return compressor.compress(block) + compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
