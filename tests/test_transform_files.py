@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import oblique
+from scipy.io import loadmat, savemat
 
 from rdmm import Grid, io
 from rdmm.io.tools.itk.maps import CLASSES
@@ -350,3 +351,14 @@ def test_greedy_reads_ras_and_itk_text(d, tmp_path):
         run.execute(f"-d {d} -rf {tmp_path / 'f.nii.gz'} -rm {tmp_path / 'm.nii.gz'} {tmp_path / 'o.nii.gz'} -r {tmp_path / name}")
         assert np.abs(io.read_image(tmp_path / "o.nii.gz").data[0, 0].numpy() - ours)[inside].max() < 1e-4, name
     assert np.allclose(read_transform_as(str(tmp_path / "a.mat"), "ras", Space()).matrix.numpy(), matrix, atol=1e-8)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_affine_files_have_the_bytes_of_scipy(d, tmp_path):
+    """write_affine writes MATLAB-4 itself."""
+    matrix = np.eye(d + 1) + np.vstack([np.random.default_rng(0).normal(size=(d, d + 1)), np.zeros(d + 1)])
+    io.write_affine(tmp_path / "a.mat", matrix)
+    content = {k: v for k, v in loadmat(tmp_path / "a.mat").items() if not k.startswith("__")}
+    savemat(tmp_path / "b.mat", content, format="4")
+    assert (tmp_path / "a.mat").read_bytes() == (tmp_path / "b.mat").read_bytes()
+    np.testing.assert_allclose(mapped(tmp_path / "a.mat", points(d)), points(d) @ matrix[:d, :d].T + matrix[:d, d])

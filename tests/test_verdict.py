@@ -126,7 +126,7 @@ def test_energy_drift(done):
 @pytest.mark.parametrize("shape", [(60, 50), (24, 22, 20)])
 @pytest.mark.parametrize("level", [0.0, 100.0])
 def test_background(shape, level):
-    """A box on a plain border, dark or bright: what is connected to the border, three voxels off the box. A cavity inside is none."""
+    """A box on a plain border, dark or bright: what is seen from the border, three voxels off the box. A cavity inside is none."""
     data = torch.full((1, 1, *shape), level)
     inside = (0, 0, *(slice(n // 3, n - n // 3) for n in shape))
     data[inside] = 50.0

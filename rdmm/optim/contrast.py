@@ -12,7 +12,6 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from rdmm.spatial.image import Image, Part, joined
 from rdmm.spatial.pair import Pair
@@ -25,6 +24,8 @@ BINS = 32
 
 SMOOTHING = 0.6
 """Standard deviation of the Gaussian that smooths the sums of a curve, in bins. With 1 the Dice of model (53) is up to .006 lower."""
+
+SMOOTHING_WEIGHTS = np.exp(-0.5 * (np.arange(-2, 3) / SMOOTHING) ** 2)
 
 SAMPLES = 2**17
 """Voxels of an image from which its curve is estimated, at most."""
@@ -58,7 +59,7 @@ def conditional_mean(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Curve:
 
     def histogram(w: np.ndarray) -> np.ndarray:
         sums = np.bincount(first, w * (1 - share), BINS) + np.bincount(first + 1, w * share, BINS)
-        return gaussian_filter1d(sums, SMOOTHING, mode="constant")
+        return np.convolve(sums, SMOOTHING_WEIGHTS / SMOOTHING_WEIGHTS.sum(), "same")
 
     counts, bins = histogram(weight), np.arange(BINS)
     known = counts > 0

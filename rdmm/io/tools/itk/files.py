@@ -8,10 +8,10 @@ In memory, transforms map world millimeters (RAS+): ``Affine`` with a world matr
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +112,16 @@ def read_warp(path: Path) -> Placed:
 
 def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
     """Write the world matrix (d+1, d+1), RAS millimeters, fixed -> moving, as ITK's AffineTransform_double (.mat)."""
-    from scipy.io import savemat
-
     d = matrix.shape[0] - 1
-    parameters = to_itk_affine(matrix)[:, None]
-    buffer = io.BytesIO()
-    require_finite_result(path, parameters)
-    savemat(buffer, {f"AffineTransform_double_{d}_{d}": parameters, "fixed": np.zeros((d, 1))}, format="4")  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    parameters = require_finite_result(path, to_itk_affine(matrix))
+    write_atomically(path, _mat_column(f"AffineTransform_double_{d}_{d}", parameters) + _mat_column("fixed", np.zeros(d)))
+
+
+def _mat_column(name: str, numbers: np.ndarray) -> bytes:
+    """A column of float64 as MATLAB-4 stores it, little-endian. scipy.io writes the same bytes; to load it takes longer than a small affine
+    registration."""
+    text = name.encode() + b"\0"
+    return struct.pack("<5i", 0, len(numbers), 1, 0, len(text)) + text + numbers.astype("<f8").tobytes()
 
 
 def write_affine_text(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
