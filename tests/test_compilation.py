@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import numba
 import pytest
+import torch
 from numba.core import event
 
 from rdmm.kernels import compiled, sampling
+from rdmm.spatial import ops
+from rdmm.spatial.grid import Grid
 from rdmm.workflows import compilation
 
 
@@ -68,3 +71,12 @@ def test_machine_code_that_is_older_than_its_source_counts_for_nothing(monkeypat
     assert compiled.any_cached()
     os.utime(code, (0, 0))
     assert not compiled.any_cached()
+
+
+def test_kept_machine_code_needs_no_compiler(monkeypatch):
+    """Numba would first read its tables of types and functions, which takes longer than all kernels of a small pair."""
+    kernel = sampling._forward
+    grid = Grid.unit((4, 4))
+    ops.sample(torch.zeros(1, 1, 4, 4), grid.identity(torch.zeros(1)), grid)
+    monkeypatch.setattr(type(kernel.targetctx), "refresh", lambda _: pytest.fail("read the tables"))
+    assert kernel._cache.load_overload(kernel.signatures[0], kernel.targetctx) is not None

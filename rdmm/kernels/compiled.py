@@ -15,6 +15,8 @@ from typing import Any
 import numba
 from numba import config
 from numba.core import event
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +37,27 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         _refuse_shared_cache()
         try:
-            kernel = numba.njit(cache=True, **options)(function)
+            cache = _Cache(function)
         except RuntimeError:  # numba found no folder that it can write
             _use_own_cache("neither the installation nor the user's cache folder can be written")
-            kernel = numba.njit(cache=True, **options)(function)
+            cache = _Cache(function)
+        kernel = numba.njit(**options)(function)
+        kernel._cache = cache
         _kernels.append(kernel)
         return kernel
 
     return decorate
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of machine code. It loads code without the tables by which numba compiles: they take a quarter of a second.
+
+    What is compiled anew gets them from numba's compiler.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)
+        return self._load_overload(sig, target_context)
 
 
 _kernels: list[Any] = []
