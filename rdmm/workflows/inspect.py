@@ -16,6 +16,7 @@ from rdmm.io.formats.itk_files import holds_series
 from rdmm.io.images import as_volumes
 from rdmm.io.meshes import MESH_ENDINGS, read_polydata
 from rdmm.io.meshes.mesh import Cells
+from rdmm.io.models import is_model, read_model
 from rdmm.io.points import MARKUP_ENDINGS
 from rdmm.io.tables import read_rows
 from rdmm.io.tools.start import Start
@@ -63,7 +64,7 @@ def _content_facts(path: Path) -> dict[str, Any]:
     if ending in TRANSFORM_ENDINGS:
         return _transform_facts(name)
     if ending in (".safetensors", ".pt", ".pth", ".ckpt"):
-        return _model_facts(path) if io.models.is_model(path) else _tensor_facts(path)
+        return _model_facts(path) if is_model(path) else _tensor_facts(path)
     if ending == ".json":
         return _run_facts(path)
     if kind := describe_unreadable(Start.of(path)):
@@ -220,7 +221,7 @@ def _tensor_facts(path: Path) -> dict[str, Any]:
 
 def _model_facts(path: Path) -> dict[str, Any]:
     """What a trained model predicts, and for which images."""
-    model = io.models.read_model(path)
+    model = read_model(path)
     parts = [k for k in ("affine", "predictor") if model.settings.get(k)]
     dynamics = model.settings.get("register", {}).get("dynamics")
     shape = model.settings[parts[0]].get("shape")
