@@ -83,7 +83,7 @@ FAULTS = {
         102: ("an output name whose ending is not written", "ConfigError before anything is computed; .NII.GZ is .nii.gz"),
     },
     "Interruption, resources": {
-        48: ("Ctrl-C", "best result so far within 10 s, status interrupted, code 130"),
+        48: ("Ctrl-C", "best result so far within 10 s, status interrupted, code 130; after the search: status done, code 0"),
         49: ("SIGTERM", "the same, code 143"),
         109: ("SIGHUP: the terminal is closed, the connection lost", "the same, code 129; ignored under nohup"),
         50: ("training killed", "resume gives the weights of an uninterrupted run"),

@@ -13,7 +13,9 @@ import time
 import pytest
 
 from rdmm import io
+from rdmm.cli import main
 from rdmm.data.synthetic.scenes import shapes_pair
+from rdmm.registration.images import Registration
 from rdmm.runtime.interrupt import interruptible, stop
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -85,3 +87,17 @@ def test_a_lost_terminal_costs_nothing(tmp_path):
     assert (tmp_path / "code").read_text() == "129"
     assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "interrupted"
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.fault(48, 49)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_files_are_written(images, tmp_path, monkeypatch, capsys, number):
+    """The search has ended: the run is done, and code, run.json and the last words say so."""
+    compute = Registration.compute
+    monkeypatch.setattr(Registration, "compute", lambda self: (compute(self), os.kill(os.getpid(), number)))
+    words = ["register", f"{images}/f.nii.gz", f"{images}/m.nii.gz", "-o", f"{tmp_path}/", "affine=none", "optimizer.iterations=[1,1,1]"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (ended.value.code, run["status"]) == (0, "done") and "interrupted" not in "".join(run["reasons"])
+    assert "the search had ended before the interruption: the result is complete" in capsys.readouterr().err

@@ -114,6 +114,6 @@ def run(batch: Batch, ended: Iterator[tuple[str, Outcome]], ids: list[str], *, q
         grades = [row.get("verdict") for row in rows]
         counts = ", ".join(f"{grades.count(grade)} {grade}" for grade in ("good", "check", "failed") if grade in grades)
         click.echo(f"{done} of {len(ids)} pairs done{f' ({counts})' if counts else ''}; {batch.path('table.csv')}")
-    if seen:
+    if seen and any(row["exit_code"] == 130 for row in rows):  # otherwise the signal came when all pairs had ended
         return 128 + seen["signal"]
     return 4 if failed else 0

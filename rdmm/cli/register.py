@@ -83,7 +83,8 @@ def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, 
 
 
 def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool = False) -> int:
-    """Run a registration, or only check it, and print its result. Returns the exit code; 128 + the signal's number if interrupted."""
+    """Run a registration, or only check it, and print its result. Returns the exit code; 128 + the signal's number if the search was
+    interrupted. A signal that comes later, while files are written, changes nothing."""
     from rdmm.runtime.interrupt import interruptible
     from rdmm.workflows.compilation import compile_ahead
 
@@ -106,8 +107,10 @@ def run(job: Job, *, overwrite: bool, quiet: bool, as_json: bool, dry_run: bool 
         files = [str(p) for p in written]
         print_result({**numbers, "seconds": finished.result.seconds["total"], "files": files}, as_json)
         click.echo(f"verdict: {finished.verdict}")
-    if seen:
+    if finished.status == "interrupted":
         return 128 + seen["signal"]
+    if seen:
+        click.echo("rdmm: the search had ended before the interruption: the result is complete", err=True)
     job.check_folding(finished.metrics)
     return DivergenceError.exit_code if finished.verdict.grade == "failed" else 0
 
