@@ -144,10 +144,11 @@ def sd_log_jacobian(u: Tensor, grid: Grid, mask: Tensor | None = None) -> float:
 
     NaN for a mask of fewer than two voxels.
     """
-    return _spread(ops.jacobian_determinant(u, grid), mask)
+    return spread(ops.jacobian_determinant(u, grid), mask)
 
 
-def _spread(det: Tensor, mask: Tensor | None = None) -> float:
+def spread(det: Tensor, mask: Tensor | None = None) -> float:
+    """Standard deviation of log det of determinants (b, *s), otherwise as ``sd_log_jacobian``."""
     inside = det if mask is None else det[(mask[:, 0] > 0.5).expand_as(det)]
     return float(inside.clamp_min(1e-3).log().std()) if inside.numel() > 1 else math.nan
 
@@ -236,7 +237,7 @@ def regularity(u: Tensor, grid: Grid, subject: Subject | None = None) -> dict[st
         rough a map is; and with a subject, ``sd_log_jacobian_subject`` inside it, and ``subject``, what said where it is.
     """
     det = ops.jacobian_determinant(u, grid)
-    out: dict[str, Any] = {**_folds(det), **non_diffeomorphic_volume(u, grid), "sd_log_jacobian": _spread(det)}
+    out: dict[str, Any] = {**_folds(det), **non_diffeomorphic_volume(u, grid), "sd_log_jacobian": spread(det)}
     if subject is None:
         return out
-    return out | {"sd_log_jacobian_subject": _spread(det, subject.inside), "subject": subject.source}
+    return out | {"sd_log_jacobian_subject": spread(det, subject.inside), "subject": subject.source}

@@ -50,8 +50,11 @@ def test_without_a_report_all_else_is_the_same(images, tmp_path, monkeypatch, ca
     with monkeypatch.context() as patched:
         for name in ("figures", "frames", "thumbnail"):
             patched.setattr(Registration, name, lambda _, name=name: pytest.fail(f"drew {name}"))
+        asked, geodesic = [], Registration.geodesic
+        patched.setattr(Registration, "geodesic", lambda self, times: asked.append(len(times)) or geodesic(self, times))
         capsys.readouterr()
         assert register(images, tmp_path / "out", "--no-report", "--overwrite") == 0
+    assert set(asked) <= {1}, "the whole path of a geodesic is for the animation"
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert files(tmp_path / "out") == before and "Warped.nii.gz" in before
     assert "report.html" not in record["outputs"] and "thumbnail" not in record and "report.html" not in capsys.readouterr().out

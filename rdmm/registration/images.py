@@ -250,13 +250,17 @@ class Registration(FinishedRegistration):
 
     def sigmas(self) -> tuple[Tensor, Tensor] | None:
         """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm; None if it is constant in space."""
-        if not self.animation_snapshots:
+        if not self._has_sigma:
             return None
         start, end = self.animation_snapshots[0].sigma(), self.animation_snapshots[-1].sigma()
         if start is None or end is None:
             return None
-        shape = self.pair.fixed.grid.shape
-        return ops.resize(start, shape), ops.resize(end, shape)
+        return ops.resize(start, self.grid.shape), ops.resize(end, self.grid.shape)
+
+    @cached_property
+    def _has_sigma(self) -> bool:
+        """Whether the metric differs by region: then the geodesic begins with weights. The whole one need not be computed for that."""
+        return any(snapshot.weights is not None for snapshot in self.geodesic(ANIMATION_TIMES[:1]))
 
     @cached_property
     def subject(self) -> metrics.Subject:

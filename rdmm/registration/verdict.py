@@ -15,6 +15,7 @@ import torch
 from rdmm import metrics
 from rdmm.registration.background import find_background
 from rdmm.spatial.image import Image
+from rdmm.spatial.ops import jacobian_determinant
 from rdmm.spatial.pair import overlap_fraction, with_field_of_view
 from rdmm.stages.base import Result
 from rdmm.types import option
@@ -204,7 +205,8 @@ def _doubts_of_background(done: Registration) -> Iterator[Doubt]:
     background = find_background(done.pair.fixed)
     if background is None:
         return
-    outside, inside = (metrics.sd_log_jacobian(done.deformation, done.grid, mask) for mask in (background, 1 - background))
+    det = jacobian_determinant(done.deformation, done.grid)
+    outside, inside = (metrics.spread(det, mask) for mask in (background, 1 - background))
     if outside > MAX_BACKGROUND_SD and outside > MAX_BACKGROUND_RATIO * inside:
         yield Doubt(
             "check",
