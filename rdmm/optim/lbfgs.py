@@ -41,6 +41,16 @@ class Trial:
     gradient: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """An accepted step s, the change y of the gradient by it, <s, y> and <y, y>."""
+
+    s: Tensor
+    y: Tensor
+    curvature: float
+    square: float
+
+
 class LineSearch:
     """Strong Wolfe conditions (Nocedal and Wright, algorithms 3.5 and 3.6).
 
@@ -62,9 +72,9 @@ class LineSearch:
             return Trial(t, math.inf, math.nan, None)
         return Trial(t, f, slope, g)
 
-    def __call__(self, x: Tensor, f0: float, g0: Tensor, direction: Tensor, t: float) -> Trial | None:
-        """The accepted trial, or the best one with a lower value, or None: no progress along this direction."""
-        start = Trial(0.0, f0, float(ops.dot(g0, direction)), g0)
+    def __call__(self, x: Tensor, f0: float, slope: float, direction: Tensor, t: float) -> Trial | None:
+        """The accepted trial, or the best one with a lower value, or None: no progress along this direction, of the given slope."""
+        start = Trial(0.0, f0, slope, None)
         low, high, best = start, None, start
         for _ in range(self.evaluations):
             if stop.is_set():
@@ -154,26 +164,30 @@ def _lbfgs(
     f, g = objective(x)
     if not (math.isfinite(f) and torch.isfinite(g).all()):
         raise DivergenceError(f"the energy at the start is {f}: there is nothing to improve")
-    pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
+    pairs: deque[Step] = deque(maxlen=memory)
     search, slow = LineSearch(objective, least=tolerance), 0
     for iteration in range(1, iterations + 1):
-        if float(g.abs().max()) == 0 or stop.is_set():
+        if stop.is_set():
             break
         direction = _direction(g, pairs)
-        if float(ops.dot(g, direction)) >= 0:
+        slope, steepest = _read(ops.dot(g, direction), g.abs().max())
+        if steepest == 0:
+            break
+        if slope >= 0:
             pairs.clear()
             direction = -g
+            (slope,) = _read(ops.dot(g, direction))
         step = 1.0 if pairs else first_step(direction)
-        trial = search(x, f, g, direction, step)
+        trial = search(x, f, slope, direction, step)
         if trial is None or trial.gradient is None:
             if not pairs:
                 break
             pairs.clear()  # the curvature estimate misled the search: fall back to a gradient step
             continue
         s, y = trial.t * direction, trial.gradient - g
-        curvature = float(ops.dot(s, y))
-        if curvature > MIN_CURVATURE * float(ops.dot(y, y)):
-            pairs.append((s, y, curvature))
+        curvature, square = _read(ops.dot(s, y), ops.dot(y, y))
+        if curvature > MIN_CURVATURE * square:
+            pairs.append(Step(s, y, curvature, square))
         slow = slow + 1 if f - trial.f < tolerance * abs(f) else 0
         x, f, g = x + s, trial.f, trial.gradient
         report(iteration, f)
@@ -185,16 +199,20 @@ def _lbfgs(
     return x, f
 
 
-def _direction(g: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """-H g by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
+def _read(*values: Tensor) -> list[float]:
+    """Several scalars by one read: each one makes the host wait, where they are on a GPU."""
+    return torch.stack(values).tolist()
+
+
+def _direction(g: Tensor, pairs: Sequence[Step]) -> Tensor:
+    """-H g by the two-loop recursion (Nocedal and Wright, algorithm 7.4). Its scalars stay on the device."""
     q, alphas = -g, []
-    for s, y, curvature in reversed(pairs):
-        alpha = float(ops.dot(s, q)) / curvature
-        q = q - alpha * y
+    for pair in reversed(pairs):
+        alpha = ops.dot(pair.s, q) / pair.curvature
+        q = q - alpha * pair.y
         alphas.append(alpha)
     if pairs:
-        s, y, curvature = pairs[-1]
-        q = q * (curvature / float(ops.dot(y, y)))
-    for (s, y, curvature), alpha in zip(pairs, reversed(alphas), strict=True):
-        q = q + (alpha - float(ops.dot(y, q)) / curvature) * s
+        q = q * (pairs[-1].curvature / pairs[-1].square)
+    for pair, alpha in zip(pairs, reversed(alphas), strict=True):
+        q = q + (alpha - ops.dot(pair.y, q) / pair.curvature) * pair.s
     return q
