@@ -111,7 +111,7 @@ class Integrator:
     def _step(self, f: SemiLagrangian, y: State, times: Sequence[float]) -> list[State]:
         def advanced(y: State, dt: float) -> State:
             if self.adjoint and torch.is_grad_enabled() and y[0].numel() > CHECKPOINT_SIZE:
-                return checkpoint(f.step, y, dt, use_reentrant=False)
+                return checkpoint(f.step, y, dt, use_reentrant=False, preserve_rng_state=False)
             return f.step(y, dt)
 
         steps = self._step_count(f, y)

@@ -1,4 +1,4 @@
-"""Whether the compiled kernels can be used for a tensor, and how many threads they run on."""
+"""What can be used for a tensor: the compiled kernels, and its values on the host; and how many threads the kernels run on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def has_numba() -> bool:
 def has_kernels(x: Tensor) -> bool:
     """Whether the compiled kernels can be used for a tensor: it is on the CPU, float32 or float64, and numba is installed."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and has_numba()
+
+
+def is_on_host(x: Tensor) -> bool:
+    """Whether a value of a tensor can be read at once: it is on the CPU. Elsewhere, reading makes the host wait for the device."""
+    return x.device.type == "cpu"
 
 
 def set_threads(threads: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -161,12 +162,12 @@ class _Level:
         """The energy and its gradient."""
         x = x.detach().requires_grad_()
         energy, _ = self.problem.energy(space.unpack(x), self.pair, len(self.history))
-        total = energy.total.sum()
-        if not torch.isfinite(total):
-            raise DivergenceError("the energy is not finite")
-        self.terms.update(energy.as_dict())
-        (gradient,) = torch.autograd.grad(total, x)
-        return float(total.detach()), gradient
+        terms = energy.as_dict()
+        if not math.isfinite(terms["total"]):
+            raise DivergenceError("the energy is not finite: the flow diverges, or the masks of the images do not overlap")
+        self.terms.update(terms)
+        (gradient,) = torch.autograd.grad(energy.total.sum(), x)
+        return terms["total"] * len(energy.total), gradient
 
     def penalty_change(self, space: Coordinates, x: Tensor) -> tuple[float, Tensor]:
         """Change of the penalty, and of its gradient, as its schedule goes on by one iteration; it needs no shooting."""

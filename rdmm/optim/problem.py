@@ -42,8 +42,9 @@ class Energy:
     barrier: Tensor
 
     def as_dict(self) -> dict[str, float]:
-        """Means over the batch."""
-        return {f.name: float(getattr(self, f.name).detach().mean()) for f in fields(self)}
+        """Means over the batch, read at once."""
+        names = [f.name for f in fields(self)]
+        return dict(zip(names, torch.stack([getattr(self, name).detach().mean() for name in names]).tolist(), strict=True))
 
 
 def _compares_measures(similarity: Similarity) -> bool:

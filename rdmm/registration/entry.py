@@ -38,9 +38,9 @@ from rdmm.runtime.warnings import collect_warnings
 from rdmm.similarity.parts import compare
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
-from rdmm.spatial.transform import Identity, Transform
+from rdmm.spatial.transform import Identity, Transform, on_device
 from rdmm.stages.base import Result, Stage, last_similarity, require_usable
-from rdmm.types import MAX_SEED, ConfigError, DivergenceError, Tensor, require_whole
+from rdmm.types import MAX_SEED, ConfigError, DivergenceError, require_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def run_stages(stages: Stage, pair: Pair) -> Result:
     result = stages(pair)
     result = replace(result, similarities=_similarities(last_similarity(stages), pair, result.transform))
     cpu = torch.device("cpu")
-    result = replace(result, **{k: _move_to(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
+    result = replace(result, **{k: on_device(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
     result.seconds["total"] = time.perf_counter() - begin
     return result
 
@@ -163,15 +163,6 @@ def _similarities(similarity: Similarity | None, pair: Pair, transform: Transfor
         return before, after
     except DivergenceError:  # masks that do not overlap
         return None
-
-
-def _move_to(x: Any, device: torch.device) -> Any:
-    """Move the tensors inside frozen dataclasses to another device."""
-    if isinstance(x, Tensor):
-        return x.detach().to(device)
-    if hasattr(x, "__dataclass_fields__"):
-        return replace(x, **{k: _move_to(getattr(x, k), device) for k in x.__dataclass_fields__ if k != "grid"})
-    return x
 
 
 def _compose_arguments(

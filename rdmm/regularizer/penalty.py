@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import smooth
 from rdmm.spatial import ops
-from rdmm.spatial.grid import Grid
+from rdmm.spatial.grid import Grid, constant
 from rdmm.types import ConfigError, Tensor, require_finite_fields
 
 
@@ -28,13 +26,13 @@ def omt(w: Tensor, smoother: MultiGaussian, grid: Grid, power: float = 1.0) -> T
     """
     sigmas = smoother.scales(grid)
     cost = [abs(math.log(sigmas[-1] / s)) ** power for s in sigmas]
-    price = torch.tensor(cost, dtype=w.dtype, device=w.device) / max(cost[0], 1e-12)
+    price = constant(tuple(cost), w) / max(cost[0], 1e-12)
     return (w.square().flatten(2).mean(2) * price).sum(1)
 
 
 def deviation(w: Tensor, smoother: MultiGaussian, grid: Grid) -> Tensor:
     """Range(h) = integral of |w - w0|^2 over the domain, w0 the smoother's own weights, model (24); (b,)."""
-    w0 = torch.tensor(smoother.weights, dtype=w.dtype, device=w.device).sqrt()
+    w0 = constant(tuple(smoother.weights), w).sqrt()
     return ops.integral((w - w0.view(1, -1, *(1,) * grid.ndim)).square(), grid)
 
 

@@ -77,5 +77,6 @@ def _least_squares(basis: list[Tensor], y: Tensor, weight: Tensor | None) -> lis
     rows = [[products[min(i, j), max(i, j)] for j in range(len(basis))] for i in range(len(basis))]
     gram = torch.stack([torch.stack(row, -1) for row in rows], -2).double()
     right = torch.stack([mean(p * y, weight) for p in basis], -1).double()
-    found = torch.linalg.pinv(gram, hermitian=True, rtol=1e-6) @ right[..., None]  # images of few intensities: dependent powers
+    # images of few intensities: dependent powers; masks that do not overlap: NaN, which the residual keeps
+    found = torch.linalg.pinv(gram.nan_to_num(), hermitian=True, rtol=1e-6) @ right[..., None]
     return list(found[..., 0].to(y).unbind(-1))

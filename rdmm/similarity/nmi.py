@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 
@@ -59,8 +60,8 @@ class NMI:
 
     def _bin_fractions(self, x: Tensor, weight: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The first of the three bins of each voxel, and the fractions of the voxel in them. Voxels without weight may be in any bin."""
-        counted = x if weight is None else x[weight > 0]
-        low, high = counted.min(), counted.max()
+        low, high = (x if weight is None else torch.where(weight > 0, x, far) for far in (inf, -inf))
+        low, high = low.min(), high.max()
         slope = (self.bins - 3) / (high - low).clamp_min(1e-12)
         line = torch.stack([torch.stack([slope, 1 - low * slope]), torch.stack([0 * slope, 0 * slope + 1])])
         position = apply_matrix(line, x[None, None])[0, 0]  # slope x + shift: the gradient does not depend on the number of threads

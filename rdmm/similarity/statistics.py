@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from rdmm.kernels.available import is_on_host
 from rdmm.spatial.image import Image
 from rdmm.spatial.ops import total
 from rdmm.types import DivergenceError, InputError, Tensor
@@ -14,7 +17,8 @@ def overlap(moved: Image, target: Image) -> Tensor | None:
 
     Raises:
         InputError: the images do not have the same shape.
-        DivergenceError: the masks do not overlap; a line search then shortens its step.
+        DivergenceError: the masks do not overlap; a line search then shortens its step. On other devices than the CPU, where reading a
+            value would make the host wait, the weights are NaN instead, and so is the energy.
     """
     for x in (moved, target):
         if not isinstance(x, Image):
@@ -30,7 +34,10 @@ def overlap(moved: Image, target: Image) -> Tensor | None:
     if not masks:
         return None
     weight = masks[0] if len(masks) == 1 else masks[0] * masks[1]
-    if not bool((total(weight) > 1).all()):
+    overlaps = total(weight) > 1
+    if not is_on_host(weight):
+        return torch.where(overlaps.view(-1, *(1,) * (weight.ndim - 1)), weight, math.nan)
+    if not bool(overlaps.all()):
         raise DivergenceError("the masks of the two images do not overlap: nothing to compare")
     return weight
 

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from rdmm.kernels.available import is_on_host
 from rdmm.runtime.resources import require_memory
 from rdmm.spatial.placement import Matrix, Placement, are_edges
 from rdmm.types import LENGTHS, InputError, Tensor
@@ -129,7 +130,8 @@ class Grid:
         Small grids return one cached tensor: do not write to it. Dense recognizes it and skips the interpolation.
         """
         voxels = math.prod(self.shape)
-        if voxels > MAX_CACHED_VOXELS:  # whatever is computed on all voxels begins here: their coordinates, where they go, a value each
+        if voxels > MAX_CACHED_VOXELS and is_on_host(like):
+            # whatever is computed on all voxels begins here: their coordinates, where they go, a value each
             require_memory((2 * self.ndim + 1) * voxels * like.element_size(), f"a grid of {'x'.join(map(str, self.shape))} voxels")
         make = _cached_coordinates if voxels <= MAX_CACHED_VOXELS else _coordinates
         return make(self.shape, self.spacing, like.dtype, like.device)
@@ -194,7 +196,7 @@ class Grid:
 
     def contains(self, x: Tensor) -> Tensor:
         """Which points x (b, d, *t), in domain units, are in the field of view, (b, 1, *t): at most half a voxel beyond the edge voxels."""
-        h, far = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, *(1,) * (x.ndim - 2)) for v in (self.spacing, self.extent))
+        h, far = (constant(v, x).view(1, -1, *(1,) * (x.ndim - 2)) for v in (self.spacing, self.extent))
         return ((x >= -h / 2) & (x <= far + h / 2)).all(1, keepdim=True)
 
     def canonical(self) -> Grid:
@@ -238,6 +240,17 @@ class Grid:
         return np.stack([world.min(0), world.max(0)])
 
 
+def constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """A short vector of the dtype and device of ``like``; do not write to it. It is cached: a copy to a GPU makes the host wait."""
+    return _constant(values, like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 Coordinates = tuple[tuple[int, ...], tuple[float, ...], torch.dtype, torch.device]
 
 _coordinates_in_use: WeakValueDictionary[Coordinates, Tensor] = WeakValueDictionary()
@@ -269,6 +282,14 @@ def require_one_dimension(dimensions: Mapping[str, int | None]) -> None:
     for name, d in known.items():
         if d != known[first]:
             raise InputError(f"{first} is {known[first]}D but {name} is {d}D; give both of one dimension")
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def frame_change(origin: Grid, frame: Grid, device: torch.device) -> Tensor:
+    """(d+1, d+1) float64 matrix from domain units of ``origin``'s frame to those of ``frame``, on a device: it is copied there once."""
+    matrix = torch.linalg.inv(torch.as_tensor(frame.frame)) @ torch.as_tensor(origin.frame)
+    return matrix.to(device)
 
 
 def apply_matrix(matrix: np.ndarray | Tensor, x: Tensor) -> Tensor:

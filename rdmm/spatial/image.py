@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rdmm.kernels.available import is_on_host
 from rdmm.spatial.gaussian import shrink
-from rdmm.spatial.grid import Grid, apply_matrix, require_one_dimension
+from rdmm.spatial.grid import Grid, apply_matrix, frame_change, require_one_dimension
 from rdmm.spatial.ops import Mode, resize, sample
 from rdmm.spatial.placement import require_same_plane
 from rdmm.spatial.transform import Identity, Transform, composed
@@ -111,7 +112,7 @@ class Image:
         require_same_plane(self.grid.placement, frame.placement)
         if self.grid.same_frame(frame):
             return points
-        return apply_matrix(torch.linalg.inv(torch.as_tensor(self.grid.frame)) @ torch.as_tensor(frame.frame), points)
+        return apply_matrix(frame_change(frame, self.grid, points.device), points)
 
     def scaled(self, factor: float) -> Image:
         """The image on a coarser grid of the same frame: see Grid.scaled."""
@@ -134,7 +135,7 @@ class Image:
 
         A low-pass, an interpolation or a histogram of it sees the inside alone, so what lies outside the mask has no influence.
         """
-        if self.mask is None or bool((self.mask > 0).all()):
+        if self.mask is None or _are_all_positive(self.mask):
             return self
         inside = (self.mask > 0).to(self.data).expand(len(self.data), *self.mask.shape[1:])
         return replace(self, data=_inpaint(torch.where(inside > 0, self.data, 0), inside))
@@ -194,6 +195,11 @@ def joined(images: Sequence[Image], parts: Sequence[Part]) -> Image:
     return Image(torch.cat([x.data for x in images], 1), images[0].grid, mask, tuple(parts))
 
 
+def _are_all_positive(x: Tensor) -> bool:
+    """Whether there is nothing to fill in; False on another device than the CPU, where filling in nothing costs less than asking."""
+    return is_on_host(x) and bool((x > 0).all())
+
+
 def _inpaint(x: Tensor, weight: Tensor) -> Tensor:
     """x (b, c, *s) where ``weight`` (b, 1, *s) is 1. Elsewhere, where x is 0: means over the smallest blocks that hold such a voxel.
 
@@ -201,7 +207,7 @@ def _inpaint(x: Tensor, weight: Tensor) -> Tensor:
     """
     shape = x.shape[2:]
     mean = x / weight.clamp_min(torch.finfo(x.dtype).tiny)
-    if bool((weight > 0).all()) or max(shape) == 1:
+    if _are_all_positive(weight) or max(shape) == 1:
         return mean
     pool = F.avg_pool3d if len(shape) == 3 else F.avg_pool2d
     block = [min(2, n) for n in shape]

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from rdmm.kernels.available import has_kernels
-from rdmm.spatial.grid import SUM_BLOCK, Grid
+from rdmm.kernels.available import has_kernels, is_on_host
+from rdmm.spatial.grid import SUM_BLOCK, Grid, constant
 from rdmm.types import DivergenceError, Tensor
 
 Mode = Literal["linear", "nearest"]
@@ -25,8 +25,12 @@ MAX_FLOOR = 0.2
 
 
 def require_finite(x: Tensor, what: str) -> None:
-    """Raise DivergenceError unless all of ``x`` is finite. A NaN in ``grid_sample`` can end the process."""
-    if not torch.isfinite(x.detach().sum()):
+    """Raise DivergenceError unless all of ``x`` is finite. A NaN in ``grid_sample`` can end the process.
+
+    Only on the CPU: elsewhere reading a value would make the host wait. There ``sample`` gives NaN where a point is not finite, so that
+    the energy, which is read in any case, tells.
+    """
+    if is_on_host(x) and not torch.isfinite(x.detach().sum()):
         raise DivergenceError(f"{what} is not finite: the trajectory diverged; shorten the step or raise the integrator's steps")
 
 
@@ -43,13 +47,22 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
         (b, c, *t).
 
     Raises:
-        DivergenceError: a point is not finite.
+        DivergenceError: a point is not finite. On other devices than the CPU, its value is NaN instead (of whole numbers: any).
     """
     if mode == "linear" and outside == "edge" and has_kernels(values):
         from rdmm.kernels.sampling import sample as compiled_sample
 
         return compiled_sample(values, points, grid.spacing)
     require_finite(points, "a map")
+    if is_on_host(points):
+        return _sample(values, points, grid, mode, outside)
+    finite = points.isfinite().all(1, keepdim=True)
+    out = _sample(values, torch.where(finite, points, 0), grid, mode, outside)
+    return torch.where(finite, out, math.nan) if out.is_floating_point() else out
+
+
+def _sample(values: Tensor, points: Tensor, grid: Grid, mode: Mode, outside: Literal["edge", "zero"]) -> Tensor:
+    """``sample`` at finite points, by torch."""
     d = grid.ndim
     batch = max(values.shape[0], points.shape[0])
     unit = torch.stack([points[:, i] * (2 / grid.extent[i]) - 1 for i in reversed(range(d))], dim=-1)
@@ -246,11 +259,11 @@ def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None =
     differences miss such folds. Each is normalized to 1 for the identity.
     """
     d = grid.ndim
-    h = torch.tensor(spacing or grid.spacing, dtype=u.dtype, device=u.device).view(1, -1, *(1,) * d)
+    h = constant(tuple(spacing or grid.spacing), u).view(1, -1, *(1,) * d)
 
     def vertex(corner: tuple[int, ...]) -> Tensor:
         index = tuple(slice(c, n - 1 + c) for c, n in zip(corner, grid.shape, strict=True))
-        return u[(slice(None), slice(None), *index)] / h + h.new_tensor(corner).view(1, -1, *(1,) * d)
+        return u[(slice(None), slice(None), *index)] / h + constant(corner, u).view(1, -1, *(1,) * d)
 
     points = {c: vertex(c) for c in itertools.product((0, 1), repeat=d)}
     out = []

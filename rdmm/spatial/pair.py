@@ -8,7 +8,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
-from rdmm.spatial.grid import Grid
+from rdmm.spatial.grid import Grid, constant
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Identity, Transform
 from rdmm.types import ConfigError, Tensor, repr_with_shapes
@@ -115,7 +115,7 @@ def overlap_fraction(pair: Pair[Image]) -> float:
     """Fraction of the fixed image's voxels that the initial map takes into the moving image's field of view."""
     x = pair.fixed.grid.identity(pair.fixed.data.double())
     y = pair.moving.locate(pair.initial(x), pair.fixed.grid)
-    far = torch.tensor(pair.moving.grid.extent, dtype=y.dtype, device=y.device).view(1, -1, *(1,) * (y.ndim - 2))
+    far = constant(pair.moving.grid.extent, y).view(1, -1, *(1,) * (y.ndim - 2))
     margin = 1e-6
     return float(((y >= -margin) & (y <= far + margin)).all(1).double().mean())
 

@@ -7,8 +7,8 @@ Every transform knows its dimension; 2D and 3D cannot be composed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from rdmm.spatial.grid import Grid, apply_matrix, require_one_dimension
 from rdmm.spatial.ops import advect, refine, sample
 from rdmm.spatial.placement import require_same_plane
 from rdmm.types import Tensor
+
+Part = TypeVar("Part")
 
 
 @runtime_checkable
@@ -208,6 +210,15 @@ def flat(transform: Transform) -> list[Transform]:
     if isinstance(transform, Identity):
         return []
     return [*flat(transform.first), *flat(transform.then)] if isinstance(transform, Composed) else [transform]
+
+
+def on_device(x: Part, device: torch.device) -> Part:
+    """A transform, an image or a pair, with all of its tensors on a device."""
+    if isinstance(x, Tensor):
+        return x.detach().to(device)  # type: ignore[return-value]
+    if is_dataclass(x) and not isinstance(x, type):
+        return replace(x, **{f.name: on_device(getattr(x, f.name), device) for f in fields(x) if f.name != "grid"})
+    return x
 
 
 def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:

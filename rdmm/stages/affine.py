@@ -15,7 +15,7 @@ from rdmm.similarity import LNCC, NCC, NMI, CorrelationRatio, SinkhornDivergence
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
-from rdmm.spatial.transform import Affine
+from rdmm.spatial.transform import Affine, on_device
 from rdmm.stages.affine_model import (
     Model,
     image_center_and_covariance,
@@ -72,6 +72,8 @@ MAX_SCALE = 1.6
 class AffineOpt:
     """Affine registration of images: model after model (translation, rigid, similarity, affine), coarse to fine, by L-BFGS.
 
+    The search runs on the CPU, whatever the device of the images: its levels are too small to keep a GPU busy.
+
     Args:
         similarity: a global one is best. The correlation ratio finds the start in any two contrasts; then NCC finds the map more exactly
             if they are linearly related, and NMI if not.
@@ -103,7 +105,7 @@ class AffineOpt:
     def __call__(self, pair: Pair) -> Result:
         begin = time.perf_counter()
         self.check(pair)
-        levels = [ImageObjective(self.similarity, level) for level in self._levels(pair)]
+        levels = [ImageObjective(self.similarity, on_device(level, torch.device("cpu"))) for level in self._levels(pair)]
         finer = levels[min(1, len(levels) - 1)]
         best, ambiguity = self._best_start(levels[0], finer)
         if isinstance(self.similarity, CorrelationRatio):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,12 +12,12 @@ import torch
 from rdmm.dynamics.base import require_carrier
 from rdmm.optim.initializers import Initializer, Regions, Zero
 from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
-from rdmm.optim.problem import Problem, Similarity
+from rdmm.optim.problem import Energy, Problem, Similarity
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
-from rdmm.spatial.transform import Dense, Identity, polished
+from rdmm.spatial.transform import Dense, Identity, on_device, polished
 from rdmm.stages.base import Chain, Result, Stage
-from rdmm.types import ConfigError
+from rdmm.types import ConfigError, DivergenceError
 
 FULL_OVERLAP = 0.999
 """Fraction of the fixed image's voxels that must lie inside the moving image; below it, voxels outside are masked. Just under 1, so that
@@ -54,6 +55,7 @@ class Deform:
         dynamics = self.problem.dynamics
         self.check(pair)
         if isinstance(pair.fixed, Image):
+            pair = pair.with_initial(on_device(pair.initial, pair.fixed.data.device))
             pair = replace(pair, fixed=pair.fixed.inpainted(), moving=pair.moving.inpainted())
             if overlap_fraction(pair) < FULL_OVERLAP:
                 pair = with_field_of_view(pair)
@@ -61,7 +63,7 @@ class Deform:
             ic = self.initializer(pair)
         if not self.optimizer.searches and not bool(ic.momentum.any()):
             with torch.no_grad():
-                energy = self.problem.evaluate(dynamics.complete(ic, pair.source), Identity(), pair).as_dict()
+                energy = _finite(self.problem.evaluate(dynamics.complete(ic, pair.source), Identity(), pair))
             return Result(Identity(), Identity(), energy, seconds={"deform": time.perf_counter() - begin})
         ic, history = self.optimizer(self.problem, pair, dynamics.complete(ic, pair.source))
         ic = replace(ic, start=None)  # the map is that of the momentum, which is written
@@ -69,10 +71,24 @@ class Deform:
             transform, inverse = dynamics.flow(ic, pair.source)
             if isinstance(transform, Dense) and isinstance(inverse, Dense):
                 inverse = polished(inverse, transform)
-            energy = self.problem.evaluate(ic, transform, pair, len(history)).as_dict()
+            energy = _finite(self.problem.evaluate(ic, transform, pair, len(history)))
         seconds = {"deform": time.perf_counter() - begin}
         has_stalled = self.optimizer.searches and not history
         return Result(transform, inverse, energy, ic, history, seconds, pair.initial, dynamics, has_stalled=has_stalled)
+
+
+def _finite(energy: Energy) -> dict[str, float]:
+    """The terms of the result's energy; on a GPU, this is where a flow that diverged shows.
+
+    Raises:
+        DivergenceError: one of them is not finite.
+    """
+    terms = energy.as_dict()
+    if not math.isfinite(terms["total"]):
+        raise DivergenceError(
+            "the energy of the result is not finite: the flow diverged, or the masks do not overlap; start from a smaller momentum"
+        )
+    return terms
 
 
 def learned(affine: Stage, deform: Deform, steps: int) -> Chain:
