@@ -43,6 +43,9 @@ for d, shape in ((2, (31, 28)), (3, (17, 15, 13))):
         out[f"sample {name}"] = of_gradients(lambda a, p: k["sampling"].sample(a, p, h), image, points)
         out[f"momentum {name}"] = of_gradients(lambda m, v: k["epdiff"].momentum_rate(m, v, h), u, v)
         out[f"map {name}"] = of_gradients(lambda m, v: k["epdiff"].map_rate(m, v, h), u, v)
+        out[f"source {name}"] = of_gradients(lambda q, h: k["epdiff"].source(q, h, (0.03,) * q.shape[1]), u, v)
+        regional = k["pointwise.regional"].velocity
+        out[f"regional {name}"] = of_gradients(lambda m, w: torch.stack(regional(m, w, lambda x: x.flip(-1))), u, v)
         out[f"barrier {name}"] = of_gradients(lambda u: k["barrier"].barrier(u, h, 0.1), 0.05 * u)
         out[f"lncc {name}"] = of_gradients(lambda a: k["lncc"].fused_correlation(a, image, None, [(2,) * d], [1.0], 1e-5), image.flip(2))
         if dtype == torch.float32:

@@ -15,6 +15,7 @@ the velocity in the middle of the step. A composition of maps near the identity 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -50,6 +51,13 @@ def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
     return -(v + ops.advect(u, v, grid))
 
 
+class Weights(NamedTuple):
+    """Pre-weights h (b, n, *s) at one time, and the weights w = G * h, model (6)."""
+
+    h: Tensor
+    w: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class EPDiff:
     """The rate of the momentum, RDMM (3.10), of a metric that is advected with phi.
@@ -62,28 +70,31 @@ class EPDiff:
     h0: Tensor | None
     identity: Tensor
 
-    def advected_weights(self, u: Tensor) -> Tensor | None:
-        """h(t) = h(0) ∘ phi(t): pre-weights advected with the map, model (13)."""
-        return None if self.h0 is None else ops.sample(self.h0, self.identity + u, self.metric.grid)
+    def weights(self, h: Tensor | None) -> Weights | None:
+        return None if h is None else Weights(h, self.metric.weights(h))
 
-    def velocity(self, m: Tensor, u: Tensor) -> Tensor:
-        return self.metric.velocity(m, self.advected_weights(u))[0]
+    def advected_weights(self, u: Tensor) -> Weights | None:
+        """h(t) = h(0) ∘ phi(t), and its weights: pre-weights advected with the map phi = id + u, model (13)."""
+        return None if self.h0 is None else self.weights(ops.sample(self.h0, self.identity + u, self.metric.grid))
 
-    def __call__(self, m: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(d_t m, v) at phi = id + u: RDMM (3.10), model (12)."""
+    def velocity(self, m: Tensor, weights: Weights | None) -> Tensor:
+        return self.metric.velocity(m, None if weights is None else weights.w)[0]
+
+    def __call__(self, m: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
+        """(d_t m, v): RDMM (3.10), model (12)."""
         grid = self.metric.grid
         ops.require_finite(m, "the momentum")
-        h = self.advected_weights(u)
-        v, nu = self.metric.velocity(m, h)
+        v, powers = self.metric.velocity(m, None if weights is None else weights.w)
         rate = coadjoint_rate(m, v, grid)
-        if h is not None and nu is not None:
-            rate = rate + self.metric.source(m, nu, h)
+        if weights is not None and powers is not None:
+            rate = rate + self.metric.source(powers, weights.h)
         return rate, v
 
     def snapshot(self, t: float, y: State) -> Snapshot:
         m, u = y[:2]
-        h, grid = self.advected_weights(u), self.metric.grid
-        return Snapshot(t, grid, m, self.metric.velocity(m, h)[0], u, self.metric.weights(h), self.metric.smoother.scales(grid))
+        weights, grid = self.advected_weights(u), self.metric.grid
+        w = None if weights is None else weights.w
+        return Snapshot(t, grid, m, self.velocity(m, weights), u, w, self.metric.smoother.scales(grid))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +103,14 @@ class Eulerian:
 
     equation: EPDiff
 
+    def start(self, m: Tensor, inverse: bool) -> State:
+        """The state at t = 0, where phi is the identity."""
+        zero = torch.zeros_like(m)
+        return (m, zero, *[zero] * inverse)
+
     def __call__(self, _: Tensor, y: State) -> State:
         m, u = y[:2]
         grid = self.equation.metric.grid
-        rate, v = self.equation(m, u)
+        rate, v = self.equation(m, self.equation.advected_weights(u))
         rates = (rate, map_rate(u, v, grid))
         return rates if len(y) == 2 else (*rates, ops.sample(v, self.equation.identity + y[2], grid))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rdmm.dynamics.epdiff import EPDiff
-from rdmm.dynamics.integrator import State, runge_kutta_step
+import torch
+
+from rdmm.dynamics.epdiff import EPDiff, Weights
+from rdmm.dynamics.integrator import State
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.types import Tensor
@@ -18,36 +20,37 @@ def backtrace(v: Tensor, dt: float, grid: Grid, identity: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SemiLagrangian:
-    """Steps of (m, u[, U])."""
+    """Steps of (m, u[, U][, h, w]), with phi^{-1} = id + U and, of a metric that is advected, its weights at phi = id + u."""
 
     equation: EPDiff
 
+    def start(self, m: Tensor, inverse: bool) -> State:
+        """The state at t = 0, where phi is the identity."""
+        zero = torch.zeros_like(m)
+        return (m, zero, *[zero] * inverse, *(self.equation.weights(self.equation.h0) or ()))
+
     def speed(self, y: State) -> float:
         """Voxels that the velocity crosses in a unit of time, summed over the axes, where it is fastest."""
-        v = self.equation.velocity(*y[:2])
+        v = self.equation.velocity(y[0], self._split(y)[1])
         return float(sum(v[:, j].abs() / h for j, h in enumerate(self.equation.metric.grid.spacing)).max())  # type: ignore[union-attr]
 
+    def _split(self, y: State) -> tuple[State, Weights | None]:
+        return (y, None) if self.equation.h0 is None else (y[:-2], Weights(*y[-2:]))
+
     def step(self, y: State, dt: float) -> State:
-        """m by Runge-Kutta; phi <- phi ∘ psi with psi along the velocity in the middle of the step.
+        """m by Runge-Kutta; phi <- phi ∘ psi, with psi along the velocity in the middle of the step, and h(0) ∘ phi at its end.
 
-        Within the step, the weights are those at phi ∘ psi(c dt), with psi along the latest velocity.
+        The pre-weights in the middle are h ∘ (id - dt/2 v), of second order in dt as psi is. They are not carried on, so what linear
+        interpolation takes from them does not add up.
         """
-        u, grid, identity = y[1], self.equation.metric.grid, self.equation.identity
-        velocities: list[Tensor] = []
-
-        def map_at(c: float) -> Tensor:
-            """The map at a fraction c of the step; constant weights do not need it."""
-            if self.equation.h0 is None or not velocities:
-                return u
-            return ops.compose(u, backtrace(velocities[-1], c * dt, grid, identity), grid, identity)
-
-        def rate(c: float, state: State) -> State:
-            k, v = self.equation(state[0], map_at(c))
-            velocities.append(v)
-            return (k,)
-
-        (m,) = runge_kutta_step(rate, y[:1], dt)
-        v = velocities[2]  # the better one of the two in the middle of the step
+        (m, u, *inverse), weights = self._split(y)
+        equation, grid, identity = self.equation, self.equation.metric.grid, self.equation.identity
+        k1, v = equation(m, weights)
+        middle = equation.weights(None if weights is None else ops.sample(weights.h, identity - 0.5 * dt * v, grid))
+        k2, v = equation(m + 0.5 * dt * k1, middle)
+        k3, v = equation(m + 0.5 * dt * k2, middle)
         u = ops.compose(u, backtrace(v, dt, grid, identity), grid, identity)
-        inverse = [ops.compose(backtrace(v, -dt, grid, identity), w, grid, identity) for w in y[2:]]
-        return m, u, *inverse
+        inverse = [ops.compose(backtrace(v, -dt, grid, identity), w, grid, identity) for w in inverse]
+        end = equation.advected_weights(u)
+        k4, _ = equation(m + dt * k3, end)
+        return (m + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4), u, *inverse, *(end or ()))

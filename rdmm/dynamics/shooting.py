@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-import torch
-
 from rdmm.dynamics.base import InitialConditions, Snapshot
 from rdmm.dynamics.epdiff import EPDiff, Eulerian
 from rdmm.dynamics.images import ImageDynamics
@@ -33,26 +31,24 @@ class Geodesic(ImageDynamics):
     def _trajectory(
         self, ic: InitialConditions, source: Image, times: Sequence[float], inverse: bool = False
     ) -> tuple[EPDiff, list[State]]:
-        """The equation, and (m, u[, U]) at ``times``."""
+        """The equation, and (m, u[, U], ...) at ``times``."""
         grid = ic.grid(source)
         ops.require_finite(ic.momentum, "the initial momentum")
         metric, h0 = self._initial(ic, grid)
         equation = EPDiff(metric, h0, grid.identity(ic.momentum))
-        zero = torch.zeros_like(ic.momentum)
-        start = (ic.momentum, zero, zero) if inverse else (ic.momentum, zero)
         system = Eulerian(equation) if self.integrator.eulerian else SemiLagrangian(equation)
-        return equation, self.integrator.trajectory(system, start, [] if h0 is None else [h0], times)
+        return equation, self.integrator.trajectory(system, system.start(ic.momentum, inverse), [] if h0 is None else [h0], times)
 
     @final
     def shoot(self, ic: InitialConditions, source: Image) -> Dense:
         """phi(1): target -> source, on the grid of ``source``."""
-        equation, ((_, u),) = self._trajectory(ic, source, (1.0,))
+        equation, ((_, u, *_),) = self._trajectory(ic, source, (1.0,))
         return Dense(u, equation.metric.grid).refined(source.grid)
 
     @final
     def flow(self, ic: InitialConditions, source: Image) -> tuple[Dense, Dense]:
         """phi(1) and its inverse, both from the same geodesic, on the grid of ``source``."""
-        equation, ((_, u, w),) = self._trajectory(ic, source, (1.0,), inverse=True)
+        equation, ((_, u, w, *_),) = self._trajectory(ic, source, (1.0,), inverse=True)
         grid = equation.metric.grid
         return Dense(u, grid).refined(source.grid), Dense(w, grid).refined(source.grid)
 
@@ -63,7 +59,8 @@ class Geodesic(ImageDynamics):
             return ic.start.energy
         grid = ic.grid(source)
         metric, h0 = self._initial(ic, grid)
-        return ops.inner(ic.momentum, metric.velocity(ic.momentum, h0)[0], grid)
+        equation = EPDiff(metric, h0, grid.identity(ic.momentum))
+        return ops.inner(ic.momentum, equation.velocity(ic.momentum, equation.weights(h0)), grid)
 
     @final
     def geodesic(self, ic: InitialConditions, source: Image, times: Sequence[float]) -> list[Snapshot]:

@@ -139,6 +139,30 @@ def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped
                     _map_back(a, v, g, first, second, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
 
 
+@compiled(fastmath=FAST, parallel=True)
+def _source_sweep(back, q, h, g, rx, ry, rz, first, second):  # type: ignore[no-untyped-def]
+    """sum_i q_i grad h_i into ``first``; with ``back``, the gradients by q and h of its product with g into ``first`` and ``second``."""
+    n, nx, ny, nz = q.shape
+    for x in prange(nx):
+        xm, xp = max(x - 1, 0), min(x + 1, nx - 1)
+        cx, tx = (rx[0, 0, x], rx[0, 1, x], rx[0, 2, x]), (rx[1, 0, x], rx[1, 1, x], rx[1, 2, x])
+        for y in range(ny):
+            ym, yp = max(y - 1, 0), min(y + 1, ny - 1)
+            cy, ty = (ry[0, 0, y], ry[0, 1, y], ry[0, 2, y]), (ry[1, 0, y], ry[1, 1, y], ry[1, 2, y])
+            for i in range(n):
+                for z in range(nz):
+                    cz, tz = (rz[0, 0, z], rz[0, 1, z], rz[0, 2, z]), (rz[1, 0, z], rz[1, 1, z], rz[1, 2, z])
+                    zm, zp = max(z - 1, 0), min(z + 1, nz - 1)
+                    hx, hy, hz = _dx(h, i, cx, x, y, z, xm, xp), _dy(h, i, cy, x, y, z, ym, yp), _dz(h, i, cz, x, y, z, zm, zp)
+                    if back:
+                        first[i, x, y, z] = g[0, x, y, z] * hx + g[1, x, y, z] * hy + g[2, x, y, z] * hz
+                        second[i, x, y, z] = _flux(g, q, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+                    else:
+                        first[0, x, y, z] += q[i, x, y, z] * hx
+                        first[1, x, y, z] += q[i, x, y, z] * hy
+                        first[2, x, y, z] += q[i, x, y, z] * hz
+
+
 def _volumes(x: Tensor) -> np.ndarray:
     """Fields as (b, 3, x, y, z). A 2D field becomes a volume with one voxel along y, whose component along y is 0."""
     a = x.detach().contiguous().numpy()
@@ -162,10 +186,15 @@ class _Rate(torch.autograd.Function):
         return *_run(ctx.kind, a, v, g, ctx.spacing), None, None
 
 
+def _all_rows(a: np.ndarray, spacing: tuple[float, ...]) -> list[np.ndarray]:
+    """``_rows`` of the three axes of volumes a (b, c, x, y, z)."""
+    full = spacing if len(spacing) == 3 else (spacing[0], 1.0, spacing[1])
+    return [_rows(n, h, a.dtype) for n, h in zip(a.shape[2:], full, strict=True)]
+
+
 def _run(kind: int, a: Tensor, v: Tensor, g: Tensor, spacing: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     fields = [_volumes(x) for x in (a, v, g)]
-    full = spacing if len(spacing) == 3 else (spacing[0], 1.0, spacing[1])
-    rows = [_rows(n, h, fields[0].dtype) for n, h in zip(fields[0].shape[2:], full, strict=True)]
+    rows = _all_rows(fields[0], spacing)
     first, second = np.empty_like(fields[0]), np.empty_like(fields[0])
     for b in range(len(first)):
         _sweep(kind, *[f[b] for f in fields], *rows, first[b], second[b])
@@ -180,3 +209,35 @@ def momentum_rate(m: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
 def map_rate(u: Tensor, v: Tensor, spacing: tuple[float, ...]) -> Tensor:
     """d_t u, model (10), for displacement u and velocity v, (b, d, *s) each."""
     return _Rate.apply(u, v, spacing, (MAP, MAP_BACK))
+
+
+def _channels(x: Tensor) -> np.ndarray:
+    """(b, n, x, y, z) of channels (b, n, *s); in 2D with one voxel along y."""
+    a = x.detach().contiguous().numpy()
+    return a if a.ndim == 5 else a[:, :, :, None]
+
+
+class _Source(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, h: Tensor, spacing: tuple[float, ...]) -> Tensor:
+        ctx.save_for_backward(q, h)
+        ctx.spacing = spacing
+        fields = _channels(q), _channels(h)
+        out = np.zeros((len(q), 3, *fields[0].shape[2:]), fields[0].dtype)
+        for b in range(len(q)):
+            _source_sweep(False, fields[0][b], fields[1][b % len(h)], out[b], *_all_rows(out, spacing), out[b], out[b])
+        return _fields(out, len(spacing))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        q, h = ctx.saved_tensors
+        fields, by = (_channels(q), _channels(h), _volumes(g)), (torch.empty_like(q), q.new_empty(len(q), *h.shape[1:]))
+        for b in range(len(q)):
+            one = (fields[0][b], fields[1][b % len(h)], fields[2][b])
+            _source_sweep(True, *one, *_all_rows(fields[2], ctx.spacing), *(_channels(x)[b] for x in by))
+        return by[0], by[1].sum_to_size(h.shape), None
+
+
+def source(q: Tensor, h: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    """sum_i q_i grad h_i (b, d, *s), model (12), of q (b, n, *s) and pre-weights h (b, n, *s), or (1, n, *s) for all."""
+    return _Source.apply(q, h, spacing)

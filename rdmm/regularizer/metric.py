@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from rdmm.kernels.available import has_kernels
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import smooth
 from rdmm.spatial import ops
@@ -21,18 +23,26 @@ class Metric:
     weight_sigma: float
     grid: Grid
 
-    def weights(self, h: Tensor | None) -> Tensor | None:
-        return None if h is None else smooth(h, self.weight_sigma, self.grid)
+    def weights(self, h: Tensor) -> Tensor:
+        """w_i = G_sigma * h_i, model (6)."""
+        return smooth(h, self.weight_sigma, self.grid)
 
-    def velocity(self, m: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """v (b, d, *s), model (7), and nu_i = K_{sigma_i} * (w_i m), (b, n, d, *s), or None without pre-weights."""
-        w = self.weights(h)
+    def velocity(self, m: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """v = K(w) m, model (7), and m . nu_i (b, n, *s) of each nu_i = K_{sigma_i} * (w_i m); K m and None without weights."""
         if w is None:
             return self.smoother(m, self.grid), None
-        nu = self.smoother.parts(m, w, self.grid)
-        return (w.unsqueeze(2) * nu).sum(1), nu
+        if has_kernels(m):
+            from rdmm.kernels.pointwise import regional
 
-    def source(self, m: Tensor, nu: Tensor, h: Tensor) -> Tensor:
+            return regional.velocity(m, w, partial(self.smoother.each, grid=self.grid))
+        nu = self.smoother.parts(m, w, self.grid)
+        return (w.unsqueeze(2) * nu).sum(1), (m.unsqueeze(1) * nu).sum(2)
+
+    def source(self, powers: Tensor, h: Tensor) -> Tensor:
         """The source term of RDMM (3.10), model (12): sum_i q_i grad h_i, with q_i = G_sigma * (m . nu_i) half of dE / dh_i."""
-        q = smooth((m.unsqueeze(1) * nu).sum(2), self.weight_sigma, self.grid)
+        q = smooth(powers, self.weight_sigma, self.grid)
+        if has_kernels(q):
+            from rdmm.kernels import epdiff
+
+            return epdiff.source(q, h, self.grid.spacing)
         return torch.stack([(q * dh).sum(1) for dh in ops.jacobian(h, self.grid)], 1)

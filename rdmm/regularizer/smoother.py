@@ -100,15 +100,15 @@ class MultiGaussian:
         """Velocity v = K * m with constant weights, model (8), by one filter for all Gaussians; m, v (b, d, *s)."""
         return filtered(m.unsqueeze(1), [self.filter(grid, m)]).squeeze(1)
 
-    def parts(self, m: Tensor, w: Tensor, grid: Grid) -> Tensor:
-        """nu_i = K_{sigma_i} * (w_i m), model (7), (b, n, d, *s); m (b, d, *s), weights w (b, n, *s).
-
-        Each Gaussian uses only the waves that it passes.
-        """
+    def each(self, x: Tensor, grid: Grid) -> Tensor:
+        """K_{sigma_i} * x_i of fields x (b, n, d, *s). Each Gaussian uses only the waves that it passes."""
         scales, softness = self.scales(grid), self.compressibility
         wide = scales[-1] if self.boundary == "slip" else None  # all Gaussians in one box
-        filters = [spectral_filter(grid, m, (s,), (1.0,), self.boundary, compressibility=softness, wide=wide) for s in scales]
-        return filtered(w.unsqueeze(2) * m.unsqueeze(1), filters)
+        return filtered(x, [spectral_filter(grid, x, (s,), (1.0,), self.boundary, compressibility=softness, wide=wide) for s in scales])
+
+    def parts(self, m: Tensor, w: Tensor, grid: Grid) -> Tensor:
+        """nu_i = K_{sigma_i} * (w_i m), model (7), (b, n, d, *s); m (b, d, *s), weights w (b, n, *s)."""
+        return self.each(w.unsqueeze(2) * m.unsqueeze(1), grid)
 
     def precondition(self, z: Tensor, grid: Grid, *, inverse: bool = False, delta: float = DELTA) -> Tensor:
         """m = K^{1/2} (K + delta)^{-1} z, delta relative to the largest symbol. With ``inverse``: its inverse, on

@@ -1,1 +1,1 @@
-"""Compiled loops of what the affine search does at each voxel by itself: sampling, and measures that look at no neighbors."""
+"""Compiled loops of what is done at each voxel by itself: affine sampling, measures that look at no neighbors, and RDMM's velocity."""
