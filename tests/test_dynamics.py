@@ -183,7 +183,7 @@ def test_semi_lagrangian_does_not_fold_where_eulerian_does():
 @pytest.mark.parametrize("shape", [(18, 16), (10, 9, 8)])
 def test_gradients_adjoint_backprop_and_finite_differences(monkeypatch, name, method, shape):
     """Adjoint = backprop = finite differences, for the momentum and the pre-weights."""
-    monkeypatch.setattr(shooting, "CHECKPOINT_SIZE", 0)  # small momenta too are recomputed, step by step
+    monkeypatch.setattr(shooting, "MOST_KEPT", 0)  # small trajectories too are recomputed, step by step
     if method in ("midpoint", "euler") and (len(shape) == 3 or name == "SVF"):
         pytest.skip("the cheap solvers are tried where they differ most")
     grid = Grid.unit(shape)

@@ -5,6 +5,8 @@ import torch
 from conftest import preweights, swirl, zeros
 
 from rdmm import LDDMM, RDMM, SVF, Grid, InitialConditions, Integrator, MultiGaussian
+from rdmm.dynamics import integrator
+from rdmm.dynamics.semi_lagrangian import SemiLagrangian
 
 SMOOTHER = MultiGaussian([0.05, 0.1, 0.15, 0.3], [0.3, 0.3, 0.2, 0.2])
 DYNAMICS = {"svf": SVF, "lddmm": LDDMM, "rdmm": RDMM}
@@ -81,3 +83,33 @@ def test_the_adjoint_without_free_pre_weights_is_backpropagation(name):
         )
         gradients.append(torch.autograd.grad(u.displacement.square().sum(), m)[0])
     assert 0 < float((gradients[0] - gradients[1]).norm()) < 1e-3 * float(gradients[1].norm())
+
+
+def kept_bytes(compute) -> int:
+    """Bytes that autograd keeps for the backward pass of ``compute()``; what is kept twice takes its place once."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x), lambda x: x):
+        compute()
+    return sum(x.untyped_storage().nbytes() for x in kept.values())
+
+
+@pytest.mark.parametrize("name", ["lddmm", "rdmm"])
+def test_a_trajectory_takes_no_more_than_was_reckoned(name):
+    m, steps = conditions(name).momentum.requires_grad_(), 5
+    channels = 4 if name == "lddmm" else 4 + 2 * len(SMOOTHER.sigmas)  # m, u and, of RDMM, h and w
+    dynamics = DYNAMICS[name](SMOOTHER, Integrator(steps=steps))
+    taken = kept_bytes(lambda: dynamics.shoot(InitialConditions(m, conditions(name).weights), zeros(GRID)))
+    assert taken < integrator.KEPT_PER_STEP * steps * channels * m[0, 0].nbytes
+
+
+@pytest.mark.parametrize("name", ["lddmm", "rdmm"])
+def test_steps_are_repeated_only_where_the_trajectory_is_too_large(monkeypatch, name):
+    gradients, counts, step = [], [], SemiLagrangian.step
+    monkeypatch.setattr(SemiLagrangian, "step", lambda *a: counts.append(len(gradients)) or step(*a))
+    for most in (2**29, 0):
+        monkeypatch.setattr(integrator, "MOST_KEPT", most)
+        m = conditions(name).momentum.requires_grad_()
+        u = DYNAMICS[name](SMOOTHER, Integrator(steps=5)).shoot(InitialConditions(m, conditions(name).weights), zeros(GRID)).displacement
+        gradients.append(torch.autograd.grad(u.square().sum(), m)[0])
+    assert (counts.count(0), counts.count(1)) == (5, 10)
+    assert torch.equal(*gradients)
