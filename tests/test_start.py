@@ -16,10 +16,10 @@ from rdmm.workflows.launchers import run_job
 FAST = ["optimizer.iterations=[1]", "optimizer.scales=[0.5]", "affine=none", "--quiet"]
 
 UNUSED = {
-    *("matplotlib", "torchdiffeq", "jinja2", "sympy", "monai", "surface_distance", "torch._dynamo", "torch._refs"),
+    *("matplotlib", "torchdiffeq", "sympy", "monai", "surface_distance", "torch._dynamo", "torch._refs"),
     *("scipy.io", "scipy.ndimage", "scipy.spatial", "scipy.special", "scipy.stats"),
 }
-"""Modules that a registration of two images without a report does not need."""
+"""Modules that a registration of two images does not need, nor its page."""
 
 
 def run(*words) -> int:
@@ -95,7 +95,7 @@ def test_a_dry_run_tells_what_will_be_written(images, tmp_path, capsys):
 
 def test_modules_are_loaded_where_they_are_used(images, tmp_path):
     """Each would take a tenth of a second or more of a small pair's time."""
-    words = ["register", images / "f.nii.gz", images / "m.nii.gz", "-o", f"{tmp_path}/", "--no-report", "optimizer.iterations=[1,1,1]"]
+    words = ["register", images / "f.nii.gz", images / "m.nii.gz", "-o", f"{tmp_path}/", "optimizer.iterations=[1,1,1]"]
     code = f"""import sys, importlib.util
 sys.argv[1:] = {[str(w) for w in words]}
 from rdmm.__main__ import main
@@ -107,7 +107,7 @@ finally:
     importlib.util.find_spec("torch._dynamo")  # its first step to be imported
     print(*torch.nn.Conv2d(1, 1, 3, device="meta")(torch.empty(1, 1, 5, 5, device="meta")).shape)"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (tmp_path / "run.json").exists(), ended.stderr
+    assert (tmp_path / "report.html").exists(), ended.stderr
     *_, modules, shape = ended.stdout.splitlines()
     assert not UNUSED & set(modules.split())
     assert shape == "1 1 3 3", "torch's compiler has all of torch"

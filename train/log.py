@@ -111,7 +111,8 @@ class Log:
 def draw_pair(batch: Inputs, outcome: Outcome, dynamics: Dynamics | None = None) -> Any:
     """A matplotlib figure of the first pair, the middle slice of the last axis: fixed, moving, warped with the deformed grid, log det J
     and, with pre-weights, sigma(x)."""
-    from rdmm.report.figures import DIVERGING_COLORS, PLANES, draw_deformed_grid, log_jacobian, middle_slice, panels, show_slice
+    from rdmm.report.figures import DIVERGING_COLORS, draw_deformed_grid, panels, show_slice
+    from rdmm.report.slices import PLANES, log_jacobian, middle_slice
 
     grid = batch.pair.fixed.grid
     axis = PLANES[grid.ndim][-1][1]

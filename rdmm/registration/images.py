@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,13 @@ from rdmm.mapping.moved_points import map_points
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.outputs import OutputFile, image_files
 from rdmm.registration.verdict import Verdict, judge_images
+from rdmm.report.slices import ImageResult
 from rdmm.spatial import image as spatial
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine, Dense, Identity, Placed, Transform, composed, displacement, framed, invert, split
 from rdmm.types import Tensor
-
-if TYPE_CHECKING:
-    from rdmm.report.figures import ImageResult
 
 log = logging.getLogger(__name__)
 
@@ -337,13 +335,11 @@ class Registration(FinishedRegistration):
         return image_files(self.output, max(MIN_WEIGHT_FILES, gaussians))
 
     def _image_result(self) -> ImageResult:
-        from rdmm.report.figures import ImageResult
-
         return ImageResult(self.moved, self.deformation, self.sigmas())
 
     def figures(self) -> list[tuple[str, str]]:
         """(heading, base64 PNG) of every figure of the report."""
-        from rdmm.report.figures import image_figures
+        from rdmm.report.images import image_figures
 
         before = self._moved_by(self.pair.initial)
         return image_figures(self.pair.fixed, before, self._image_result(), self.metrics, self.result.history)
@@ -365,7 +361,7 @@ class Registration(FinishedRegistration):
 
     def thumbnail(self) -> str:
         """A small base64 JPEG of the fixed image, the warped image and their difference."""
-        from rdmm.report.figures import image_thumbnail
+        from rdmm.report.images import image_thumbnail
 
         return image_thumbnail(self.pair.fixed, self.moved)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rdmm.report.figures import PLANES, axes_in_plane, base64_picture, gray_picture, intensity_range
+from rdmm.report.sheet import base64_picture, gray_picture
+from rdmm.report.slices import PLANES, axes_in_plane, intensity_range
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -59,7 +60,7 @@ def _plane(values: Tensor, y: Tensor, axis: int, grid: Grid) -> dict[str, Any]:
     step = max(1, max(n, m) // GRID_LINES)
     fine = max(1, step // 2)
     lines = [places[:, i, ::fine] for i in range(0, n, step)] + [places[:, ::fine, j] for j in range(0, m, step)]
-    path = "".join("M" + " ".join(f"{a:.1f},{b:.1f}" for a, b in line.T) for line in lines)
+    path = "".join("M" + " ".join(["%.1f,%.1f"] * line.shape[1]) % tuple(line.T.ravel().tolist()) for line in lines)
     stride = max(1, max(n, m) // PICTURE_PIXELS)
     picture = gray_picture(values.cpu().numpy().T[::-stride, ::stride])
     return {"width": width * unit, "height": height * unit, "picture": base64_picture(picture, "PNG"), "lines": path}

@@ -7,17 +7,9 @@ from typing import Any
 
 import matplotlib
 
-from rdmm.report.figures import (
-    DIVERGING_COLORS,
-    PLANES,
-    ImageResult,
-    draw_deformed_grid,
-    middle_slice,
-    panels,
-    scale_intensity,
-    show_slice,
-)
+from rdmm.report.figures import DIVERGING_COLORS, draw_deformed_grid, panels, show_slice
 from rdmm.report.html import format_value, load_template
+from rdmm.report.slices import PLANES, ImageResult, middle_slice, scale_intensity
 from rdmm.spatial.image import Image
 
 

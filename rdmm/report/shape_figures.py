@@ -16,7 +16,8 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from rdmm.report.figures import THUMBNAIL_HEIGHT, base64_picture
+from rdmm.report.images import THUMBNAIL_HEIGHT
+from rdmm.report.sheet import base64_picture
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.transform import Transform
