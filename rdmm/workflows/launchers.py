@@ -33,13 +33,16 @@ Launcher = Callable[[Mapping[str, Job], Path], Iterator[tuple[str, Outcome]]]
 PRELOADED_MODULES = [
     "rdmm.workflows.launchers",
     "rdmm.registration.shapes",
-    "rdmm.report.shape_figures",
+    "rdmm.report.images",
     "rdmm.report.html",
-    "matplotlib.backends.backend_agg",
-    "scipy.io",
     "rdmm.kernels.preloaded",
+    "filelock",
+    "safetensors.torch",
 ]
 """Modules imported once in the fork server. They must not start threads, because a fork does not copy threads."""
+
+PRELOADED_FOR_SHAPES = ["rdmm.report.shape_figures", "matplotlib.backends.backend_agg"]
+"""More of them, where shapes are registered."""
 
 POLL_SECONDS = 0.2
 """Interval at which launchers check whether the batch was interrupted."""
@@ -83,7 +86,7 @@ class Local:
     def __call__(self, jobs: Mapping[str, Job], logs: Path) -> Iterator[tuple[str, Outcome]]:
         if not all(job.for_shapes for job in jobs.values()):
             compile_ahead()
-        context = worker_context()
+        context = worker_context(for_shapes=any(job.for_shapes for job in jobs.values()))
         waiting, running = list(jobs.items()), dict[Connection, tuple[str, Any]]()
         asked_to_stop = False
         try:
@@ -110,12 +113,16 @@ class Local:
                 process.kill()
 
 
-def worker_context() -> Any:
-    """How worker processes start: forked from a server process that has imported PRELOADED_MODULES, where the system has that."""
+def worker_context(*, for_shapes: bool = False) -> Any:
+    """How worker processes start: forked from a server process that has imported PRELOADED_MODULES, where the system has that.
+
+    Args:
+        for_shapes: PRELOADED_FOR_SHAPES, too.
+    """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(PRELOADED_MODULES)
+        context.set_forkserver_preload([*PRELOADED_MODULES, *(PRELOADED_FOR_SHAPES if for_shapes else [])])
     return context
 
 
