@@ -10,7 +10,9 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -134,15 +136,44 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write to a temporary file in the same folder, read it back, then rename it.
+_aside: ContextVar[Callable[[Callable[[], None]], None] | None] = ContextVar("_aside", default=None)
+"""Takes what is to be written by another thread."""
+
+
+@contextlib.contextmanager
+def written_aside() -> Iterator[None]:
+    """Inside the block, ``write_atomically`` does not wait: another thread writes. When the block ends, all files are written.
+
+    Raises:
+        OutputError: that of the first file that could not be written. The others are written.
+    """
+    pending: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as pool:
+        before = _aside.set(lambda work: pending.append(pool.submit(work)))
+        try:
+            yield
+        finally:
+            _aside.reset(before)
+    for work in pending:
+        work.result()
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes, encode: Callable[[bytes], bytes] = bytes) -> None:
+    """Write to a temporary file in the same folder, read it back, then rename it. Inside ``written_aside``, another thread does.
 
     At any time the path holds the complete old file or the complete new one.
+
+    Args:
+        encode: makes the content of ``data``, e.g. compresses it.
 
     Raises:
         OutputError: the disk is full, the folder cannot be written, or the bytes read back differ.
     """
-    path = Path(path)
+    aside = _aside.get() or (lambda work: work())
+    aside(lambda: _write_now(Path(path), encode(data)))
+
+
+def _write_now(path: Path, data: bytes) -> None:
     try:
         with _temporary_file(path.parent) as f:
             f.write(data)

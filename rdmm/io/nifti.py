@@ -365,4 +365,4 @@ def write_nifti(path: str | os.PathLike[str], data: bytes) -> None:
         OutputError: the file cannot be written.
     """
     path = require_ending(path, ENDINGS, "an image")
-    write_atomically(path, gzip_bytes(data) if path.name.lower().endswith(".gz") else data)
+    write_atomically(path, data, gzip_bytes if path.name.lower().endswith(".gz") else bytes)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, final
 
 from rdmm.data.inputs import Inputs, ShapeInputs
 from rdmm.dynamics.base import Dynamics
-from rdmm.io.files import Outputs, write_text
+from rdmm.io.files import Outputs, write_text, written_aside
 from rdmm.registration.outputs import Output, OutputFile
 from rdmm.registration.record import Provenance, run_summary, write_run
 from rdmm.registration.verdict import Verdict
@@ -155,16 +155,17 @@ class FinishedRegistration(ABC):
         self.compute()
         outputs.remove("run.json")  # a run that is killed from here on leaves nothing that vouches for a mixture of files
         written = []
-        for file in files:
-            if file.when is None or file.when(self):
-                file.write(self, outputs.path(file.name))
-                written.append(outputs.path(file.name))
-        summary = self.summary()
-        recorded = dict(summary)
-        if report:
-            recorded["thumbnail"] = self.thumbnail()
-            write_text(outputs.path(PAGE), self.render_report(summary))
-            written.append(outputs.path(PAGE))
+        with written_aside():  # while pictures are drawn
+            for file in files:
+                if file.when is None or file.when(self):
+                    file.write(self, outputs.path(file.name))
+                    written.append(outputs.path(file.name))
+            summary = self.summary()
+            recorded = dict(summary)
+            if report:
+                recorded["thumbnail"] = self.thumbnail()
+                write_text(outputs.path(PAGE), self.render_report(summary))
+                written.append(outputs.path(PAGE))
         for name in file_names(files):
             if outputs.path(name) not in written:  # an earlier run with other settings may have left it
                 outputs.remove(name)
