@@ -127,20 +127,18 @@ class Grid:
     def identity(self, like: Tensor) -> Tensor:
         """Coordinates of all voxels in domain units, (1, d, *s), with the dtype and device of ``like``.
 
-        Small grids return one cached tensor: do not write to it. Dense recognizes it and skips the interpolation.
+        It is one tensor as long as it is in use, and of small grids it is kept: do not write to it. Dense recognizes it and skips the
+        interpolation.
         """
         voxels = math.prod(self.shape)
         if voxels > MAX_CACHED_VOXELS and is_on_host(like):
             # whatever is computed on all voxels begins here: their coordinates, where they go, a value each
             require_memory((2 * self.ndim + 1) * voxels * like.element_size(), f"a grid of {'x'.join(map(str, self.shape))} voxels")
-        make = _cached_coordinates if voxels <= MAX_CACHED_VOXELS else _coordinates
+        make = _cached_coordinates if voxels <= MAX_CACHED_VOXELS else _shared_coordinates
         return make(self.shape, self.spacing, like.dtype, like.device)
 
     def is_identity(self, x: Tensor) -> bool:
-        """Whether x is the same tensor object that ``identity`` returns. A field on this grid is then not interpolated at x.
-
-        Always False for large grids, which are not cached.
-        """
+        """Whether x is the same tensor object that ``identity`` returns. A field on this grid is then not interpolated at x."""
         return x.shape[2:] == self.shape and x is _coordinates_in_use.get((self.shape, self.spacing, x.dtype, x.device))
 
     @property
@@ -254,7 +252,7 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 Coordinates = tuple[tuple[int, ...], tuple[float, ...], torch.dtype, torch.device]
 
 _coordinates_in_use: WeakValueDictionary[Coordinates, Tensor] = WeakValueDictionary()
-"""Cached coordinates that are still in use: equal grids share one tensor, even after the cache has dropped it."""
+"""Coordinates that are in use: equal grids share one tensor, even after the cache has dropped it."""
 
 
 def _coordinates(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -262,10 +260,13 @@ def _coordinates(shape: tuple[int, ...], spacing: tuple[float, ...], dtype: torc
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is cached in the caller's inference mode could not have gradients later
-def _cached_coordinates(*key: Any) -> Tensor:
-    return _coordinates_in_use.setdefault(key, _coordinates(*key))
+@torch.inference_mode(False)  # what is shared from the caller's inference mode could not have gradients later
+def _shared_coordinates(*key: Any) -> Tensor:
+    known = _coordinates_in_use.get(key)
+    return _coordinates_in_use.setdefault(key, _coordinates(*key)) if known is None else known
+
+
+_cached_coordinates = lru_cache(maxsize=16)(_shared_coordinates)
 
 
 def require_one_dimension(dimensions: Mapping[str, int | None]) -> None:
