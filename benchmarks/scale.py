@@ -17,29 +17,12 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-import torch
+from textures import textures
 
-from rdmm import Grid, Image
-from rdmm.data.synthetic.random_maps import random_diffeomorphism, smooth_noise
 from rdmm.kernels.available import set_threads
 from rdmm.registration.entry import register
 
 SIZES = ["64x64x64", "96x96x96", "128x128x128", "192x192x192", "256x256x256", "512x512", "1024x1024", "2048x2048", "4096x4096"]
-EDGE = 256.0
-"""Longest edge of the images, mm."""
-
-
-def textures(shape: tuple[int, ...]) -> tuple[Image, Image]:
-    """A random texture in a ball, and the same texture moved by a random diffeomorphism."""
-    voxel = EDGE / max(shape)
-    grid = Grid(shape, np.diag([voxel] * len(shape) + [1.0]))
-    rng = np.random.default_rng(0)
-    x = grid.identity(torch.zeros(1))
-    middle = torch.tensor(grid.extent).view(1, -1, *(1,) * len(shape)) / 2
-    ball = torch.sigmoid((0.4 - (x - middle).square().sum(1, keepdim=True).sqrt()) / 0.01)
-    image = Image(ball * (2 + sum(smooth_noise(rng, 1, grid, sigma) for sigma in (0.015, 0.05))), grid)
-    return image, image.moved_by(random_diffeomorphism(rng, grid, 0.02, 0.1))
 
 
 def measure(shape: tuple[int, ...], settings: list[str]) -> dict[str, float]:

@@ -14,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from pretended_device import Waits
 
-from rdmm import LDDMM, RDMM, SVF, DivergenceError, Grid, Image, InitialConditions, MultiGaussian, Pair, Problem
-from rdmm.dynamics.integrator import Integrator
-from rdmm.optim.multiscale import LBFGS, NoOptimizer
+from rdmm.dynamics import LDDMM, RDMM, SVF, InitialConditions, Integrator
+from rdmm.optim import LBFGS, NoOptimizer, Problem
+from rdmm.regularizer import MultiGaussian
 from rdmm.regularizer.penalty import WeightPenalty
 from rdmm.similarity import LNCC, MIND, NCC, NMI, SSD, CorrelationRatio, MultiKernelLNCC
+from rdmm.spatial.grid import Grid
+from rdmm.spatial.image import Image
+from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine
 from rdmm.stages import AffineOpt, Chain, Deform
+from rdmm.types import DivergenceError
 
 SMOOTHER = MultiGaussian([0.05, 0.2], [0.4, 0.6], boundary="slip", compressibility=0.25)
 SHORT = Integrator(steps=1)
