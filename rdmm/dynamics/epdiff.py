@@ -7,7 +7,7 @@
 Two solvers share one rate for m. It is in flux form, model (16): with central differences <ad*_v m, v> = 0 to rounding, at any
 resolution.
 
-*Eulerian*: (m, u) as one system for torchdiffeq. Central differences of u make ripples where it is steep, and folds.
+*Eulerian*: (m, u) as one system. Central differences of u make ripples where it is steep, and folds.
 *SemiLagrangian*: m by the classical Runge-Kutta method; the map by composition, phi <- phi ∘ psi, with psi traced back along
 the velocity in the middle of the step. A composition of maps near the identity makes no ripples.
 """
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from rdmm.dynamics.base import Snapshot
-from rdmm.dynamics.integrator import State
+from rdmm.dynamics.solvers import State
 from rdmm.kernels.available import has_kernels
 from rdmm.regularizer.metric import Metric
 from rdmm.spatial import ops
@@ -99,7 +99,7 @@ class EPDiff:
 
 @dataclass(frozen=True, eq=False)
 class Eulerian:
-    """d_t (m, u[, U]), with phi^{-1} = id + U: torchdiffeq's right-hand side."""
+    """d_t (m, u[, U]), with phi^{-1} = id + U."""
 
     equation: EPDiff
 
@@ -108,7 +108,7 @@ class Eulerian:
         zero = torch.zeros_like(m)
         return (m, zero, *[zero] * inverse)
 
-    def __call__(self, _: Tensor, y: State) -> State:
+    def __call__(self, y: State) -> State:
         m, u = y[:2]
         grid = self.equation.metric.grid
         rate, v = self.equation(m, self.equation.advected_weights(u))

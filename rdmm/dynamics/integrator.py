@@ -1,20 +1,19 @@
-"""Integration of geodesics over t in [0, 1]. The only module that knows torchdiffeq."""
+"""Integration of geodesics over t in [0, 1]."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from rdmm.dynamics.solvers import METHODS, ROUNDING, Solver, State, adjoint_path
 from rdmm.types import ConfigError, DivergenceError, Tensor, require_finite_fields
 
 Method = Literal["semi_lagrangian", "dopri5", "rk4", "midpoint", "euler"]
-
-State = tuple[Tensor, ...]
 
 KEPT_PER_STEP = 10
 """What a step keeps for the backward pass, in sizes of the state: 5.5 for LDDMM, 8 for RDMM with two Gaussians, 9 with five."""
@@ -25,17 +24,14 @@ MOST_KEPT = 2**29
 COURANT = 1.5
 """Voxels that a step may cross. Runge-Kutta is stable up to 2.8; at 1.5 it still conserves energy."""
 
-ROUNDING = 1e-6
-"""Times that differ by less are equal."""
-
 MAX_STEP_FACTOR = 8
 """A fast flow may take up to this many times ``steps``; beyond it, DivergenceError."""
 
 
 class Eulerian(Protocol):
-    """A right-hand side d_t y = f(t, y)."""
+    """A right-hand side d_t y = f(y)."""
 
-    def __call__(self, t: Tensor, y: State, /) -> State: ...
+    def __call__(self, y: State, /) -> State: ...
 
 
 class SemiLagrangian(Protocol):
@@ -46,35 +42,23 @@ class SemiLagrangian(Protocol):
     def step(self, y: State, dt: float, /) -> State: ...
 
 
-def runge_kutta_step(rate: Callable[[float, State], State], y: State, dt: float) -> State:
-    """One step of the classical Runge-Kutta method (RK4) for d_t y = rate(c, y), c in [0, 1] the fraction of the step."""
-
-    def advanced(c: float, rates: State) -> State:
-        return tuple(a + c * dt * r for a, r in zip(y, rates, strict=True))
-
-    k1 = rate(0.0, y)
-    k2 = rate(0.5, advanced(0.5, k1))
-    k3 = rate(0.5, advanced(0.5, k2))
-    k4 = rate(1.0, advanced(1.0, k3))
-    return tuple(a + dt / 6 * (r1 + 2 * r2 + 2 * r3 + r4) for a, r1, r2, r3, r4 in zip(y, k1, k2, k3, k4, strict=True))
-
-
 @dataclass(frozen=True)
 class Integrator:
     """y(0) -> y(1).
 
     Args:
-        method: ``semi_lagrangian``, or one of torchdiffeq: ``dopri5`` (adaptive), ``rk4``, ``midpoint``, ``euler``. Semi-Lagrangian
-            means maps by composition for images, and Runge-Kutta (RK4) steps for points.
-        rtol, atol: tolerances of the adaptive method.
+        method: ``semi_lagrangian``, or a Runge-Kutta method for all of the state: ``dopri5`` (adaptive), ``rk4``, ``midpoint``, ``euler``.
+            Semi-Lagrangian means maps by composition for images, and RK4 steps for points.
+        rtol, atol: tolerated error of a step of the adaptive method, root mean square: rtol times the size of the momentum, map, ...,
+            and atol. Of gradients, rtol alone: they have no scale of their own.
         steps: number of steps of the others. ``semi_lagrangian`` takes more where a step would cross more than COURANT voxels (of
             points: narrowest sigmas), up to MAX_STEP_FACTOR times as many.
-        adjoint: gradients at constant memory, by the reverse-time adjoint (torchdiffeq) or by recomputing each step
+        adjoint: gradients at constant memory, by the reverse-time adjoint, or by recomputing each step
             (semi_lagrangian, where the trajectory would take more than MOST_KEPT bytes); False: plain backpropagation through all steps.
     """
 
     method: Method = "semi_lagrangian"
-    rtol: float = 1e-5
+    rtol: float = 1e-4
     atol: float = 1e-5
     steps: int = 10
     adjoint: bool = True
@@ -94,7 +78,7 @@ class Integrator:
         """y(1).
 
         Args:
-            f: Eulerian for torchdiffeq's methods, SemiLagrangian for ``semi_lagrangian``.
+            f: SemiLagrangian for ``semi_lagrangian``, Eulerian for the other methods.
             params: every tensor that f closes over and that needs a gradient; the adjoint sees no others.
 
         Raises:
@@ -105,8 +89,8 @@ class Integrator:
     def trajectory(self, f: Eulerian | SemiLagrangian, y0: State, params: Sequence[Tensor], times: Sequence[float]) -> list[State]:
         """[y(t) for t in times], times increasing in [0, 1].
 
-        The steps are those of y(1), whatever the times. A time within a step is interpolated (torchdiffeq) or
-        reached by a part of the step.
+        The steps are those of y(1), whatever the times. A time within a step is reached by a part of the step
+        (semi_lagrangian), or interpolated.
         """
         return self._solve(f, y0, params, times) if self.eulerian else self._step(f, y0, times)  # type: ignore[arg-type]
 
@@ -128,27 +112,18 @@ class Integrator:
         return states
 
     def _solve(self, f: Eulerian, y: State, params: Sequence[Tensor], times: Sequence[float]) -> list[State]:
-        from torchdiffeq import odeint, odeint_adjoint
+        later = [t for t in times if t > ROUNDING]
+        wanted = [p for p in params if p.requires_grad]
+        states: list[State] = []
+        if later and self.adjoint and torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *wanted)):
+            states = adjoint_path(self._solver, f, y, later, self.atol, wanted)
+        elif later:
+            states = self._solver.path(f, y, later, [self.atol] * len(y))
+        return [y] * (len(times) - len(later)) + states
 
-        kind = torch.float64 if y[0].dtype == torch.float64 else torch.float32
-        later = [t for t in times if t > 0]
-        if not later:
-            return [y for _ in times]
-        t = torch.tensor([0.0, *later], dtype=kind, device=y[0].device)
-        options: dict[str, Any] = {"max_num_steps": 200} if self.method == "dopri5" else {"step_size": 1 / self.steps}
-        if self.method != "dopri5" and len(later) > 1:
-            options["interp"] = "cubic"
-        keywords = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "options": options}
-        wanted = tuple(p for p in params if p.requires_grad)
-        try:
-            if self.adjoint and torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *wanted)):
-                out = odeint_adjoint(f, y, t, adjoint_params=wanted, adjoint_options=dict(options), **keywords)
-            else:
-                out = odeint(f, y, t, **keywords)
-        except AssertionError as error:  # torchdiffeq's "underflow in dt" and "max_num_steps exceeded"
-            raise DivergenceError(f"{self.method} could not reach t={later[-1]:g}: {error}") from error
-        states = [tuple(x[k] for x in out) for k in range(len(t))]
-        return states if len(times) == len(t) else states[1:]
+    @property
+    def _solver(self) -> Solver:
+        return Solver(METHODS[self.method], self.steps, self.rtol)
 
     @torch.no_grad()
     def _step_count(self, f: SemiLagrangian, y: State) -> int:

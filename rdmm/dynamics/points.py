@@ -16,7 +16,8 @@ from typing import Any, ClassVar, final
 import torch
 
 from rdmm.dynamics.base import InitialConditions
-from rdmm.dynamics.integrator import Integrator, State, runge_kutta_step
+from rdmm.dynamics.integrator import Integrator
+from rdmm.dynamics.solvers import State, runge_kutta_step
 from rdmm.kernels.available import has_kernels
 from rdmm.kernels.pairwise import half_squared_distance, reduce_pairs
 from rdmm.regularizer.penalty import Penalty
@@ -28,7 +29,7 @@ from rdmm.types import ConfigError, InputError, Tensor, repr_with_shapes
 
 @dataclass(frozen=True, eq=False)
 class Hamiltonian:
-    """The rates of (q, p[, x]), (b, d, n) each, for torchdiffeq, and Runge-Kutta steps of them."""
+    """The rates of (q, p[, x]), (b, d, n) each, and Runge-Kutta steps of them."""
 
     sigmas: Sequence[float]
     weights: Sequence[float]
@@ -66,7 +67,7 @@ class Hamiltonian:
         steep = sum(w / s**2 * (half * (-1 / s**2)).exp() for s, w in zip(self.sigmas, self.weights, strict=True))
         return steep * (x[:, :, d:] * y[:, :, d:]).sum(-1)
 
-    def __call__(self, _: Tensor | float, y: State) -> State:
+    def __call__(self, y: State) -> State:
         q, p, *rest = y
         require_finite(p, "the momentum")
         return (self.velocity(q, q, p), self.force(q, p), *(self.velocity(x, q, p) for x in rest))
@@ -78,7 +79,7 @@ class Hamiltonian:
 
     def step(self, y: State, dt: float) -> State:
         """A Runge-Kutta step, used for method="semi_lagrangian": points need no interpolation."""
-        return runge_kutta_step(self, y, dt)
+        return runge_kutta_step(self, y, dt)[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rdmm.dynamics.epdiff import EPDiff, Weights
-from rdmm.dynamics.integrator import State
+from rdmm.dynamics.solvers import State
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.types import Tensor

@@ -10,8 +10,8 @@ from typing import final
 from rdmm.dynamics.base import InitialConditions, Snapshot
 from rdmm.dynamics.epdiff import EPDiff, Eulerian
 from rdmm.dynamics.images import ImageDynamics
-from rdmm.dynamics.integrator import State
 from rdmm.dynamics.semi_lagrangian import SemiLagrangian
+from rdmm.dynamics.solvers import State
 from rdmm.regularizer.metric import Metric
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid

@@ -11,8 +11,8 @@ import torch
 
 from rdmm.dynamics.base import InitialConditions, Snapshot
 from rdmm.dynamics.images import ImageDynamics
-from rdmm.dynamics.integrator import State
 from rdmm.dynamics.semi_lagrangian import backtrace
+from rdmm.dynamics.solvers import State
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -49,7 +49,7 @@ class SVF(ImageDynamics):
         if not self.integrator.eulerian:
             return Dense(exponential(v * t, grid, self.integrator.steps), grid)
 
-        def rate(_: Tensor, y: State) -> State:
+        def rate(y: State) -> State:
             ops.require_finite(y[0], "the map")
             return (-t * (v + ops.advect(y[0], v, grid)),)
 
