@@ -111,3 +111,15 @@ finally:
     *_, modules, shape = ended.stdout.splitlines()
     assert not UNUSED & set(modules.split())
     assert shape == "1 1 3 3", "torch's compiler has all of torch"
+
+
+def test_a_mistyped_option_needs_no_torch():
+    code = """import sys
+sys.argv[1:] = ["register", "--similarity", "ncc"]
+from rdmm.__main__ import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules)"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout == "False\n" and "write similarity=ncc" in ended.stderr

@@ -81,7 +81,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --no-report."""
-    text = "Make no report.html and draw no pictures, which saves about half a second; rdmm report makes them later."
+    text = "Make no report.html and draw no pictures, which saves a few tenths of a second; rdmm report makes them later."
     return click.option("--no-report", "report", is_flag=True, flag_value=False, default=True, help=text)(command)
 
 

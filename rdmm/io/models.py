@@ -12,11 +12,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdmm.io.files import require_file, write_atomically
-from rdmm.types import InputError, Tensor
+from rdmm.types import InputError
 from rdmm.version import __version__
+
+if TYPE_CHECKING:  # whoever reads no model needs no torch
+    from rdmm.types import Tensor
 
 FORMAT = 1
 """Version of the file format. Files of a newer version are refused."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-import numba
+import numba.np.arrayobj
+import numba.np.ufunc.parallel  # noqa: F401  both are named in kept machine code
+from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 
 from rdmm import kernels
 
@@ -13,4 +16,4 @@ for _module in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}."):
     if _module.name != __name__:
         importlib.import_module(_module.name)
 
-numba.njit(lambda: None)()  # the first function makes numba load its library, which takes .2 s; it starts no threads
+rtsys.initialize(cpu_target.target_context)  # what the first kernel would do; it starts no threads
