@@ -115,7 +115,7 @@ class Filter:
         a = a * self.gains
         if self.direction is None or self.compressibility == 1:
             return a
-        compressing = sum((a[:, i : i + 1] * k for i, k in enumerate(self.direction)), torch.zeros_like(a[:, :1]))
+        compressing = (a * self.direction).sum(1, keepdim=True)
         return a - (1 - self.compressibility) * compressing * self.direction
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def _sample(values: Tensor, points: Tensor, grid: Grid, mode: Mode, outside: Lit
     """``sample`` at finite points, by torch."""
     d = grid.ndim
     batch = max(values.shape[0], points.shape[0])
-    unit = torch.stack([points[:, i] * (2 / grid.extent[i]) - 1 for i in reversed(range(d))], dim=-1)
+    scale = constant(tuple(2 / x for x in grid.extent), points).view(-1, *(1,) * (points.ndim - 2))
+    unit = (points * scale - 1).movedim(1, -1).flip(-1)
     if not values.is_floating_point():
         return _pick_nearest(values, unit, outside)
     flat = unit if unit.ndim == d + 2 else unit.reshape(unit.shape[0], *(1,) * (d - 1), -1, d)
@@ -155,10 +156,10 @@ def refine(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     """Apply ``matrix`` (m, n), or one for each component (c, m, n), along one axis of ``x`` (b, c, *s).
 
-    Products of one matrix with one large one are avoided: their bits depend on the number of threads.
+    Products of one matrix with one large one are avoided: their bits depend on the number of threads. On a GPU few large products are best.
     """
-    if matrix.ndim == 3 and axis == 2:
-        return torch.matmul(matrix, x.flatten(3)).unflatten(3, x.shape[3:])
+    if matrix.ndim == 3 and (axis == 2 or not is_on_host(x)):
+        return _along_by_component(matrix, x, axis)
     if matrix.ndim == 3:
         return torch.cat([along(m, x[:, i : i + 1], axis) for i, m in enumerate(matrix)], 1)
     shape = x.shape
@@ -169,6 +170,13 @@ def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
         else:
             out = torch.matmul(matrix, x.reshape(-1, shape[axis], trailing))
     return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
+
+
+def _along_by_component(matrices: Tensor, x: Tensor, axis: int) -> Tensor:
+    """``along`` of one matrix for each component, (c, m, n), by one product."""
+    if axis == x.ndim - 1:
+        return x @ matrices.mT.unflatten(0, (-1, *(1,) * (axis - 3)))
+    return (matrices.unflatten(0, (-1, *(1,) * (axis - 2))) @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
 
 
 def _central(f: Tensor, axis: int, h: float) -> Tensor:
@@ -208,13 +216,27 @@ class _Linear(torch.autograd.Function):
         return ctx.transpose(g, *ctx.arguments), None, None, None, None
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _differences(n: int, h: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n, n): ``_central`` as a matrix."""
+    return _central(torch.eye(n, dtype=dtype), 0, h).to(device)
+
+
 def partial(f: Tensor, axis: int, grid: Grid) -> Tensor:
-    """d f / d x_axis by central differences (one-sided at the edges), model (4); ``f`` is (..., *s)."""
+    """d f / d x_axis by central differences (one-sided at the edges), model (4); ``f`` is (..., *s).
+
+    On a GPU by one product with a matrix: there the number of operations counts.
+    """
+    if not is_on_host(f):
+        return along(_differences(grid.shape[axis], grid.spacing[axis], f.dtype, f.device), f, f.ndim - grid.ndim + axis)
     return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central, _central_transpose)
 
 
 def partial_transpose(f: Tensor, axis: int, grid: Grid) -> Tensor:
     """The transpose of ``partial``, model (4): -d f / d x_axis inside the grid, for an f that is 0 outside the grid."""
+    if not is_on_host(f):
+        return along(_differences(grid.shape[axis], grid.spacing[axis], f.dtype, f.device).mT, f, f.ndim - grid.ndim + axis)
     return _Linear.apply(f, f.ndim - grid.ndim + axis, grid.spacing[axis], _central_transpose, _central)
 
 
@@ -265,15 +287,12 @@ def corner_determinants(u: Tensor, grid: Grid, spacing: Sequence[float] | None =
         index = tuple(slice(c, n - 1 + c) for c, n in zip(corner, grid.shape, strict=True))
         return u[(slice(None), slice(None), *index)] / h + constant(corner, u).view(1, -1, *(1,) * d)
 
+    def end(corner: tuple[int, ...], axis: int, k: int) -> tuple[int, ...]:
+        return (*corner[:axis], k, *corner[axis + 1 :])
+
     points = {c: vertex(c) for c in itertools.product((0, 1), repeat=d)}
-    out = []
-    for corner in points:
-        columns = []
-        for axis in range(d):
-            other = list(corner)
-            other[axis] = 1 - other[axis]
-            columns.append((points[tuple(other)] - points[corner]) * (1 - 2 * corner[axis]))
-        out.append(determinant(columns))
+    edges = {(c, i): points[end(c, i, 1)] - points[c] for c in points for i in range(d) if c[i] == 0}
+    out = [determinant([edges[end(c, i, 0), i] for i in range(d)]) for c in points]
     if d == 3:
         for parity in (0, 1):
             # the tetrahedron of the four vertices of one parity; half its signed volume ratio to a corner's is 2
