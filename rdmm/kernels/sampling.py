@@ -11,135 +11,183 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
+from numba import get_num_threads, prange
 
 from rdmm.kernels.compiled import compiled
 from rdmm.types import DivergenceError, Tensor
 
-SLABS = 16
-"""Slabs into which the gradient by values is cut: tasks for threads. Fixed, so that results do not depend on the threads. Not measured."""
+
+@compiled()
+def _numbers(scale, nx, ny, nz):  # type: ignore[no-untyped-def]
+    """1, the distance that is rounding, and the last coordinate along each axis, in the type of ``scale``: a wider one would be slower."""
+    kind = scale.dtype.type
+    return kind(1), kind(1e-5), (kind(nx - 1), kind(ny - 1), kind(nz - 1))
 
 
 @compiled(inline="always")
-def _cell(p, n):  # type: ignore[no-untyped-def]
-    """Lower corner, fraction, and whether p is inside, for a coordinate in voxels, clamped to the grid (NaN to 0).
+def _cell(p, last, one, rounding):  # type: ignore[no-untyped-def]
+    """Lower corner and fraction of a coordinate in voxels, clamped to [0, last] (NaN to 0), and whether it is strictly inside.
 
-    A point within 1e-5 voxels of a voxel's center is taken to be the center: the difference is rounding.
+    A point within ``rounding`` of a voxel's center is taken to be the center.
     """
-    p = min(max(p, 0.0), n - 1.0) if p == p else 0.0
-    nearest = np.floor(p + 0.5)
-    if abs(p - nearest) < 1e-5:
-        p = nearest
-    i = min(int(p), max(n - 2, 0))
-    return i, p - i, p > 0 and p < n - 1
+    zero = one - one
+    p = min(max(p, zero), last) if p == p else zero
+    nearest = np.floor(p + one / (one + one))
+    p = nearest if abs(p - nearest) < rounding else p
+    low = max(min(np.floor(p), last - one), zero)
+    return np.uint64(low), p - low, p > zero and p < last
+
+
+@compiled()
+def _strides(nx, ny, nz):  # type: ignore[no-untyped-def]
+    """Distance in memory of neighbors along each axis of (x, y, z); 0 along an axis of one voxel."""
+    return np.uint64(ny * nz * min(1, nx - 1)), np.uint64(nz * min(1, ny - 1)), np.uint64(min(1, nz - 1))
+
+
+@compiled(inline="always")
+def _index(x, y, z, ny, nz):  # type: ignore[no-untyped-def]
+    """Place in memory of a voxel of (x, y, z)."""
+    return (x * np.uint64(ny) + y) * np.uint64(nz) + z
+
+
+@compiled(inline="always")
+def _cover(p, last, one):  # type: ignore[no-untyped-def]
+    """1 in the grid, falling to 0 within a voxel outside: the sum of the weights of the voxels in the grid."""
+    return max(one - one, min(one, min(p + one, last + one - p)))
 
 
 @compiled(parallel=True)
-def _forward(values, points, scale, out):  # type: ignore[no-untyped-def]
-    """Write values (c, x, y, z) at points (3, k, l) * scale to out (c, k, l); return the number of points that are not finite."""
-    c, nx, ny, nz = values.shape
+def _forward(v, shape, points, scale, covered, out):  # type: ignore[no-untyped-def]
+    """Write values (c, *shape), flat, at points (3, k, l) * scale to out (c, k, l); return the number of points that are not finite.
+
+    With ``covered`` the values outside the grid are 0, and else those of the edge.
+    """
+    nx, ny, nz = shape
+    n = np.uint64(nx * ny * nz)
+    sx, sy, sz = _strides(nx, ny, nz)
+    one, rounding, last = _numbers(scale, nx, ny, nz)
     bad = 0
-    sy, sz = min(1, ny - 1), min(1, nz - 1)
     for k in prange(points.shape[1]):
         for j in range(points.shape[2]):
             px, py, pz = points[0, k, j] * scale[0], points[1, k, j] * scale[1], points[2, k, j] * scale[2]
             if not np.isfinite(px + py + pz):
                 bad += 1
-            x, fx, _ = _cell(px, nx)
-            y, fy, _ = _cell(py, ny)
-            z, fz, _ = _cell(pz, nz)
-            gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
-            for a in range(c):
-                v = values[a]
-                low = gy * (gz * v[x, y, z] + fz * v[x, y, z + sz]) + fy * (gz * v[x, y + sy, z] + fz * v[x, y + sy, z + sz])
-                high = gy * (gz * v[x + 1, y, z] + fz * v[x + 1, y, z + sz]) + fy * (
-                    gz * v[x + 1, y + sy, z] + fz * v[x + 1, y + sy, z + sz]
-                )
+            x, fx, _ = _cell(px, last[0], one, rounding)
+            y, fy, _ = _cell(py, last[1], one, rounding)
+            z, fz, _ = _cell(pz, last[2], one, rounding)
+            gx, gy, gz = one - fx, one - fy, one - fz
+            if covered:
+                cover = _cover(px, last[0], one) * _cover(py, last[1], one) * _cover(pz, last[2], one)
+                gx, fx = gx * cover, fx * cover
+            b = _index(x, y, z, ny, nz)
+            for a in range(len(out)):
+                low = gy * (gz * v[b] + fz * v[b + sz]) + fy * (gz * v[b + sy] + fz * v[b + sy + sz])
+                d = b + sx
+                high = gy * (gz * v[d] + fz * v[d + sz]) + fy * (gz * v[d + sy] + fz * v[d + sy + sz])
                 out[a, k, j] = gx * low + fx * high
+                b += n
     return bad
 
 
+@compiled(inline="always")
+def _corners(v, n, grad, k, j, b, sx, sy, sz, zero):  # type: ignore[no-untyped-def]
+    """Sum over channels, of n values each, of the gradient at a point times the values at the eight corners of the cell at ``b``."""
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = zero
+    for a in range(len(grad)):
+        g, d = grad[a, k, j], b + sx
+        a0 += g * v[b]
+        a1 += g * v[b + sz]
+        a2 += g * v[b + sy]
+        a3 += g * v[b + sy + sz]
+        a4 += g * v[d]
+        a5 += g * v[d + sz]
+        a6 += g * v[d + sy]
+        a7 += g * v[d + sy + sz]
+        b += n
+    return a0, a1, a2, a3, a4, a5, a6, a7
+
+
 @compiled(parallel=True)
-def _by_points(values, points, scale, grad, out):  # type: ignore[no-untyped-def]
+def _by_points(v, shape, points, scale, grad, out):  # type: ignore[no-untyped-def]
     """Gradient of sum(grad * values at points) with respect to the points (3, k, l); zero where a point is outside the grid.
 
     At a voxel's center the slope jumps; the mean of both sides is taken, so that a search from the identity prefers no side.
     """
-    c, nx, ny, nz = values.shape
-    sy, sz = min(1, ny - 1), min(1, nz - 1)
+    nx, ny, nz = shape
+    n = np.uint64(nx * ny * nz)
+    sx, sy, sz = _strides(nx, ny, nz)
+    one, rounding, last = _numbers(scale, nx, ny, nz)
+    zero, half = one - one, one / (one + one)
     for k in prange(points.shape[1]):
         for j in range(points.shape[2]):
-            x, fx, in_x = _cell(points[0, k, j] * scale[0], nx)
-            y, fy, in_y = _cell(points[1, k, j] * scale[1], ny)
-            z, fz, in_z = _cell(points[2, k, j] * scale[2], nz)
-            gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
-            left = x - 1 if fx == 0 and in_x else x
-            front = y - 1 if fy == 0 and in_y else y
-            below = z - 1 if fz == 0 and in_z else z
-            dx = dy = dz = 0.0 * fx
-            for a in range(c):
-                v, g = values[a], grad[a, k, j]
-                v000, v001, v010, v011 = v[x, y, z], v[x, y, z + sz], v[x, y + sy, z], v[x, y + sy, z + sz]
-                v100, v101, v110, v111 = v[x + 1, y, z], v[x + 1, y, z + sz], v[x + 1, y + sy, z], v[x + 1, y + sy, z + sz]
-                a00, a01, a10, a11 = gx * v000 + fx * v100, gx * v001 + fx * v101, gx * v010 + fx * v110, gx * v011 + fx * v111
-                b0, b1 = gz * v000 + fz * v001, gz * v010 + fz * v011
-                c0, c1 = gz * v100 + fz * v101, gz * v110 + fz * v111
-                if left != x:
-                    b0 = gz * v[left, y, z] + fz * v[left, y, z + sz]
-                    b1 = gz * v[left, y + sy, z] + fz * v[left, y + sy, z + sz]
-                dx += g * (gy * (c0 - b0) + fy * (c1 - b1))
-                y00, y01 = a00, a01
-                if front != y:
-                    y00 = gx * v[x, front, z] + fx * v[x + 1, front, z]
-                    y01 = gx * v[x, front, z + sz] + fx * v[x + 1, front, z + sz]
-                dy += g * (gz * (a10 - y00) + fz * (a11 - y01))
-                z00, z10 = a00, a10
-                if below != z:
-                    z00 = gx * v[x, y, below] + fx * v[x + 1, y, below]
-                    z10 = gx * v[x, y + sy, below] + fx * v[x + 1, y + sy, below]
-                dz += g * (gy * (a01 - z00) + fy * (a11 - z10))
-            out[0, k, j] = dx * scale[0] / (x - left + 1) if in_x else 0.0
-            out[1, k, j] = dy * scale[1] / (y - front + 1) if in_y else 0.0
-            out[2, k, j] = dz * scale[2] / (z - below + 1) if in_z else 0.0
+            x, fx, in_x = _cell(points[0, k, j] * scale[0], last[0], one, rounding)
+            y, fy, in_y = _cell(points[1, k, j] * scale[1], last[1], one, rounding)
+            z, fz, in_z = _cell(points[2, k, j] * scale[2], last[2], one, rounding)
+            gx, gy, gz = one - fx, one - fy, one - fz
+            b = _index(x, y, z, ny, nz)
+            a0, a1, a2, a3, a4, a5, a6, a7 = _corners(v, n, grad, k, j, b, sx, sy, sz, zero)
+            dx = gy * (gz * (a4 - a0) + fz * (a5 - a1)) + fy * (gz * (a6 - a2) + fz * (a7 - a3))
+            dy = gx * (gz * (a2 - a0) + fz * (a3 - a1)) + fx * (gz * (a6 - a4) + fz * (a7 - a5))
+            dz = gx * (gy * (a1 - a0) + fy * (a3 - a2)) + fx * (gy * (a5 - a4) + fy * (a7 - a6))
+            if fx == zero and in_x:
+                b0, b1, b2, b3, _, _, _, _ = _corners(v, n, grad, k, j, b - sx, sx, sy, sz, zero)
+                dx = half * (dx + gy * (gz * (a0 - b0) + fz * (a1 - b1)) + fy * (gz * (a2 - b2) + fz * (a3 - b3)))
+            if fy == zero and in_y:
+                b0, b1, _, _, b4, b5, _, _ = _corners(v, n, grad, k, j, b - sy, sx, sy, sz, zero)
+                dy = half * (dy + gx * (gz * (a0 - b0) + fz * (a1 - b1)) + fx * (gz * (a4 - b4) + fz * (a5 - b5)))
+            if fz == zero and in_z:
+                b0, _, b2, _, b4, _, b6, _ = _corners(v, n, grad, k, j, b - sz, sx, sy, sz, zero)
+                dz = half * (dz + gx * (gy * (a0 - b0) + fy * (a2 - b2)) + fx * (gy * (a4 - b4) + fy * (a6 - b6)))
+            out[0, k, j] = dx * scale[0] if in_x else zero
+            out[1, k, j] = dy * scale[1] if in_y else zero
+            out[2, k, j] = dz * scale[2] if in_z else zero
 
 
 @compiled(parallel=True)
 def _cell_range(points, scale, n, low, high):  # type: ignore[no-untyped-def]
     """For each row k of points, the first and the last cell along x that contains one."""
+    one, rounding, last = _numbers(scale, n, 1, 1)
     for k in prange(points.shape[1]):
         a, b = n, -1
         for j in range(points.shape[2]):
-            x, _, _ = _cell(points[0, k, j] * scale[0], n)
-            a, b = min(a, x), max(b, x)
+            x, _, _ = _cell(points[0, k, j] * scale[0], last[0], one, rounding)
+            a, b = min(a, int(x)), max(b, int(x))
         low[k], high[k] = a, b
 
 
 @compiled(parallel=True)
-def _by_values(points, scale, grad, low, high, out, slabs):  # type: ignore[no-untyped-def]
-    """Gradient with respect to the values: scatter grad (c, k, l) into out (c, x, y, z)."""
-    c, nx, ny, nz = out.shape
-    sy, sz = min(1, ny - 1), min(1, nz - 1)
+def _by_values(shape, points, scale, grad, low, high, o, slabs):  # type: ignore[no-untyped-def]
+    """Gradient with respect to the values: scatter grad (c, k, l) into o (c, *shape), flat.
+
+    Each voxel adds its points in the order of the points, whatever the number of slabs.
+    """
+    nx, ny, nz = shape
+    n = np.uint64(nx * ny * nz)
+    sx, sy, sz = _strides(nx, ny, nz)
+    one, rounding, last = _numbers(scale, nx, ny, nz)
     for s in prange(slabs):
-        first, last = s * nx // slabs, (s + 1) * nx // slabs
+        first, end = s * nx // slabs, (s + 1) * nx // slabs
         for k in range(points.shape[1]):
-            if high[k] < first - 1 or low[k] >= last:
+            if high[k] < first - 1 or low[k] >= end:
                 continue
             for j in range(points.shape[2]):
-                x, fx, _ = _cell(points[0, k, j] * scale[0], nx)
-                if x < first - 1 or x >= last:
+                ux, fx, _ = _cell(points[0, k, j] * scale[0], last[0], one, rounding)
+                x = int(ux)
+                if x < first - 1 or x >= end:
                     continue
-                y, fy, _ = _cell(points[1, k, j] * scale[1], ny)
-                z, fz, _ = _cell(points[2, k, j] * scale[2], nz)
-                gy, gz = 1 - fy, 1 - fz
+                y, fy, _ = _cell(points[1, k, j] * scale[1], last[1], one, rounding)
+                z, fz, _ = _cell(points[2, k, j] * scale[2], last[2], one, rounding)
+                gy, gz = one - fy, one - fz
                 for i in range(2):
-                    if first <= x + i < last:
-                        wx = fx if i else 1 - fx
-                        for a in range(c):
-                            g, o = wx * grad[a, k, j], out[a, x + i]
-                            o[y, z] += g * gy * gz
-                            o[y, z + sz] += g * gy * fz
-                            o[y + sy, z] += g * fy * gz
-                            o[y + sy, z + sz] += g * fy * fz
+                    if first <= x + i < end:
+                        b, wx = _index(ux, y, z, ny, nz) + (sx if i else np.uint64(0)), fx if i else one - fx
+                        for a in range(len(grad)):
+                            g = wx * grad[a, k, j]
+                            o[b] += g * gy * gz
+                            o[b + sz] += g * gy * fz
+                            o[b + sy] += g * fy * gz
+                            o[b + sy + sz] += g * fy * fz
+                            b += n
 
 
 def as_volume(x: np.ndarray) -> np.ndarray:
@@ -150,14 +198,9 @@ def as_volume(x: np.ndarray) -> np.ndarray:
 class _Sample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
-        batch = max(values.shape[0], points.shape[0])
-        out = torch.empty(batch, values.shape[1], *points.shape[2:], dtype=values.dtype)
         ctx.save_for_backward(values, points)
         ctx.spacing = spacing
-        for i, (v, p, o) in enumerate(_items(values, points, out, batch)):
-            if _forward(v, p, inverse_spacing(spacing, v.dtype), o):
-                raise DivergenceError(f"a map is not finite (image {i} of the batch): the trajectory diverged")
-        return out
+        return _values_at(values, points, spacing, covered=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -168,15 +211,24 @@ class _Sample(torch.autograd.Function):
             scale = inverse_spacing(ctx.spacing, v.dtype)
             if by_points is not None:
                 part = np.empty_like(p)
-                _by_points(v, p, scale, g, part)
+                _by_points(v.reshape(-1), v.shape[1:], p, scale, g, part)
                 axes = part if len(ctx.spacing) == 3 else part[::2]
                 by_points[i % points.shape[0]] += torch.from_numpy(axes).view(points.shape[1:])
             if by_values is not None:
                 low, high = np.empty(p.shape[1], np.int64), np.empty(p.shape[1], np.int64)
                 _cell_range(p, scale, v.shape[1], low, high)
-                target = by_values[i % values.shape[0]].numpy()
-                _by_values(p, scale, g, low, high, target if target.ndim == 4 else as_volume(target), min(SLABS, v.shape[1]))
+                target = by_values[i % values.shape[0]].view(-1).numpy()
+                _by_values(v.shape[1:], p, scale, g, low, high, target, get_num_threads())
         return by_values, by_points, None
+
+
+def _values_at(values: Tensor, points: Tensor, spacing: tuple[float, ...], *, covered: bool) -> Tensor:
+    batch = max(values.shape[0], points.shape[0])
+    out = torch.empty(batch, values.shape[1], *points.shape[2:], dtype=values.dtype)
+    for i, (v, p, o) in enumerate(_items(values, points, out, batch)):
+        if _forward(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), covered, o):
+            raise DivergenceError(f"a map is not finite (image {i} of the batch): the trajectory diverged")
+    return out
 
 
 def inverse_spacing(spacing: tuple[float, ...], dtype: np.dtype) -> np.ndarray:
@@ -204,3 +256,8 @@ def sample(values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor
         DivergenceError: a point is not finite.
     """
     return _Sample.apply(values, points.to(values.dtype), spacing)
+
+
+def sample_covered(values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    """As ``sample``, but 0 beyond the edges, to which the values fall within a voxel, and without gradients."""
+    return _values_at(values.detach(), points.detach().to(values.dtype), spacing, covered=True)

@@ -20,9 +20,6 @@ from rdmm.types import DivergenceError, Tensor
 
 Mode = Literal["linear", "nearest"]
 
-MAX_FLOOR = 0.2
-"""The compiled barrier skips cells whose determinants cannot be below this."""
-
 
 def require_finite(x: Tensor, what: str) -> None:
     """Raise DivergenceError unless all of ``x`` is finite. A NaN in ``grid_sample`` can end the process.
@@ -49,10 +46,10 @@ def sample(values: Tensor, points: Tensor, grid: Grid, *, mode: Mode = "linear",
     Raises:
         DivergenceError: a point is not finite. On other devices than the CPU, its value is NaN instead (of whole numbers: any).
     """
-    if mode == "linear" and outside == "edge" and has_kernels(values):
-        from rdmm.kernels.sampling import sample as compiled_sample
+    if mode == "linear" and has_kernels(values) and (outside == "edge" or not (values.requires_grad or points.requires_grad)):
+        from rdmm.kernels import sampling
 
-        return compiled_sample(values, points, grid.spacing)
+        return (sampling.sample if outside == "edge" else sampling.sample_covered)(values, points, grid.spacing)
     require_finite(points, "a map")
     if is_on_host(points):
         return _sample(values, points, grid, mode, outside)
@@ -308,8 +305,6 @@ def barrier(u: Tensor, grid: Grid, floor: float) -> Tensor:
     The determinant by central differences at a voxel is the mean of those at the corners that meet there. If none of these is
     negative, central differences find no fold either.
     """
-    if not 0 <= floor <= MAX_FLOOR:
-        raise ValueError(f"the floor of the barrier is between 0 and {MAX_FLOOR}, not {floor}")
     if has_kernels(u):
         from rdmm.kernels.barrier import barrier as compiled_barrier
 
