@@ -21,6 +21,10 @@ from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Dense
 from rdmm.types import ConfigError, Tensor, require_finite_fields
 
+FINEST = 0.7
+"""A shooting grid has at most this fraction of the image's resolution, unless it is asked for: with more, a search takes longer and ends
+no better (benchmarks/README.md)."""
+
 LEAST_WEIGHT = 1e-3
 """A Gaussian is in use where its squared pre-weight is above this somewhere. Smoothed regions leave rounding elsewhere. Not measured."""
 
@@ -66,8 +70,8 @@ class ImageDynamics(ABC):
         return MomentumCoordinates(preconditioner, ic.grid(source), ic, is_metric=not self.has_preweights)
 
     def shooting_fraction(self, fixed: Image, voxel_of_sigma: float, preconditioner: MultiGaussian) -> float:
-        """Resolution of the shooting grid whose voxel is ``voxel_of_sigma`` narrowest sigmas, over that of ``fixed``; at most 1."""
-        return min(1.0, min(fixed.grid.spacing) / (voxel_of_sigma * preconditioner.narrowest(fixed.grid)))
+        """Resolution of the shooting grid whose voxel is ``voxel_of_sigma`` narrowest sigmas, over that of ``fixed``; at most FINEST."""
+        return min(FINEST, min(fixed.grid.spacing) / (voxel_of_sigma * preconditioner.narrowest(fixed.grid)))
 
     def resized(self, ic: InitialConditions, fixed: Image, fraction: float) -> InitialConditions:
         """``ic`` on a shooting grid of ``fraction`` of the resolution of ``fixed``."""

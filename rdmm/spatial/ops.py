@@ -151,25 +151,48 @@ def refine(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Apply ``matrix`` (m, n), or one for each component (c, m, n), along one axis of ``x`` (b, c, *s).
+    """Apply ``matrix`` (m, n), or one for each component (c, m, n), along one axis of ``x`` (b, c, *s). No gradient by the matrix.
 
     Products of one matrix with one large one are avoided: their bits depend on the number of threads. On a GPU few large products are best.
     """
-    if matrix.ndim == 3 and (axis == 2 or not is_on_host(x)):
-        return _along_by_component(matrix, x, axis)
-    if matrix.ndim == 3:
-        return torch.cat([along(m, x[:, i : i + 1], axis) for i, m in enumerate(matrix)], 1)
-    shape = x.shape
-    trailing = math.prod(shape[axis + 1 :])
-    with torch.autocast(x.device.type, enabled=False):
-        if trailing == 1:
-            out = x.reshape(-1, shape[axis]) @ matrix.T
-        else:
-            out = torch.matmul(matrix, x.reshape(-1, shape[axis], trailing))
-    return out.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
+    return _Along.apply(x, matrix, axis)
 
 
-def _along_by_component(matrices: Tensor, x: Tensor, axis: int) -> Tensor:
+class _Along(torch.autograd.Function):
+    """The gradient is the product with the transposed matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, axis: int) -> Tensor:
+        ctx.matrix, ctx.axis = matrix, axis
+        if not is_on_host(x):
+            return _along_at_once(matrix if matrix.ndim == 3 else matrix.unsqueeze(0), x, axis)
+        out = x.new_empty(*x.shape[:axis], matrix.shape[-2], *x.shape[axis + 1 :])
+        matrices = matrix if matrix.ndim == 3 else matrix.expand(x.shape[1], *matrix.shape)
+        with torch.autocast(x.device.type, enabled=False):
+            for item, result in zip(x, out, strict=True):
+                if axis == 2:
+                    torch.bmm(matrices, item.flatten(2), out=result.flatten(2))
+                    continue
+                for part, field, product in zip(matrices, item, result, strict=True):
+                    _multiply(part, field, axis - 2, product)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return _Along.apply(g, ctx.matrix.mT, ctx.axis), None, None
+
+
+def _multiply(matrix: Tensor, x: Tensor, axis: int, out: Tensor) -> None:
+    """Write the product of ``matrix`` (m, n) along one axis of ``x`` (*s) to ``out``."""
+    trailing = math.prod(x.shape[axis + 1 :])
+    if trailing == 1:
+        torch.matmul(x.reshape(-1, x.shape[axis]), matrix.mT, out=out.view(-1, matrix.shape[0]))
+    else:
+        layers = x.reshape(-1, x.shape[axis], trailing)
+        torch.bmm(matrix.expand(len(layers), *matrix.shape), layers, out=out.view(len(layers), -1, trailing))
+
+
+def _along_at_once(matrices: Tensor, x: Tensor, axis: int) -> Tensor:
     """``along`` of one matrix for each component, (c, m, n), by one product."""
     if axis == x.ndim - 1:
         return x @ matrices.mT.unflatten(0, (-1, *(1,) * (axis - 3)))
