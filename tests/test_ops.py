@@ -99,6 +99,22 @@ def test_barrier_is_zero_for_gentle_maps_and_its_gradient_right(monkeypatch, gri
     assert torch.allclose(results[0][1], results[1][1], atol=1e-12)
 
 
+@pytest.mark.parametrize("batches", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_constant_values_have_the_same_slopes(grid, batches):
+    """Where only the points have a gradient, slopes are computed with the values. Points lie inside, on voxels, and outside."""
+    n, m = batches
+    values = torch.rand(n, 1, *grid.shape, dtype=torch.float64)
+    points = grid.identity(values) + 0.2 * torch.randn(m, grid.ndim, *grid.shape, dtype=torch.float64)
+    points[..., 0] = grid.identity(values)[..., 0]
+    points.requires_grad_()
+    results = []
+    for has_gradient in (False, True):
+        found = ops.sample(values.clone().requires_grad_(has_gradient), points, grid)
+        results.append((found, torch.autograd.grad(found.square().sum(), points)[0]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("bend", [0.05, 0.1, 0.3, 0.6])
 def test_the_compiled_barrier_counts_every_simplex(monkeypatch, grid, bend):
     """Whether few cells are squeezed or most, and for a floor that all maps are below."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rdmm import SVF, ConfigError, DivergenceError, Grid, Image, InitialConditions, MultiGaussian, Pair, Problem
+from rdmm.dynamics.images import FINEST
 from rdmm.optim.lbfgs import minimize
 from rdmm.optim.multiscale import LBFGS, VOXEL_OF_SIGMA
 from rdmm.runtime.interrupt import stop
@@ -130,7 +131,7 @@ def test_steps_that_promise_nothing_are_not_tried():
 @pytest.mark.parametrize("shape", [(64, 48), (40, 32, 36)])
 def test_the_shooting_grid_is_as_fine_as_the_smoother_needs(shape):
     """Its voxels are voxel_of_sigma times the narrowest Gaussian, and at .845 the Gaussian passes a thousandth of the shortest wave
-    that they hold; given a resolution, it is that; it is never finer than the image."""
+    that they hold; it has at most .7 of the image's resolution; given a resolution, it is that."""
     grid = Grid.unit(shape)
     image = Image(torch.rand(1, 1, *shape, generator=torch.manual_seed(0)), grid)
     smoother = MultiGaussian([0.02, 0.04, 0.1], [0.05, 0.5, 0.45])  # the first has too little weight to matter
@@ -141,12 +142,13 @@ def test_the_shooting_grid_is_as_fine_as_the_smoother_needs(shape):
         return LBFGS((1.0,), (1,), **settings)(problem, Pair(image, image), ic)[0].grid(image)
 
     for share in (0.6, 0.845, 1.2):
-        expected = [round(e / max(h, share * 0.04)) + 1 for e, h in zip(grid.extent, grid.spacing, strict=True)]
+        voxel = max(min(grid.spacing) / FINEST, share * 0.04)
+        expected = [round(e / max(h, voxel)) + 1 for e, h in zip(grid.extent, grid.spacing, strict=True)]
         assert list(shot(voxel_of_sigma=share).shape) == expected
     assert shot().shape == shot(voxel_of_sigma=VOXEL_OF_SIGMA[len(shape)]).shape
     assert math.exp(-((math.pi / 0.845) ** 2) / 2) == pytest.approx(1e-3, rel=0.01)
     assert shot(shooting=0.5).shape == grid.scaled(0.5).shape
-    assert shot(voxel_of_sigma=0.1).shape == shape
+    assert shot(voxel_of_sigma=0.1).shape == grid.scaled(FINEST).shape
 
 
 @pytest.mark.parametrize(

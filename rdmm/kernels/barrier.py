@@ -36,9 +36,15 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline="always")
+def _row(u, x, y):  # type: ignore[no-untyped-def]
+    """The components of the displacements of a row of voxels: three arrays without gaps, for the sake of vector instructions."""
+    return u[0, x, y], u[1, x, y], u[2, x, y]
+
+
+@compiled(inline="always")
 def _vertex(row, z, scale, i, j, k):  # type: ignore[no-untyped-def]
-    """Vertex (i, j, k) of a deformed cell, in units of the undeformed edges; ``row`` (3, nz) has the displacements."""
-    return row[0, z] * scale[0] + i, row[1, z] * scale[1] + j, row[2, z] * scale[2] + k
+    """Vertex (i, j, k) of a deformed cell, in units of the undeformed edges, from the displacements of its row."""
+    return row[0][z] * scale[0] + i, row[1][z] * scale[1] + j, row[2][z] * scale[2] + k
 
 
 @compiled(inline="always")
@@ -55,7 +61,7 @@ def _row_values(u, scale, floor, one, x, y, flat, out):  # type: ignore[no-untyp
     The loop has no branch that depends on the map, and one type of number, so that the compiler makes vector instructions of it.
     """
     o, half, next_y = one - one, one / (one + one), y if flat else y + 1
-    r00, r01, r10, r11 = u[:, x, y], u[:, x, next_y], u[:, x + 1, y], u[:, x + 1, next_y]
+    r00, r01, r10, r11 = _row(u, x, y), _row(u, x, next_y), _row(u, x + 1, y), _row(u, x + 1, next_y)
     for z in range(out.shape[0]):
         a, b = _vertex(r00, z, scale, o, o, o), _vertex(r00, z + 1, scale, o, o, one)
         c, d = _vertex(r01, z, scale, o, one, o), _vertex(r01, z + 1, scale, o, one, one)
@@ -92,7 +98,7 @@ def _barrier_value(u, scale, floor, one, sums):  # type: ignore[no-untyped-def]
 def _at(u, scale, x, y, z, flat, vertex):  # type: ignore[no-untyped-def]
     """A vertex, given by its bits, of the deformed cell (x, y, z), in units of the undeformed edges."""
     i, j, k = vertex >> 2, (vertex >> 1) & 1, vertex & 1
-    return _vertex(u[:, x + i, y if flat else y + j], z + k, scale, i, j, k)
+    return _vertex(_row(u, x + i, y if flat else y + j), z + k, scale, i, j, k)
 
 
 @compiled()

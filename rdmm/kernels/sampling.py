@@ -108,24 +108,31 @@ def _corners(v, n, grad, k, j, b, sx, sy, sz, zero):  # type: ignore[no-untyped-
 
 
 @compiled(parallel=True)
-def _by_points(v, shape, points, scale, grad, out):  # type: ignore[no-untyped-def]
+def _by_points(v, shape, points, scale, grad, out, value):  # type: ignore[no-untyped-def]
     """Gradient of sum(grad * values at points) with respect to the points (3, k, l); zero where a point is outside the grid.
 
+    Unless ``value`` (k, l) is empty, the sum over channels of grad * values goes there. Returns the number of points that are not finite.
     At a voxel's center the slope jumps; the mean of both sides is taken, so that a search from the identity prefers no side.
     """
     nx, ny, nz = shape
     n = np.uint64(nx * ny * nz)
     sx, sy, sz = _strides(nx, ny, nz)
     one, rounding, last = _numbers(scale, nx, ny, nz)
-    zero, half = one - one, one / (one + one)
+    zero, half, bad = one - one, one / (one + one), 0
     for k in prange(points.shape[1]):
         for j in range(points.shape[2]):
-            x, fx, in_x = _cell(points[0, k, j] * scale[0], last[0], one, rounding)
-            y, fy, in_y = _cell(points[1, k, j] * scale[1], last[1], one, rounding)
-            z, fz, in_z = _cell(points[2, k, j] * scale[2], last[2], one, rounding)
+            px, py, pz = points[0, k, j] * scale[0], points[1, k, j] * scale[1], points[2, k, j] * scale[2]
+            if not np.isfinite(px + py + pz):
+                bad += 1
+            x, fx, in_x = _cell(px, last[0], one, rounding)
+            y, fy, in_y = _cell(py, last[1], one, rounding)
+            z, fz, in_z = _cell(pz, last[2], one, rounding)
             gx, gy, gz = one - fx, one - fy, one - fz
             b = _index(x, y, z, ny, nz)
             a0, a1, a2, a3, a4, a5, a6, a7 = _corners(v, n, grad, k, j, b, sx, sy, sz, zero)
+            if value.size:
+                low, high = gy * (gz * a0 + fz * a1) + fy * (gz * a2 + fz * a3), gy * (gz * a4 + fz * a5) + fy * (gz * a6 + fz * a7)
+                value[k, j] = gx * low + fx * high
             dx = gy * (gz * (a4 - a0) + fz * (a5 - a1)) + fy * (gz * (a6 - a2) + fz * (a7 - a3))
             dy = gx * (gz * (a2 - a0) + fz * (a3 - a1)) + fx * (gz * (a6 - a4) + fz * (a7 - a5))
             dz = gx * (gy * (a1 - a0) + fy * (a3 - a2)) + fx * (gy * (a5 - a4) + fy * (a7 - a6))
@@ -141,6 +148,7 @@ def _by_points(v, shape, points, scale, grad, out):  # type: ignore[no-untyped-d
             out[0, k, j] = dx * scale[0] if in_x else zero
             out[1, k, j] = dy * scale[1] if in_y else zero
             out[2, k, j] = dz * scale[2] if in_z else zero
+    return bad
 
 
 @compiled(parallel=True)
@@ -211,7 +219,7 @@ class _Sample(torch.autograd.Function):
             scale = inverse_spacing(ctx.spacing, v.dtype)
             if by_points is not None:
                 part = np.empty_like(p)
-                _by_points(v.reshape(-1), v.shape[1:], p, scale, g, part)
+                _by_points(v.reshape(-1), v.shape[1:], p, scale, g, part, np.empty((0, 0), p.dtype))
                 axes = part if len(ctx.spacing) == 3 else part[::2]
                 by_points[i % points.shape[0]] += torch.from_numpy(axes).view(points.shape[1:])
             if by_values is not None:
@@ -222,12 +230,38 @@ class _Sample(torch.autograd.Function):
         return by_values, by_points, None
 
 
+class _SampleOne(torch.autograd.Function):
+    """One channel of constant values: the slopes by the points are computed with the values, and kept."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
+        out = torch.empty(max(values.shape[0], points.shape[0]), 1, *points.shape[2:], dtype=values.dtype)
+        slopes = torch.empty(len(out), len(spacing), *points.shape[2:], dtype=values.dtype)
+        for i, (v, p, o) in enumerate(_items(values, points, out, len(out))):
+            slope = np.empty_like(p) if len(spacing) == 2 else slopes[i].view(p.shape).numpy()
+            _require_finite(_by_points(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), np.ones_like(o), slope, o[0]), i)
+            if len(spacing) == 2:
+                slopes[i] = torch.from_numpy(slope[::2]).view(slopes.shape[1:])
+        ctx.slopes, ctx.batch = slopes, points.shape[0]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        by_points = ctx.slopes * grad
+        return None, by_points if ctx.batch == len(by_points) else by_points.sum(0, keepdim=True), None
+
+
+def _require_finite(bad: int, item: int) -> None:
+    """Raise DivergenceError if points of an item of the batch are not finite."""
+    if bad:
+        raise DivergenceError(f"a map is not finite (image {item} of the batch): the trajectory diverged")
+
+
 def _values_at(values: Tensor, points: Tensor, spacing: tuple[float, ...], *, covered: bool) -> Tensor:
     batch = max(values.shape[0], points.shape[0])
     out = torch.empty(batch, values.shape[1], *points.shape[2:], dtype=values.dtype)
     for i, (v, p, o) in enumerate(_items(values, points, out, batch)):
-        if _forward(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), covered, o):
-            raise DivergenceError(f"a map is not finite (image {i} of the batch): the trajectory diverged")
+        _require_finite(_forward(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), covered, o), i)
     return out
 
 
@@ -255,7 +289,8 @@ def sample(values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor
     Raises:
         DivergenceError: a point is not finite.
     """
-    return _Sample.apply(values, points.to(values.dtype), spacing)
+    is_constant = values.shape[1] == 1 and not values.requires_grad and points.requires_grad
+    return (_SampleOne if is_constant else _Sample).apply(values, points.to(values.dtype), spacing)
 
 
 def sample_covered(values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
