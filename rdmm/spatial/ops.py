@@ -164,11 +164,11 @@ class _Along(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, axis: int) -> Tensor:
         ctx.matrix, ctx.axis = matrix, axis
-        if not is_on_host(x):
-            return _along_at_once(matrix if matrix.ndim == 3 else matrix.unsqueeze(0), x, axis)
-        out = x.new_empty(*x.shape[:axis], matrix.shape[-2], *x.shape[axis + 1 :])
         matrices = matrix if matrix.ndim == 3 else matrix.expand(x.shape[1], *matrix.shape)
         with torch.autocast(x.device.type, enabled=False):
+            if not is_on_host(x):
+                return _along_at_once(matrices, x, axis)
+            out = x.new_empty(*x.shape[:axis], matrix.shape[-2], *x.shape[axis + 1 :])
             for item, result in zip(x, out, strict=True):
                 if axis == 2:
                     torch.bmm(matrices, item.flatten(2), out=result.flatten(2))
