@@ -136,19 +136,22 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+WRITERS = 2
+"""Threads that write aside: one compresses while the other waits for the disk."""
+
 _aside: ContextVar[Callable[[Callable[[], None]], None] | None] = ContextVar("_aside", default=None)
 """Takes what is to be written by another thread."""
 
 
 @contextlib.contextmanager
 def written_aside() -> Iterator[None]:
-    """Inside the block, ``write_atomically`` does not wait: another thread writes. When the block ends, all files are written.
+    """Inside the block, ``write_atomically`` does not wait: other threads write. When the block ends, all files are written.
 
     Raises:
         OutputError: that of the first file that could not be written. The others are written.
     """
     pending: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(WRITERS) as pool:
         before = _aside.set(lambda work: pending.append(pool.submit(work)))
         try:
             yield
@@ -159,7 +162,7 @@ def written_aside() -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, encode: Callable[[bytes], bytes] = bytes) -> None:
-    """Write to a temporary file in the same folder, read it back, then rename it. Inside ``written_aside``, another thread does.
+    """Write to a temporary file in the same folder, read it back, then rename it. Inside ``written_aside``, other threads do.
 
     At any time the path holds the complete old file or the complete new one.
 

@@ -186,5 +186,5 @@ def gray_picture(values: np.ndarray) -> Any:
 def base64_picture(picture: Any, kind: str) -> str:
     """Encode a Pillow image as base64; ``kind`` is PNG or JPEG."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **({"compress_level": 1} if kind == "PNG" else {}))
+    picture.save(buffer, format=kind, **({"compress_level": 3} if kind == "PNG" else {}))
     return base64.b64encode(buffer.getvalue()).decode()
