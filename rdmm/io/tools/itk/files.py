@@ -43,6 +43,10 @@ from rdmm.types import InputError, Tensor
 log = logging.getLogger(__name__)
 
 
+MAX_COLUMNS_BYTES = 2**16
+"""Largest file that is read at once. Affine maps have some hundred bytes."""
+
+
 @dataclass(frozen=True)
 class ITK:
     """ITK and ANTs: warps .nii.gz, linear maps .mat, .txt, .tfm, and a whole chain in one .h5. Greedy reads the warps and .txt."""
@@ -135,6 +139,30 @@ def write_affine_text(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
 
 def _read_mat(path: Path) -> list[Entry]:
     """The transform of a MATLAB-4 file; its sizes are checked against the file's before its numbers are read."""
+    columns = _parse_columns(path.read_bytes()) if path.stat().st_size <= MAX_COLUMNS_BYTES else {}
+    names = [name for name in columns if name != "fixed"]
+    if len(columns) == 2 and len(names) == 1 and not names[0].startswith(COMPOSITE):
+        return [Entry(names[0], columns[names[0]], columns["fixed"])]
+    return _read_mat_by_scipy(path)
+
+
+def _parse_columns(data: bytes) -> dict[str, np.ndarray]:
+    """The columns by name, as ``_mat_column`` writes them and ITK does; {} if there is anything else, which scipy.io reads or refuses."""
+    found, position = {}, 0
+    while position < len(data):
+        if len(data) < position + 20:
+            return {}
+        kind, rows, columns, is_complex, letters = struct.unpack_from("<5i", data, position)
+        start = position + 20 + letters
+        position = start + 8 * rows
+        if (kind, columns, is_complex) != (0, 1, 0) or rows < 1 or letters < 1 or position > len(data):
+            return {}
+        found[data[start - letters : start].rstrip(b"\0").decode("latin-1")] = np.frombuffer(data, "<f8", rows, start).astype(np.float64)
+    return found
+
+
+def _read_mat_by_scipy(path: Path) -> list[Entry]:
+    """A MATLAB-4 file of any kind of numbers."""
     from scipy.io import loadmat, whosmat
     from scipy.io.matlab import matfile_version
 
