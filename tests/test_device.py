@@ -133,6 +133,7 @@ def diverging(pair: Pair) -> InitialConditions:
     return InitialConditions(momentum)
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("name", DYNAMICS)
 def test_what_diverges_is_refused_and_no_nan_is_sampled(name, monkeypatch):
     sampled = F.grid_sample
