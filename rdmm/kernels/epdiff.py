@@ -10,6 +10,7 @@ D*_j = -D_j^T: the same as D_j inside the grid, and at its walls the flux form f
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rdmm.kernels.compiled import FAST, compiled
 from rdmm.types import Tensor
 
 
+@lru_cache(maxsize=64)
 def _rows(n: int, h: float, dtype: np.dtype) -> np.ndarray:
     """(2, 3, n): entries below, on and above the diagonal, row by row, of the difference matrix and of its transpose."""
     d = np.zeros((3, n))
