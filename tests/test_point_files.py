@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from rdmm import io
-from rdmm.io.meshes import read_polydata, write_polydata
+from rdmm.io.meshes import MESH_ENDINGS, read_polydata, write_polydata
+from rdmm.io.meshes.files import READERS, WRITERS
 from rdmm.io.meshes.mesh import PolyData, as_rows
 from rdmm.types import ConfigError, InputError
 from rdmm.workflows import transforms
@@ -363,3 +364,7 @@ def test_points_of_ants_in_the_plane(tmp_path, run):
     (tmp_path / "p.csv").write_text("fixed;moving\na;b\n")
     with pytest.raises(InputError, match="no column 'x'; the header must hold x, y"):
         run("p.csv", "q.csv")
+
+
+def test_every_ending_has_a_reader_and_a_writer():
+    assert set(MESH_ENDINGS) == set(READERS) == set(WRITERS)

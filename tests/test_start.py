@@ -17,7 +17,7 @@ FAST = ["optimizer.iterations=[1]", "optimizer.scales=[0.5]", "affine=none", "--
 
 UNUSED = {
     *("matplotlib", "torchdiffeq", "sympy", "monai", "surface_distance", "torch._dynamo", "torch._refs"),
-    *("scipy.io", "scipy.ndimage", "scipy.spatial", "scipy.special", "scipy.stats"),
+    *("rdmm.io.meshes.vtk", "scipy.io", "scipy.ndimage", "scipy.spatial", "scipy.special", "scipy.stats"),
 }
 """Modules that a registration of two images does not need, nor its page."""
 

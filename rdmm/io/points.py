@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rdmm.io import meshes
 from rdmm.io.files import require_ending, write_text
 from rdmm.io.markups import read_fcsv, read_markups, render_fcsv, render_markups
-from rdmm.io.meshes import MESH_ENDINGS, PolyData, is_mesh, read_polydata, write_polydata
-from rdmm.io.meshes.mesh import as_vertices
 from rdmm.io.tables import Table, are_numbers, parse_numbers, read_rows, require_rows, write_fields
 from rdmm.types import ConfigError, InputError, OutputError, option, repr_with_shapes
 
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 
 TABLE_ENDINGS = (".csv", ".tsv", ".txt")
 MARKUP_ENDINGS = (".fcsv", ".mrk.json")
-POINT_ENDINGS = (*TABLE_ENDINGS, *MARKUP_ENDINGS, *MESH_ENDINGS)
+POINT_ENDINGS = (*TABLE_ENDINGS, *MARKUP_ENDINGS, *meshes.MESH_ENDINGS)
 """Endings of files of points that are read and written."""
 
 AXES = {"xyz": None, "ras": False, "lps": True}
@@ -46,7 +45,7 @@ class PointList:
     table: Table
     lps: bool = False
     axes: Sequence[str] = ("x", "y", "z")
-    shape: PolyData | None = None
+    shape: meshes.PolyData | None = None
     markups: dict[str, Any] | None = None
     is_lps: np.ndarray = field(default_factory=lambda: np.zeros(1, bool))
 
@@ -65,8 +64,8 @@ def read_points(path: str | os.PathLike[str], ndim: int, *, lps: bool = False) -
         InputError: a column is missing, a value is not a finite number, or the points have another dimension than ``ndim``.
     """
     path = Path(path)
-    if is_mesh(path):
-        return _vertices(path, ndim, read_polydata(path, lps=lps), lps)
+    if meshes.is_mesh(path):
+        return _vertices(path, ndim, meshes.read_polydata(path, lps=lps), lps)
     kind, content = path.suffix.lower(), None
     if kind in (".fcsv", ".json"):
         if lps:
@@ -108,7 +107,7 @@ def _frame_of(path: Path, table: Table, lps: bool) -> tuple[str, np.ndarray]:
     return names, np.full(1, lps if declared is None else declared)
 
 
-def _vertices(path: Path, ndim: int, shape: PolyData, lps: bool) -> PointList:
+def _vertices(path: Path, ndim: int, shape: meshes.PolyData, lps: bool) -> PointList:
     """The vertices of a mesh; for a transform in 2D, z must be 0."""
     if ndim == 2 and shape.points[:, 2].any():
         raise InputError(f"{path}: the points are 3D (z is not 0) but the transform is 2D; give a 3D one")
@@ -131,8 +130,8 @@ def write_points(path: str | os.PathLike[str], points: PointList) -> None:
         raise OutputError(
             f"{path}: not written: the point of {place} goes to {points.points[k].tolist()} (NaN or Inf); check the transform"
         )
-    if is_mesh(path):
-        write_polydata(path, _as_shape(path, points))
+    if meshes.is_mesh(path):
+        meshes.write_polydata(path, _as_shape(path, points))
         return
     points = _as_list(path, points)
     if path.name.lower().endswith(TABLE_ENDINGS):
@@ -159,7 +158,7 @@ def _flipped(points: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where[:, None], points * signs, points)
 
 
-def _as_shape(path: Path, points: PointList) -> PolyData:
+def _as_shape(path: Path, points: PointList) -> meshes.PolyData:
     """The mesh with its vertices moved; of a list, points with its columns of numbers as data."""
     in_space = np.pad(points.points, ((0, 0), (0, 3 - points.points.shape[1])))
     if points.shape is not None:
@@ -171,7 +170,7 @@ def _as_shape(path: Path, points: PointList) -> PolyData:
     data = {c: np.array(texts, np.float64) for c, texts in columns.items() if are_numbers(texts)}
     if lost := [c for c in others if c not in data]:
         log.warning("%s: a mesh holds no texts; columns left out: %s", path, ", ".join(lost))
-    return PolyData(in_space, [as_vertices(len(in_space))], data, frame="LPS" if points.lps else "")
+    return meshes.PolyData(in_space, [meshes.as_vertices(len(in_space))], data, frame="LPS" if points.lps else "")
 
 
 def _as_list(path: Path, points: PointList) -> PointList:
