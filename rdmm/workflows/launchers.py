@@ -41,7 +41,7 @@ PRELOADED_MODULES = [
 ]
 """Modules imported once in the fork server. They must not start threads, because a fork does not copy threads."""
 
-PRELOADED_FOR_SHAPES = ["rdmm.report.shape_figures", "matplotlib.backends.backend_agg"]
+PRELOADED_FOR_SHAPES = ["rdmm.io.meshes.files", "rdmm.report.shape_figures", "matplotlib.backends.backend_agg"]
 """More of them, where shapes are registered."""
 
 POLL_SECONDS = 0.2
