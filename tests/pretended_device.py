@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,6 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 7)
 """An index that no real device has: what is cached by device is not mixed."""
@@ -37,6 +37,9 @@ BY_VALUE = {
     aten.repeat_interleave.Tensor,
 }
 """Operations that give a value, or a shape that depends on values."""
+
+INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+COPIES = {aten.copy_.default, aten._to_copy.default}
 
 SOURCES = tuple(str(Path(__file__).parents[1] / name) for name in ("rdmm", "networks"))
 
@@ -119,39 +122,40 @@ class Pretence(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(False)
         self._no_driver.stop()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing for torch's compiler to skip, and it takes seconds to load
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        here = any(isinstance(x, Pretended) for x in tensors)
+        kwargs, tensors = dict(kwargs or {}), []
+        _mapped((args, kwargs), tensors.append)
+        ours = [x for x in tensors if isinstance(x, Pretended)]
         wanted = kwargs.get("device")
-        wanted = torch.device(wanted) if wanted is not None else (DEVICE if here else torch.device("cpu"))
-        there = wanted.type in ("cuda", "meta")
-        copies = func in (aten.copy_.default, aten._to_copy.default)
-        if here and not copies:
-            strangers = [x for x in tensors if not isinstance(x, Pretended) and x.ndim > 0]
-            if strangers:
-                raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
-        crosses = len({isinstance(x, Pretended) for x in tensors}) > 1 if func is aten.copy_.default else bool(tensors) and there != here
-        if crosses or (here and self._depends_on_values(func, args)):
+        there = bool(ours) if wanted is None else torch.device(wanted).type in ("cuda", "meta")
+        if ours and func not in COPIES and any(x.ndim > 0 and not isinstance(x, Pretended) for x in tensors):
+            raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
+        crosses = 0 < len(ours) < len(tensors) if func is aten.copy_.default else bool(tensors) and there != bool(ours)
+        if crosses or (ours and _depends_on_values(func, args)):
             self.waits.append(f"{func} at {_place()}")
-        if there and "device" in kwargs:
+        if there and wanted is not None:
             kwargs["device"] = torch.device("cpu")
-        plain = tree_map(lambda x: x.inner if isinstance(x, Pretended) else x, (args, kwargs))
-        out = func(*plain[0], **plain[1])
-        known = {id(x.inner): x for x in tensors if isinstance(x, Pretended)}  # results of operations in place
+        args, kwargs = _mapped((args, kwargs), lambda x: x.inner if isinstance(x, Pretended) else x)
+        out = func(*args, **kwargs)
+        known = {id(x.inner): x for x in ours}  # results of operations in place
+        return _mapped(out, lambda x: known[id(x)] if id(x) in known else Pretended(x)) if there else out
 
-        def placed(x: Any) -> Any:
-            return (known[id(x)] if id(x) in known else Pretended(x)) if isinstance(x, torch.Tensor) else x
 
-        return tree_map(placed, out) if there else out
+def _mapped(x: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """Arguments or results of an operation with their tensors changed."""
+    if isinstance(x, torch.Tensor):
+        return change(x)
+    if isinstance(x, list | tuple):
+        return [_mapped(y, change) for y in x] if isinstance(x, list) else tuple(_mapped(y, change) for y in x)
+    return {k: _mapped(y, change) for k, y in x.items()} if isinstance(x, dict) else x
 
-    @staticmethod
-    def _depends_on_values(func: Any, args: Any) -> bool:
-        if func in BY_VALUE:
-            return True
-        if func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default):
-            return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-        return False
+
+def _depends_on_values(func: Any, args: Any) -> bool:
+    return func in BY_VALUE or (func in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]))
 
 
 def _place() -> str:
