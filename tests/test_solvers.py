@@ -1,14 +1,14 @@
 """Runge-Kutta methods and the reverse-time adjoint, in float64: order, tolerance, gradients, and the papers' solver."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import preweights, swirl, zeros
 
-from rdmm import LDDMM, DivergenceError, Grid, InitialConditions, Integrator, MultiGaussian
-from rdmm.dynamics.epdiff import EPDiff, Eulerian
-from rdmm.dynamics.solvers import DOPRI5, METHODS, Solver, adjoint_path
+from rdmm import LDDMM, RDMM, ConfigError, DivergenceError, Grid, InitialConditions, Integrator, MultiGaussian
+from rdmm.dynamics.solvers import METHODS, Solver, adjoint_path
 from rdmm.kernels.available import set_threads
-from rdmm.regularizer.metric import Metric
 
 START = (torch.tensor([1.0], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
 SMOOTHER = MultiGaussian([0.1, 0.15, 0.2, 0.3], [0.1, 0.3, 0.3, 0.3])
@@ -86,23 +86,24 @@ def test_dopri5_does_not_depend_on_threads():
     assert torch.equal(*maps)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("smooth", [True, False], ids=["lddmm", "rdmm"])
-def test_dopri5_is_the_papers_solver(smooth):
-    """The map and gradients of torchdiffeq, which the papers' code uses, at the same tolerance."""
-    odeint = pytest.importorskip("torchdiffeq").odeint_adjoint
+def test_the_papers_library_finds_the_same(smooth, method):
+    """Map and gradients by torchdiffeq's adjoint are those of our methods, of the same steps and tolerance."""
     tolerance = 1e-7 if smooth else 1e-4  # h ∘ phi is linear between voxels: no more digits to be had
     results = []
-    for k in range(2):
+    for library in ("rdmm", "torchdiffeq"):
         m, h = swirl(GRID, 0.2).requires_grad_(), None if smooth else preweights(GRID).requires_grad_()
-        equation = Eulerian(EPDiff(Metric(SMOOTHER, 0.05, GRID), h, GRID.identity(m)))
-        params = [] if h is None else [h]
-        start = equation.start(m, inverse=False)
-        if k:
-            at = {"rtol": tolerance, "atol": tolerance, "adjoint_params": tuple(params)}
-            y = odeint(lambda _, y, f=equation: f(y), start, torch.tensor([0.0, 1.0]).double(), **at)
-            u = y[1][-1]
-        else:
-            u = adjoint_path(Solver(DOPRI5, 1, tolerance), equation, start, (1.0,), tolerance, params)[0][1]
-        results.append([u.detach(), *torch.autograd.grad(u.square().sum(), [m, *params])])
+        dynamics = LDDMM if smooth else partial(RDMM, weight_sigma=0.05)
+        ic = InitialConditions(m, h)
+        u = dynamics(SMOOTHER, Integrator(method, tolerance, tolerance, library=library)).shoot(ic, zeros(GRID)).displacement
+        results.append([u.detach(), *torch.autograd.grad(u.square().sum(), [x for x in (m, h) if x is not None])])
     for a, b in zip(*results, strict=True):
         assert float((a - b).norm()) < 100 * tolerance * float(b.norm())
+
+
+def test_the_papers_library_has_methods_of_its_own():
+    with pytest.raises(ConfigError, match="torchdiffeq has no semi_lagrangian method"):
+        Integrator(library="torchdiffeq")
+    with pytest.raises(ConfigError, match="must be one of rdmm, torchdiffeq"):
+        Integrator("dopri5", library="scipy")

@@ -10,10 +10,13 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from rdmm.dynamics import papers_solver
 from rdmm.dynamics.solvers import METHODS, ROUNDING, Solver, State, adjoint_path
 from rdmm.types import ConfigError, DivergenceError, Tensor, require_finite_fields
 
 Method = Literal["semi_lagrangian", "dopri5", "rk4", "midpoint", "euler"]
+
+Library = Literal["rdmm", "torchdiffeq"]
 
 KEPT_PER_STEP = 10
 """What a step keeps for the backward pass, in sizes of the state: 5.5 for LDDMM, 8 for RDMM with two Gaussians, 9 with five."""
@@ -53,6 +56,8 @@ class Integrator:
             and atol. Of gradients, rtol alone: they have no scale of their own.
         steps: number of steps of the others. ``semi_lagrangian`` takes more where a step would cross more than COURANT voxels (of
             points: narrowest sigmas), up to MAX_STEP_FACTOR times as many.
+        library: whose Runge-Kutta methods: ``rdmm``, or ``torchdiffeq`` as in the papers' code, which takes longer; its rtol and atol are
+            for each entry instead of the root mean square.
         adjoint: gradients at constant memory, by the reverse-time adjoint, or by recomputing each step
             (semi_lagrangian, where the trajectory would take more than MOST_KEPT bytes); False: plain backpropagation through all steps.
     """
@@ -62,11 +67,18 @@ class Integrator:
     atol: float = 1e-5
     steps: int = 10
     adjoint: bool = True
+    library: Library = "rdmm"
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
         if self.method not in get_args(Method):
             raise ConfigError(f"integrator.method must be one of {', '.join(get_args(Method))}, not {self.method!r}")
+        if self.library not in get_args(Library):
+            raise ConfigError(f"integrator.library must be one of {', '.join(get_args(Library))}, not {self.library!r}")
+        if self.library == "torchdiffeq" and not self.eulerian:
+            raise ConfigError(
+                "integrator.library=torchdiffeq has no semi_lagrangian method; set integrator.method=dopri5, rk4, midpoint or euler"
+            )
         if self.steps < 1 or self.rtol <= 0 or self.atol <= 0:
             raise ConfigError(f"integrator: steps must be >= 1 and tolerances > 0, not {self.steps}, {self.rtol}, {self.atol}")
 
@@ -114,8 +126,12 @@ class Integrator:
     def _solve(self, f: Eulerian, y: State, params: Sequence[Tensor], times: Sequence[float]) -> list[State]:
         later = [t for t in times if t > ROUNDING]
         wanted = [p for p in params if p.requires_grad]
+        adjoint = self.adjoint and torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *wanted))
         states: list[State] = []
-        if later and self.adjoint and torch.is_grad_enabled() and any(x.requires_grad for x in (*y, *wanted)):
+        if later and self.library == "torchdiffeq":
+            how = papers_solver.Settings(self.method, self.steps, self.rtol, self.atol, adjoint)
+            states = papers_solver.solve(f, y, later, wanted, how)
+        elif later and adjoint:
             states = adjoint_path(self._solver, f, y, later, self.atol, wanted)
         elif later:
             states = self._solver.path(f, y, later, [self.atol] * len(y))
