@@ -136,7 +136,7 @@ def test_wrong_settings_are_one_line(override, message):
     [
         ("similarity.window=abc", "similarity.window must be a whole number or null; got 'abc'"),
         ("stages=two_step similarity.window=abc", "similarity.window must be a whole number or null; got 'abc'"),
-        ("optimizer.iterations=10", "optimizer.iterations must be a list of whole numbers, e.g. [40,30,16]; got 10"),
+        ("optimizer.iterations=10", "optimizer.iterations must be a list of whole numbers, e.g. [15,12,20]; got 10"),
         ("smoother.sigmas=[a]", "smoother.sigmas must be a list of numbers, e.g. [0.01,0.02,0.06,0.16]; got ['a']"),
         ("affine.models=[turn]", "affine.models must be a list of any of translation, rigid, similarity, affine"),
         ("integrator.steps=2.5", "integrator.steps must be a whole number; got 2.5"),
