@@ -3,7 +3,8 @@
     python benchmarks/device.py [--size 192x192x160] [--devices cuda cpu] [--batch 4] [--evaluations] [--compiled]
 
 SVF has the smoother ``fine``, LDDMM and RDMM have ``medium``; 40, 30 and 16 iterations. Settings are written out, so that the script needs
-neither Hydra nor nibabel; the pair is synthetic. ``--evaluations`` leaves out the whole registrations, ``--compiled`` adds LNCC compiled by torch.compile.
+neither Hydra nor nibabel; the pair is synthetic.
+``--evaluations`` leaves out the whole registrations, ``--compiled`` adds LNCC compiled by torch.compile.
 """
 
 from __future__ import annotations
