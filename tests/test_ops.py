@@ -115,6 +115,19 @@ def test_constant_values_have_the_same_slopes(grid, batches):
     assert torch.allclose(results[0][1], results[1][1], rtol=1e-12, atol=1e-12)
 
 
+def test_zero_outside_falls_off_within_a_voxel(monkeypatch, grid):
+    """The compiled kernel and grid_sample agree inside, in the voxel beyond the edge, and far outside."""
+    values = torch.rand(2, 3, *grid.shape, dtype=torch.float64)
+    points = grid.identity(values) * 1.4 - 0.2
+    found = []
+    for compiled in (True, False):
+        monkeypatch.setattr(ops, "has_kernels", lambda x, compiled=compiled: compiled)
+        found.append(ops.sample(values, points, grid, outside="zero"))
+    assert torch.allclose(*found, atol=1e-12)
+    assert (found[0] == 0).any()
+    assert (found[0] > 0).any()
+
+
 @pytest.mark.parametrize("bend", [0.05, 0.1, 0.3, 0.6])
 def test_the_compiled_barrier_counts_every_simplex(monkeypatch, grid, bend):
     """Whether few cells are squeezed or most, and for a floor that all maps are below."""
