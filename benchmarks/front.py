@@ -7,6 +7,8 @@ Overlap can be bought with roughness, so one number of each is no comparison: me
 Each strength has its own process. OUT/front.jsonl gets a line for each run; runs that it holds are not repeated, so that a long comparison
 can be made in parts. The means over the pairs are printed and drawn, OUT/front_<data>.png. ``--data slices --methods svf`` takes minutes.
 
+The data are in the folder that the variable RDMM_DATA names.
+
 All results are judged by one evaluator (``Registration.metrics``): nearest-neighbor labels, central differences. The subject is where the
 fixed labels are, on livers the foreground. Strengths: of rdmm, factors of the data's similarity_weight; of greedy its option -s; of SyN
 flow_sigma,total_sigma. greedy and SyN start with their own affine stages. CPU seconds are those of the registration, affine included,
@@ -33,7 +35,7 @@ import numpy as np
 from pairs import DATA, KNEE_SETTINGS, ROOT, numbers, rows_of_worker
 
 from eval.study import External
-from rdmm import InputError, convert
+from rdmm import convert
 from rdmm.data.inputs import Inputs
 from rdmm.data.studies.brains import Brains, BrainSlices
 from rdmm.data.studies.knees import Knees
@@ -279,15 +281,15 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=list(DATA_SETS), choices=list(DATA_SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--strengths", nargs="+", metavar="S", help="of one method, instead of its own")
-    parser.add_argument("--pairs", type=int, help="only the first N pairs of each data set")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=_count, help="only the first N pairs of each data set")
+    parser.add_argument("--threads", type=_count, default=2)
     parser.add_argument("--set", nargs="*", default=[], dest="settings", metavar="KEY=VALUE", help="settings of rdmm: a curve of their own")
     parser.add_argument("--worker", nargs="+", metavar="DATA METHOD STRENGTH CASE ...", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.strengths and len(a.methods) != 1:
         parser.error("--strengths are those of one method: give one with --methods")
     if not DATA.is_dir():
-        raise InputError(f"{DATA}: no such folder; set RDMM_DATA to the registration data")
+        parser.error(f"{DATA}: no such folder; set the variable RDMM_DATA to the registration data")
     if a.worker:
         data, method, strength, *cases = a.worker
         for case in cases:
@@ -296,9 +298,11 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     record = a.out / "front.jsonl"
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(a.threads)  # of SyN
+    missing = 0
     for made, cases in planned(a.data, a.methods, a.settings, a.pairs, a.strengths, read_rows(record)).items():
         data, method, _, strength = made
         rows = rows_of_worker(__file__, data, method, strength, *cases, "--threads", str(a.threads), "--set", *a.settings)
+        missing += len(cases) - len(rows)
         with record.open("a") as file:
             file.writelines(json.dumps({**dict(zip(KEYS, made, strict=False)), **row}) + "\n" for row in rows)
     rows = read_rows(record)
@@ -306,6 +310,14 @@ def main() -> None:
         found = curves([r for r in rows if r["data"] == data])
         print_curves(data, found)
         draw(data, found, a.out / f"front_{data}.png")
+    if missing:
+        parser.exit(1, f"{missing} runs failed; their errors are above\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

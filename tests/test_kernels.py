@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rdmm.kernels import pairwise
+from rdmm.kernels.available import set_threads
 
 DIGESTS = """
 import hashlib, importlib, json, pkgutil, sys
@@ -168,3 +169,19 @@ def test_torch_takes_over_where_keops_cannot_start(monkeypatch, caplog):
     pairwise.has_keops.cache_clear()
     assert torch.allclose(sums[:, 0], (torch.cdist(x, y) ** 2 / 2).sum(1), atol=1e-5)
     assert "torch computes" in caplog.text
+
+
+def test_kept_code_is_of_the_sources_of_all_kernels():
+    """A kernel contains functions of other files, and is compiled as compiled.py says: a change there must not leave old code in use."""
+    from rdmm.kernels import compiled, lncc, sampling
+
+    stamps = {kernel._cache._cache_file._source_stamp for kernel in (lncc._first_sweep, sampling._forward)}
+    assert stamps == {compiled._sources()}
+    assert len(compiled._sources()) == 64
+
+
+def test_no_more_threads_than_cores():
+    before = torch.get_num_threads()
+    set_threads(1000)
+    assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    set_threads(before)

@@ -115,6 +115,20 @@ def test_constant_values_have_the_same_slopes(grid, batches):
     assert torch.allclose(results[0][1], results[1][1], rtol=1e-12, atol=1e-12)
 
 
+def test_what_has_no_second_derivative_says_so(grid):
+    values, points = torch.rand(1, 1, *grid.shape), (grid.identity(torch.rand(1)) * 0.9).requires_grad_()
+    (slope,) = torch.autograd.grad(ops.sample(values, points, grid).square().sum(), points, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_batches_that_do_not_fit_are_an_error(grid):
+    with pytest.raises(ValueError, match="a batch of 2 images at the points of 3"):
+        ops.sample(torch.rand(2, 1, *grid.shape), torch.rand(3, grid.ndim, 5), grid)
+    empty = torch.empty(1, grid.ndim, *(0,) * grid.ndim)
+    assert ops.sample(torch.rand(1, 1, *grid.shape), empty, grid).shape == (1, 1, *(0,) * grid.ndim)
+
+
 def test_zero_outside_falls_off_within_a_voxel(monkeypatch, grid):
     """The compiled kernel and grid_sample agree inside, in the voxel beyond the edge, and far outside."""
     values = torch.rand(2, 3, *grid.shape, dtype=torch.float64)

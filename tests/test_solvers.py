@@ -107,3 +107,16 @@ def test_the_papers_library_has_methods_of_its_own():
         Integrator(library="torchdiffeq")
     with pytest.raises(ConfigError, match="must be one of rdmm, torchdiffeq"):
         Integrator("dopri5", library="scipy")
+
+
+def test_divergence_of_the_papers_adjoint_is_an_error_to_back_off_from():
+    """torchdiffeq gives up by an assertion, in the backward pass too; the line search knows only DivergenceError."""
+    weight, is_back = torch.tensor(1.0, dtype=torch.float64, requires_grad=True), []
+
+    def f(y):
+        return (weight * torch.sin(1e7 * y[0]) * 1e7 if is_back else -weight * y[0],)
+
+    (end,) = Integrator("dopri5", 1e-6, 1e-6, library="torchdiffeq")(f, (torch.ones(3, dtype=torch.float64),), [weight])
+    is_back.append(True)
+    with pytest.raises(DivergenceError, match="torchdiffeq could not solve"):
+        torch.autograd.grad(end.sum(), weight)

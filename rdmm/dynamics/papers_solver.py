@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from rdmm.dynamics.solvers import MAX_STEPS, State
 from rdmm.types import DivergenceError, Tensor
@@ -39,11 +41,39 @@ def solve(f: Callable[[State], State], y: State, times: Sequence[float], params:
     if how.method != "dopri5" and len(times) > 1:
         options["interp"] = "cubic"
     keywords = {"method": how.method, "rtol": how.rtol, "atol": how.atol, "options": options}
-    try:
-        if how.adjoint:
-            out = odeint_adjoint(lambda _, y: f(y), y, t, adjoint_params=tuple(params), adjoint_options=dict(options), **keywords)
-        else:
+
+    def by_adjoint(*y: Tensor) -> State:
+        return odeint_adjoint(lambda _, y: f(y), y, t, adjoint_params=tuple(params), adjoint_options=dict(options), **keywords)
+
+    if how.adjoint:
+        out = _Guarded.apply(by_adjoint, params, len(y), *y, *params)
+    else:
+        with _divergence_errors():
             out = odeint(lambda _, y: f(y), y, t, **keywords)
-    except AssertionError as error:  # torchdiffeq's "underflow in dt" and "max_num_steps exceeded"
-        raise DivergenceError(f"{how.method} could not reach t={times[-1]:g}: {error}") from error
     return [tuple(x[k] for x in out) for k in range(1, len(t))]
+
+
+@contextlib.contextmanager
+def _divergence_errors() -> Iterator[None]:
+    """torchdiffeq's "underflow in dt" and "max_num_steps exceeded" are assertions."""
+    try:
+        yield
+    except AssertionError as error:
+        raise DivergenceError(f"torchdiffeq could not solve the equations: {error}") from error
+
+
+class _Guarded(torch.autograd.Function):
+    """A function of y and, by closure, of ``params``, whose errors are DivergenceErrors in the backward pass, too."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., State], params: Sequence[Tensor], parts: int, *tensors: Tensor) -> State:
+        with torch.enable_grad(), _divergence_errors():
+            y = tuple(x.detach().requires_grad_() for x in tensors[:parts])
+            ctx.inputs, ctx.out = (*y, *params), function(*y)
+        return tuple(x.detach() for x in ctx.out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        with _divergence_errors():
+            return None, None, None, *torch.autograd.grad(ctx.out, ctx.inputs, gradients, materialize_grads=True)

@@ -153,8 +153,8 @@ class Solver:
             factor = SAFETY * error ** (-1 / 5) if error > 0 else GROWS
             dt *= min(max(factor, SHRINKS), GROWS if error <= 1 else 1.0) if math.isfinite(error) else SHRINKS
             if dt < ROUNDING * span:
-                break
-        raise DivergenceError(f"dopri5 could not reach t={span:g}: at t={t:.3g} its steps have become {dt:.1g} long")
+                raise DivergenceError(f"dopri5 could not reach t={span:g}: at t={t:.3g} its steps have become {dt:.1g} long")
+        raise DivergenceError(f"dopri5 could not reach t={span:g}: {MAX_STEPS} steps ended at t={t:.3g}; raise integrator.rtol")
 
     def _error(self, y: State, end: State, dt: float, rates: Sequence[State], atol: Sequence[float]) -> float:
         """The error of a step over the tolerated one, of the part in which it is largest."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -172,8 +173,9 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, encode: Callable
     Raises:
         OutputError: the disk is full, the folder cannot be written, or the bytes read back differ.
     """
-    aside = _aside.get() or (lambda work: work())
-    aside(lambda: _write_now(Path(path), encode(data)))
+    aside, place = _aside.get() or (lambda work: work()), Path(path).absolute()
+    _umask()
+    aside(lambda: _write_now(place, encode(data)))
 
 
 def _write_now(path: Path, data: bytes) -> None:
@@ -234,7 +236,9 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> None:
             path.unlink()
 
 
+@lru_cache(maxsize=1)
 def _umask() -> int:
+    """The process's mask. It can only be read by setting it, which is not for several threads at once: so it is read once, by the first."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -354,7 +358,8 @@ class Outputs:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may be gone, which others report
+                path.unlink()
             temporary.discard(os.fspath(path))
             lock.release()
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 from functools import lru_cache
 
 import torch
 
 from rdmm.types import MAX_THREADS, Tensor, require_whole
+
+log = logging.getLogger(__name__)
 
 
 @lru_cache
@@ -29,12 +33,17 @@ def is_on_host(x: Tensor) -> bool:
 def set_threads(threads: int | None) -> None:
     """Set the number of threads of torch and of the compiled kernels; None leaves it as it is.
 
+    No more than the cores are used: more only wait for each other, and cut products of matrices into other sums.
+
     Raises:
         ConfigError: ``threads`` is no number from 1 to MAX_THREADS.
     """
     if threads is None:
         return
-    threads = require_whole("threads", threads, 1, MAX_THREADS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if require_whole("threads", threads, 1, MAX_THREADS) > cores:
+        log.info("threads: this machine has %d cores, so %d threads are used, not %d", cores, cores, threads)
+        threads = cores
     try:
         import numba
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import compiled
 from rdmm.kernels.sampling import as_volume, inverse_spacing
@@ -156,6 +157,7 @@ class _Barrier(torch.autograd.Function):
         return torch.from_numpy(out).to(u.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (g / ctx.count).view(-1, *(1,) * (gradient.ndim - 1)), None, None

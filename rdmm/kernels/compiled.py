@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         except RuntimeError:  # numba found no folder that it can write
             _use_own_cache("neither the installation nor the user's cache folder can be written")
             cache = _Cache(function)
+        cache._cache_file._source_stamp = _sources()
         kernel = numba.njit(**options)(function)
         kernel._cache = cache
         _kernels.append(kernel)
@@ -65,14 +68,18 @@ _kernels: list[Any] = []
 
 
 def any_cached() -> bool:
-    """Whether the machine code of some imported kernel is kept, and not older than its source."""
-    return any(_is_cached(kernel) for kernel in _kernels)
+    """Whether the machine code of some imported kernel is kept, and of today's source."""
+    return any(kernel._cache._cache_file._load_index() for kernel in _kernels)
 
 
-def _is_cached(kernel: Any) -> bool:
-    source = Path(kernel.py_func.__code__.co_filename)
-    kept = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
-    return any(path.stat().st_mtime >= source.stat().st_mtime for path in kept)
+@lru_cache
+def _sources() -> str:
+    """A digest of the sources of all kernels. Kept code is used only for the same ones: by itself, numba looks at the kernel's own file
+    alone, and not at this one, nor at those whose functions become part of it."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 _announced = False

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import FAST, compiled
 from rdmm.types import Tensor
@@ -183,6 +184,7 @@ class _Rate(torch.autograd.Function):
         return _run(kinds[0], a, v, a, spacing)[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
         a, v = ctx.saved_tensors
         return *_run(ctx.kind, a, v, g, ctx.spacing), None, None
@@ -231,6 +233,7 @@ class _Source(torch.autograd.Function):
         return _fields(out, len(spacing))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         q, h = ctx.saved_tensors
         fields, by = (_channels(q), _channels(h), _volumes(g)), (torch.empty_like(q), q.new_empty(len(q), *h.shape[1:]))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import FAST, compiled
 from rdmm.kernels.simd import LOG2E, MIN_EXPONENT, exp2, f32
@@ -94,6 +95,7 @@ class _Sums(torch.autograd.Function):
         return _call_kernel(_sums, (x, q, p), sigmas, weights)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, q, p = ctx.saved_tensors
         sigmas, weights = ctx.kernel
@@ -202,6 +204,7 @@ class _Forces(torch.autograd.Function):
         return _call_kernel(_forces, (q, p), sigmas, [w / s**2 for s, w in zip(sigmas, weights, strict=True)])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         sigmas, weights = ctx.kernel
         q, p, slopes = (np.ascontiguousarray(x.detach().numpy()) for x in (*ctx.saved_tensors, g))

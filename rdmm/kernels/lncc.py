@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numba import prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import FAST, compiled
 from rdmm.types import Tensor
@@ -221,6 +222,7 @@ class _FusedCorrelation(torch.autograd.Function):
         return torch.from_numpy(values).to(a.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g: Tensor):  # type: ignore[no-untyped-def]
         scale = g.view(-1, *(1,) * (next(x for x in ctx.saved_tensors if x is not None).ndim - 1))
         grads = [None if x is None else x * scale for x in ctx.saved_tensors]

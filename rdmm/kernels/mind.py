@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numba import prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import FAST, compiled
 from rdmm.kernels.simd import LOG2E, exp2, f32, i32
@@ -315,6 +316,7 @@ class _FusedDifference(torch.autograd.Function):
         return torch.from_numpy(values).to(a.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g: Tensor):  # type: ignore[no-untyped-def]
         gradients = [None if x is None else x * g.view(*g.shape, *(1,) * (x.ndim - 2)) for x in ctx.saved_tensors]
         return *gradients, None, None, None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import get_num_threads, prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import compiled
 from rdmm.types import DivergenceError, Tensor
@@ -211,6 +212,7 @@ class _Sample(torch.autograd.Function):
         return _values_at(values, points, spacing, covered=False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, points = ctx.saved_tensors
         by_values = torch.zeros_like(values, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
@@ -235,7 +237,7 @@ class _SampleOne(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
-        out = torch.empty(max(values.shape[0], points.shape[0]), 1, *points.shape[2:], dtype=values.dtype)
+        out = torch.empty(_batch(values, points), 1, *points.shape[2:], dtype=values.dtype)
         slopes = torch.empty(len(out), len(spacing), *points.shape[2:], dtype=values.dtype)
         for i, (v, p, o) in enumerate(_items(values, points, out, len(out))):
             slope = np.empty_like(p) if len(spacing) == 2 else slopes[i].view(p.shape).numpy()
@@ -246,6 +248,7 @@ class _SampleOne(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         by_points = ctx.slopes * grad
         return None, by_points if ctx.batch == len(by_points) else by_points.sum(0, keepdim=True), None
@@ -257,8 +260,16 @@ def _require_finite(bad: int, item: int) -> None:
         raise DivergenceError(f"a map is not finite (image {item} of the batch): the trajectory diverged")
 
 
+def _batch(values: Tensor, points: Tensor) -> int:
+    """The size of the batch. Raises ValueError where one of ``values`` and ``points`` has neither 1 item nor as many as the other."""
+    sizes = {len(values), len(points)}
+    if len(sizes - {1}) > 1:
+        raise ValueError(f"a batch of {len(values)} images at the points of {len(points)}; one must be 1, or both the same")
+    return max(sizes)
+
+
 def _values_at(values: Tensor, points: Tensor, spacing: tuple[float, ...], *, covered: bool) -> Tensor:
-    batch = max(values.shape[0], points.shape[0])
+    batch = _batch(values, points)
     out = torch.empty(batch, values.shape[1], *points.shape[2:], dtype=values.dtype)
     for i, (v, p, o) in enumerate(_items(values, points, out, batch)):
         _require_finite(_forward(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), covered, o), i)
@@ -275,10 +286,10 @@ def _items(values: Tensor, points: Tensor, third: Tensor, batch: int) -> Any:
     """(values (c, x, y, z), points (3, k, l), third (c, k, l)) of each batch item, 2D as volumes with y = 0."""
     v, p = values.detach().contiguous().numpy(), points.detach().contiguous().numpy()
     rows = p.shape[2] if p.ndim > 3 else 1
-    p = p.reshape(p.shape[0], p.shape[1], rows, -1)
+    p = p.reshape(p.shape[0], p.shape[1], rows, p[0, 0].size // max(rows, 1))
     if p.shape[1] == 2:
         v, p = as_volume(v), np.stack([p[:, 0], np.zeros_like(p[:, 0]), p[:, 1]], 1)
-    t = third.detach().numpy().reshape(batch, third.shape[1], rows, -1)
+    t = third.detach().numpy().reshape(batch, third.shape[1], *p.shape[2:])
     for i in range(batch):
         yield v[i % v.shape[0]], p[i % p.shape[0]], t[i]
 

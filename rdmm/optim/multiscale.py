@@ -84,11 +84,13 @@ class LBFGS:
         shooting = self._shooting()
         if len(shooting) != len(self.scales) or any(s is not None and not 0 < s <= 1 for s in shooting):
             raise ConfigError(f"optimizer.shooting must be in (0, 1], one number or one per scale, not {self.shooting}")
-        if self.tolerance < 0 or self.memory < 1 or not (self.voxel_of_sigma is None or self.voxel_of_sigma > 0):
-            raise ConfigError(
-                "optimizer: tolerance must be >= 0, memory >= 1 and voxel_of_sigma > 0, "
-                f"not {self.tolerance}, {self.memory}, {self.voxel_of_sigma}"
-            )
+        for name, fits, wanted in (
+            ("tolerance", self.tolerance >= 0, ">= 0"),
+            ("memory", self.memory >= 1, ">= 1"),
+            ("voxel_of_sigma", self.voxel_of_sigma is None or self.voxel_of_sigma > 0, "> 0"),
+        ):
+            if not fits:
+                raise ConfigError(f"optimizer.{name} must be {wanted}, not {getattr(self, name)}")
 
     def __call__(self, problem: Problem, pair: Pair, ic: InitialConditions) -> tuple[InitialConditions, History]:
         if self.match_contrast:

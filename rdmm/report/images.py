@@ -18,6 +18,9 @@ INTENSITY, DIFFERENCE = Scale(0, 1, GRAY), Scale(-1, 1, DIVERGING)
 THUMBNAIL_HEIGHT = 64
 """Height of a thumbnail in pixels, as pages/study.html shows it."""
 
+WIDEST = 4096
+"""Width of a thumbnail in pixels at most; of a wider image, all is shown, narrower than it is."""
+
 
 def image_figures(
     fixed: Image,
@@ -103,5 +106,5 @@ def image_thumbnail(fixed: Image, warped: Image) -> str:
     axis = PLANES[grid.ndim][-1][1]
     a, b = (middle_slice(scale_intensity(x), axis) for x in (fixed, warped))
     strip = np.concatenate([x[::-1] for x in (a, b, (b - a + 1) / 2)], 1)
-    width = max(1, round(THUMBNAIL_HEIGHT * strip.shape[1] / strip.shape[0] / aspect(axis, grid)))
+    width = min(max(1, round(THUMBNAIL_HEIGHT * strip.shape[1] / strip.shape[0] / aspect(axis, grid))), WIDEST)
     return base64_picture(gray_picture(strip).resize((width, THUMBNAIL_HEIGHT)), "JPEG")

@@ -59,7 +59,9 @@ def intensity_range(x: Tensor) -> Tensor:
     """The percentiles 0.1 and 99.9 of x, (2,); large tensors are subsampled to about a million values."""
     values = x.flatten()[:: max(1, x.numel() // 1_000_000)].cpu().numpy()
     low, high = torch.as_tensor(np.quantile(values, (0.001, 0.999))).to(x)  # torch's would sort them
-    return torch.stack([low, torch.maximum(high, low + 1e-12)])
+    if low == high:  # all but a few voxels have one value: the others set the range
+        low, high = x.amin(), x.amax()
+    return torch.stack([low, high if high > low else low + low.abs().clamp_min(1.0)])
 
 
 def scale_intensity(image: Image) -> Tensor:

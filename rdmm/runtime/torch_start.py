@@ -33,5 +33,6 @@ class _Later(MetaPathFinder, Loader):
 
 
 def defer_tables() -> None:
-    """From now on in this process, torch loads TABLES when they are needed. It must not have been loaded yet."""
-    sys.meta_path.insert(0, _Later())
+    """From now on in this process, torch loads TABLES when they are needed. Where it is loaded already, nothing changes."""
+    if "torch" not in sys.modules:
+        sys.meta_path.insert(0, _Later())

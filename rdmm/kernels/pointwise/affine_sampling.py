@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import compiled
 from rdmm.types import DivergenceError, Tensor
@@ -141,6 +142,7 @@ class _Sample(torch.autograd.Function):
         return moved, covered
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[None, None, Tensor, None]:
         total = np.zeros((3, 4))
         for slope, g in zip(ctx.slope, _as_volume(gradient, ctx.d), strict=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from rdmm.types import Tensor
 
@@ -31,6 +32,7 @@ class _Compare(torch.autograd.Function):
         return torch.from_numpy(values.mean(1)).to(a.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return *(None if x is None else x * g.view(-1, *(1,) * (x.ndim - 1)) for x in ctx.saved_tensors), None, None
 

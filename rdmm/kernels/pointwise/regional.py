@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from numba import prange
+from torch.autograd.function import once_differentiable
 
 from rdmm.kernels.compiled import FAST, compiled
 from rdmm.types import Tensor
@@ -68,6 +69,7 @@ class _Velocity(torch.autograd.Function):
         return v, p
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_v: Tensor, by_p: Tensor) -> tuple[Tensor, Tensor, None]:
         m, w, nu = ctx.saved_tensors
         space = m.ndim - 2
