@@ -35,7 +35,7 @@ def test_times_write_the_geodesic(rdmm_run, tmp_path):
     read = {n: io.read_image(tmp_path / "out" / n).data for n in written if "arped" in n or "Sigma" in n or "Weight" in n or "Log" in n}
     moving = rdmm_run.pair.moving.moved_by(Identity(), rdmm_run.pair.fixed.grid).data
     assert torch.allclose(read["t0_Warped.nii.gz"], moving, atol=1e-5)
-    assert torch.allclose(read["t1_Warped.nii.gz"], read["Warped.nii.gz"], atol=0.02)
+    assert torch.allclose(read["t1_Warped.nii.gz"], read["Warped.nii.gz"], atol=1e-4)
     assert float((read["t0.5_Warped.nii.gz"] - read["Warped.nii.gz"]).abs().max()) > 0.1
     assert torch.allclose(read["t0_Sigma.nii.gz"], read["Sigma0.nii.gz"], atol=1e-3)
     assert torch.allclose(read["t1_Sigma.nii.gz"], read["Sigma1.nii.gz"], atol=1e-2)
@@ -44,7 +44,7 @@ def test_times_write_the_geodesic(rdmm_run, tmp_path):
     x = torch.rand(1, 2, 50, dtype=torch.float64) * 30 + 10
     assert torch.allclose(start(x), x)
     whole = io.read_transform(str(tmp_path / "out/1Warp.nii.gz"))
-    assert float((end(x) - whole(x)).norm(dim=1).max()) < 0.2
+    assert float((end(x) - whole(x)).norm(dim=1).max()) < 1e-3
 
 
 def test_times_must_increase():

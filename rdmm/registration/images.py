@@ -228,8 +228,8 @@ class Registration(FinishedRegistration):
         return self.geodesic(self.output.times) if self.output.times else []
 
     def map_at(self, snapshot: Snapshot) -> Transform:
-        """The map fixed -> moving up to the time of a snapshot, in domain units."""
-        return composed(Dense(snapshot.displacement, self.shooting_grid), self.result.before)
+        """The map fixed -> moving up to the time of a snapshot, in domain units: at t = 1 that of the result."""
+        return composed(Dense(snapshot.displacement, self.shooting_grid).refined(self.pair.fixed.grid), self.result.before)
 
     def warped_at(self, snapshot: Snapshot) -> spatial.Image:
         """The moving image, deformed up to the time of a snapshot, on the fixed grid."""

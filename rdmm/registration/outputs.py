@@ -127,8 +127,12 @@ def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
     def resized(r: Any, field: str) -> Tensor:
         return ops.resize(getattr(at(r), field), r.grid.shape)
 
+    def refined(r: Any) -> Tensor:
+        """The displacement on the image's grid, as that of the result (``Dense.refined``)."""
+        return ops.refine(at(r).displacement, r.grid.shape)
+
     def log_jacobian(r: Any) -> Tensor:
-        return ops.jacobian_determinant(resized(r, "displacement"), r.grid).clamp_min(1e-3).log()[None]
+        return ops.jacobian_determinant(refined(r), r.grid).clamp_min(1e-3).log()[None]
 
     def exists(r: Any) -> bool:
         return bool(r.output_snapshots)
@@ -142,7 +146,7 @@ def snapshot_files(k: int, t: float, gaussians: int) -> list[OutputFile]:
         )
 
     return [
-        OutputFile(f"t{t:g}_1Warp.nii.gz", _write_warp(lambda r: resized(r, "displacement")), when=exists),
+        OutputFile(f"t{t:g}_1Warp.nii.gz", _write_warp(refined), when=exists),
         OutputFile(f"t{t:g}_Warped.nii.gz", _write_fixed(lambda r: r.warped_at(at(r)).data), when=exists),
         OutputFile(f"t{t:g}_LogJacobian.nii.gz", _write_fixed(log_jacobian), when=exists),
         OutputFile(f"t{t:g}_Velocity.nii.gz", _write_warp(lambda r: resized(r, "velocity")), when=exists),

@@ -8,7 +8,7 @@ import numpy as np
 
 from fuzzing.case import WORDS, Case, Rng, chance, count, number, perhaps_damaged, pick, text_of
 from rdmm import io
-from rdmm.io.meshes import WRITERS
+from rdmm.io.meshes.files import WRITERS
 from rdmm.io.meshes.mesh import Kind, PolyData, as_rows
 from rdmm.types import OutputError
 
