@@ -28,8 +28,8 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in sys.argv
-        if threading.current_thread() is threading.main_thread():  # before a search begins there is nothing to keep
-            signal.signal(signal.SIGINT, lambda number, _: quit_at_once(128 + number))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, _quit)
         try:
             with options_are_typed(), memory_errors():
                 sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}) or 0)
@@ -52,6 +52,13 @@ class Program(click.Group):
             text = " ".join(str(error).split())
             click.echo(f"rdmm: unexpected {type(error).__name__}: {text} (--debug shows where)", err=True)
             sys.exit(1)
+
+
+def _quit(number: int, _: Any) -> None:
+    """Ctrl-C outside of a search: there is nothing to keep."""
+    with contextlib.suppress(OSError):  # nobody may be reading any more
+        os.write(2, b"rdmm: interrupted\n")
+    quit_at_once(128 + number)
 
 
 def _usage_text(error: click.ClickException, words: list[str]) -> str:
