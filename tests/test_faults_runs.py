@@ -56,9 +56,8 @@ def test_two_runs_in_one_folder(good):
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.1, 1.5, 2.5])
 def test_interrupted_at_any_time(good, seconds):
     """Interrupted before the search, nothing is written; after that, the best result. The exit code is always 130."""
-    process = subprocess.Popen(
-        command(good, good / "out", "optimizer.iterations=[900,900,900]", "optimizer.tolerance=0"), stderr=subprocess.PIPE, text=True
-    )
+    words = command(good, good / "out", "dynamics=rdmm", "penalty=omt", "optimizer.iterations=[900,900,900]", "optimizer.tolerance=0")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
