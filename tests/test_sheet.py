@@ -9,9 +9,10 @@ import torch
 from PIL import Image as Pillow
 
 import rdmm
-from rdmm import Grid
+from rdmm import Grid, Image
+from rdmm.report.images import WIDEST, image_thumbnail
 from rdmm.report.sheet import DIVERGING, PANEL, SEQUENTIAL, Panel, Scale, chart, picture, sheet, with_lines
-from rdmm.report.slices import deformed_lines
+from rdmm.report.slices import deformed_lines, scale_intensity
 
 
 def pixel(shown, x: float, y: float) -> tuple[int, ...]:
@@ -67,3 +68,20 @@ def test_figures_of_an_affine_map(images):
     done = rdmm.register(str(images / "f.nii.gz"), str(images / "m.nii.gz"), transform="translation")
     for _, figure in done.figures():
         assert Pillow.open(io.BytesIO(base64.b64decode(figure))).width > PANEL
+
+
+@pytest.mark.parametrize("background", [-1000.0, 0.0, 1e-3, 1e30])
+@pytest.mark.parametrize("step", [1500.0, 0.0])
+def test_a_few_voxels_above_one_value_are_seen(background, step):
+    """Fewer than the percentiles leave out; or none: then there is nothing to see, and no NaN."""
+    x = torch.full((1, 1, 40, 40, 40), background)
+    x[..., 14:17, 18:21, 18:21] += step * max(1.0, abs(background))
+    shown = scale_intensity(Image(x, Grid.unit((40, 40, 40))))
+    assert float(shown.min()) == 0
+    assert float(shown[15, 19, 19]) == (1 if step else 0)
+
+
+def test_the_thumbnail_of_a_long_thin_image_is_a_picture():
+    image = Image(torch.rand(1, 1, 1600, 4), Grid.unit((1600, 4)))
+    shown = Pillow.open(io.BytesIO(base64.b64decode(image_thumbnail(image, image).rpartition(",")[2])))
+    assert shown.width <= WIDEST

@@ -123,3 +123,13 @@ finally:
     print("torch" in sys.modules)"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert ended.stdout == "False\n" and "write similarity=ncc" in ended.stderr
+
+
+def test_torch_that_is_loaded_already_stays_whole():
+    """A notebook may run the command in its own process; torch's compiler then still finds its tables."""
+    script = (
+        "import torch\nfrom rdmm.runtime.torch_start import defer_tables\ndefer_tables()\n"
+        "print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[2.0, 2.0]", done.stderr

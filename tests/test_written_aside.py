@@ -1,6 +1,7 @@
 """Files that another thread compresses and writes."""
 
 import contextlib
+import shutil
 import threading
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 from rdmm import Grid, io
 from rdmm.io import nifti
-from rdmm.io.files import write_atomically, written_aside
+from rdmm.io.files import Outputs, write_atomically, written_aside
+from rdmm.runtime.interrupt import temporary
 from rdmm.types import OutputError
 
 
@@ -42,3 +44,28 @@ def test_errors_come_at_the_end(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"2"
     write_atomically(tmp_path / "c", b"3")
     assert (tmp_path / "c").read_bytes() == b"3"
+
+
+def test_a_path_is_that_of_the_folder_at_the_time(tmp_path, monkeypatch):
+    """Other threads write later, when the program may have gone to another folder."""
+    (tmp_path / "later").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with written_aside():
+        write_atomically("a.txt", b"1")
+        monkeypatch.chdir(tmp_path / "later")
+    assert (tmp_path / "a.txt").read_bytes() == b"1"
+
+
+def test_an_error_in_a_locked_folder_that_is_gone_is_the_one_that_is_seen(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def lose() -> None:
+        with Outputs(f"{folder}/").locked():
+            shutil.rmtree(folder)
+            folder.touch()
+            raise OutputError("the real one")
+
+    with pytest.raises(OutputError, match="the real one"):
+        lose()
+    assert not [path for path in temporary if path.startswith(str(folder))]

@@ -245,24 +245,8 @@ def _umask() -> int:
 
 
 NO_PREFIX = (
-    ".nii",
-    ".gz",
-    ".mgz",
-    ".mgh",
-    ".mha",
-    ".mhd",
-    ".nrrd",
-    ".nhdr",
-    ".hdr",
-    ".img",
-    ".vtk",
-    ".vtp",
-    ".ply",
-    ".mat",
-    ".h5",
-    ".txt",
-    ".html",
-    ".json",
+    *(".nii", ".gz", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".img"),
+    *(".vtk", ".vtp", ".ply", ".mat", ".h5", ".txt", ".html", ".json"),
 )
 """Endings of a name that was meant to be that of one file."""
 

@@ -18,7 +18,7 @@ from rdmm.kernels.compiled import compiled
 from rdmm.types import DivergenceError, Tensor
 
 
-@compiled()
+@compiled()  # not inlined by numba, whose analysis of parallel loops fails on tuples in tuples
 def _numbers(scale, nx, ny, nz):  # type: ignore[no-untyped-def]
     """1, the distance that is rounding, and the last coordinate along each axis, in the type of ``scale``: a wider one would be slower."""
     kind = scale.dtype.type

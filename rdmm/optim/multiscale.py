@@ -51,8 +51,8 @@ class LBFGS:
     Args:
         scales: of the image pyramid, increasing, in (0, 1].
         iterations: on each scale.
-        shooting: resolution of the shooting grid over that of the image, one number or one per scale; None: the image's
-            own, but no finer than ``voxel_of_sigma``.
+        shooting: resolution of the shooting grid over that of the image, one number or one per scale; None: that of ``voxel_of_sigma``,
+            and at most FINEST (dynamics.images).
         voxel_of_sigma: with ``shooting=None``, the voxel of the shooting grid over the narrowest Gaussian that matters. At .845 a Gaussian
             passes a thousandth of the shortest wave on the grid, no more than the search itself keeps of it (delta of
             MultiGaussian.precondition). None: VOXEL_OF_SIGMA of the pair's dimension.

@@ -153,7 +153,8 @@ def refine(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 def along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     """Apply ``matrix`` (m, n), or one for each component (c, m, n), along one axis of ``x`` (b, c, *s). No gradient by the matrix.
 
-    Products of one matrix with one large one are avoided: their bits depend on the number of threads. On a GPU few large products are best.
+    On the CPU each component is multiplied for itself, into its place in the result; along the first axis of space all at once, since the
+    bits of a single wide product depend on the number of threads. On a GPU few large products are best.
     """
     return _Along.apply(x, matrix, axis)
 

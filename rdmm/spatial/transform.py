@@ -228,7 +228,7 @@ def displacement(transform: Transform, grid: Grid, like: Tensor) -> Tensor:
 
 
 POLISHES = 3
-"""Steps of ``polished``: on a brain at 2 mm the mean error inside is .53, .12, .021, .004 mm after none to three of them."""
+"""Steps of ``polished``: on a brain at 2 mm, forward(inverse(x)) misses x by .52, .12 and .004 mm in the mean inside after 0, 1 and 3."""
 
 
 def polished(inverse: Dense, forward: Dense) -> Dense:
