@@ -33,6 +33,7 @@ TITLES = {
     "tre_outside_mm": "TRE outside mm",
     "sd_log_jacobian": "SDlogJ",
     "sd_log_jacobian_subject": "SDlogJ subject",
+    "sd_log_jacobian_inside": "SDlogJ inside",
     "sd_log_jacobian_outside": "SDlogJ outside",
     "folds_percent": "folds %, worst",
     "folded_cells_percent": "folded cells %, worst",
