@@ -332,27 +332,33 @@ class ShapeInputs:
 
 @with_warnings
 def read_shapes(
-    fixed: str | Measure, moving: str | Measure, landmarks: str | os.PathLike[str] | Sequence[Any] | None = None
+    fixed: str | Measure,
+    moving: str | Measure,
+    landmarks: str | os.PathLike[str] | Sequence[Any] | None = None,
+    features: str | None = None,
 ) -> ShapeInputs:
     """Read two shapes. If both are planar (all z equal), they become 2D.
 
     Args:
         fixed, moving: paths of .vtk or .ply files, or measures in world millimeters.
         landmarks: path of a CSV, or two arrays, as for images.
+        features: name of the files' point data that become the measures' features.
 
     Raises:
-        InputError: a file cannot be used, or the shapes differ in dimension or kind.
+        InputError: a file cannot be used or lacks the features, or the shapes differ in dimension or kind.
     """
     for name, given in (("fixed", fixed), ("moving", moving)):
         require_shape_source(given, name)
     if not isinstance(landmarks, list | tuple):
         require_path(landmarks, "landmarks")
-    shapes = [x if isinstance(x, Measure) else io.read_mesh(x) for x in (fixed, moving)]
+    shapes = [x if isinstance(x, Measure) else io.read_mesh(x, features) for x in (fixed, moving)]
     is_planar = all(np.ptp(shape.points[:, 2]) == 0 for shape in shapes if isinstance(shape, io.Mesh))
     measures = [_to_measure(shape, 2 if is_planar else 3) if isinstance(shape, io.Mesh) else shape for shape in shapes]
     for name, measure in zip(("fixed", "moving"), measures, strict=True):
         if len(measure.points) != 1:
             raise InputError(f"{name} is a batch of {len(measure.points)} measures; one is expected: points of shape (1, d, n)")
+    if 1 in (measures[0].ndim, measures[1].ndim):
+        raise InputError("shapes to register are 2D or 3D, not numbers (d = 1); similarities compare numbers")
     if measures[0].ndim != measures[1].ndim:
         raise InputError(f"fixed is {measures[0].ndim}D but moving is {measures[1].ndim}D; give two shapes of the same dimension")
     kinds = [None if m.cells is None else m.cells.shape[1] for m in measures]
@@ -360,7 +366,7 @@ def read_shapes(
         names = {None: "points", 2: "curves", 3: "surfaces"}
         raise InputError(f"fixed holds {names[kinds[0]]} but moving holds {names[kinds[1]]}; give two shapes of the same kind")
     frame = frame_of(measures)
-    target, source = (Measure(frame.from_world(m.points), m.weights, m.normals, m.cells) for m in measures)
+    target, source = (replace(m, points=frame.from_world(m.points)) for m in measures)
     pair = Pair(target, source)
     marks = None if landmarks is None else io.read_landmarks(landmarks, frame.ndim, [frame, frame])[:2]
     sources = {"fixed": fixed, "moving": moving, "landmarks": landmarks}
@@ -371,4 +377,5 @@ def _to_measure(mesh: io.Mesh, d: int) -> Measure:
     """A measure of the first d coordinates of a mesh, world millimeters."""
     points = torch.as_tensor(mesh.points[:, :d].T[None].copy(), dtype=torch.float32)
     weights = None if mesh.weights is None else torch.as_tensor(mesh.weights[None].copy(), dtype=torch.float32)
-    return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells))
+    features = None if mesh.features is None else torch.as_tensor(mesh.features.T[None].copy(), dtype=torch.float32)
+    return Measure(points, weights, cells=None if mesh.cells is None else torch.as_tensor(mesh.cells), features=features)

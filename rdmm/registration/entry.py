@@ -304,6 +304,7 @@ def register_shapes(
     overrides: Sequence[str] = (),
     transform: str | None = None,
     landmarks: str | os.PathLike[str] | Sequence[Any] | None = None,
+    features: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
@@ -317,6 +318,7 @@ def register_shapes(
         overrides, keys: settings of ``conf/shapes.yaml``, given as for ``rdmm.register``.
         transform: translation, rigid, similarity or affine (a matrix alone), or lddmm (also a deformation, the default).
         landmarks: CSV, or two arrays, as for images. They measure the error; with landmark_weight > 0 they also guide the registration.
+        features: name of the files' point data that similarity__cost="features" compares.
         verbose: as for ``rdmm.register``.
 
     Raises:
@@ -324,4 +326,4 @@ def register_shapes(
     """
     settings = _compose_arguments("shapes", overrides, keys, device=device, threads=threads, seed=seed, transform=transform)
     with shown_progress(verbose):
-        return run(read_shapes(fixed, moving, landmarks), settings, device=device, seed=seed)
+        return run(read_shapes(fixed, moving, landmarks, features), settings, device=device, seed=seed)

@@ -117,7 +117,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, grid: Grid, solver: GridSinkhorn) -> Tensor:
         found = solver._solve(a.detach(), b.detach(), grid)
-        value, *slopes = divergence(a.detach(), b.detach(), found, solver.blur, solver.reach)
+        value, *slopes = divergence(a.detach(), b.detach(), found, solver.blur**2, None if solver.reach is None else solver.reach**2)
         ctx.save_for_backward(*(s if wanted else None for s, wanted in zip(slopes, ctx.needs_input_grad[:2], strict=True)))
         return value
 

@@ -21,10 +21,11 @@ class Measure:
     """Weighted points; or, with ``cells``, a curve or surface, whose atoms are its segments or triangles.
 
     Args:
-        points: (b, d, n), d = 2 or 3; with cells, the vertices.
+        points: (b, d, n), d = 2 or 3; with cells, the vertices. d = 1, numbers, is for similarities alone.
         weights: (b, n) >= 0, for points without cells; None: 1 / n each. Cells have their lengths or areas as weights.
         normals: (b, d, n) unit directions, for points without cells; or None. Cells have tangents (segments) or normals (triangles).
         cells: (m, 2) segments or (m, 3) triangles, as vertex numbers; or None.
+        features: (b, e, n), numbers that go along with each point, for similarities that compare them; or None.
 
     Raises:
         InputError: shapes that do not fit, points that are not finite, weights that are negative or all 0, or cells together with
@@ -35,22 +36,23 @@ class Measure:
     weights: Tensor | None = None
     normals: Tensor | None = None
     cells: Tensor | None = None
+    features: Tensor | None = None
 
     __repr__ = repr_with_shapes
 
     def __post_init__(self) -> None:
-        for name, x in (("points", self.points), ("weights", self.weights), ("normals", self.normals)):
+        for name, x in (("points", self.points), ("weights", self.weights), ("normals", self.normals), ("features", self.features)):
             if isinstance(x, Tensor) and x.is_floating_point() and x.device.type != "meta":
                 continue
             if x is not None or name == "points":
                 kind = f"{x.dtype} on {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(f"a measure's {name} are a tensor of real numbers, e.g. torch.float32, not {kind}")
-        if self.points.ndim != 3 or self.points.shape[1] not in (2, 3) or self.points.shape[2] < 1:
-            raise InputError(f"a measure's points are (b, d, n) with d = 2 or 3 and n >= 1, not {tuple(self.points.shape)}")
+        if self.points.ndim != 3 or self.points.shape[1] not in (1, 2, 3) or self.points.shape[2] < 1:
+            raise InputError(f"a measure's points are (b, d, n) with d = 2 or 3 (of numbers 1) and n >= 1, not {tuple(self.points.shape)}")
         if not bool(torch.isfinite(self.points.detach()).all()):
             raise InputError("a measure's points must be finite")
         b, d, n = self.points.shape
-        for name, x in (("weights", self.weights), ("normals", self.normals)):
+        for name, x in (("weights", self.weights), ("normals", self.normals), ("features", self.features)):
             if x is not None and (x.dtype, x.device) != (self.points.dtype, self.points.device):
                 raise InputError(
                     f"a measure's {name} are {x.dtype} on {x.device}, but its points {self.points.dtype} on {self.points.device};"
@@ -80,13 +82,21 @@ class Measure:
                 raise InputError(f"a measure's normals are (b, d, n) = ({b}, {d}, {n}), not {tuple(self.normals.shape)}")
             if not bool(torch.isfinite(self.normals.detach()).all()):
                 raise InputError("a measure's normals must be finite")
+        if self.features is not None:
+            if self.features.ndim != 3 or self.features.shape[0] not in (1, b) or self.features.shape[2] != n:
+                raise InputError(f"a measure's features are (b, e, n) = ({b}, e, {n}), not {tuple(self.features.shape)}")
+            if not bool(torch.isfinite(self.features.detach()).all()):
+                raise InputError("a measure's features must be finite")
+        if d == 1 and (self.normals is not None or self.cells is not None):
+            raise InputError("a measure of numbers (d = 1) has no normals and no cells; leave them out")
 
     @property
     def ndim(self) -> int:
         return self.points.shape[1]
 
     def atoms(self) -> Measure:
-        """The same measure without cells: one point for each cell, at its center, with its length or area as weight, and its direction."""
+        """The same measure without cells: one point for each cell, at its center, with its length or area as weight, its direction, and the
+        mean of its vertices' features."""
         if self.cells is None:
             if self.weights is not None:
                 return self
@@ -94,20 +104,21 @@ class Measure:
             return replace(self, weights=self.points.new_full((self.points.shape[0], n), 1 / n))
         corners = [self.points[:, :, self.cells[:, k]] for k in range(self.cells.shape[1])]
         middle = sum(corners[1:], corners[0]) / len(corners)
+        features = None if self.features is None else self.features[:, :, self.cells].mean(3)
         direction = corners[1] - corners[0]
         size = 1.0
         if len(corners) == 3:
             direction, size = _cross(direction, corners[2] - corners[0]), 0.5
         length = direction.square().sum(1).clamp_min(1e-30).sqrt()
-        return Measure(middle, size * length, direction / length.unsqueeze(1))
+        return Measure(middle, size * length, direction / length.unsqueeze(1), features=features)
 
     def thinned(self, count: int) -> Measure:
         """A measure of at most ``count`` atoms, without cells: every k-th one, with k times its weight."""
         atoms = self.atoms()
         assert atoms.weights is not None
         k = -(-atoms.points.shape[2] // count)
-        normals = None if atoms.normals is None else atoms.normals[:, :, ::k]
-        return Measure(atoms.points[:, :, ::k], atoms.weights[:, ::k] * k, normals)
+        normals, features = (None if x is None else x[:, :, ::k] for x in (atoms.normals, atoms.features))
+        return Measure(atoms.points[:, :, ::k], atoms.weights[:, ::k] * k, normals, features=features)
 
     def moved_by(self, transform: Transform) -> Measure:
         """Push-forward T_# mu: every vertex x moves to T(x). Cells keep their vertices, points without cells their weights.
@@ -148,13 +159,15 @@ class Measure:
         return composed(first, then)
 
     def to(self, device: torch.device) -> Measure:
-        return Measure(*(None if x is None else x.to(device) for x in (self.points, self.weights, self.normals, self.cells)))  # type: ignore[arg-type]
+        parts = (self.points, self.weights, self.normals, self.cells, self.features)
+        return Measure(*(None if x is None else x.to(device) for x in parts))  # type: ignore[arg-type]
 
     def to_float32(self) -> Measure:
         """The measure in float32 on the CPU, as if read from a file."""
-        points, weights, normals = (None if x is None else x.cpu().float() for x in (self.points, self.weights, self.normals))
+        parts = (self.points, self.weights, self.normals, self.features)
+        points, weights, normals, features = (None if x is None else x.cpu().float() for x in parts)
         assert points is not None
-        return Measure(points, weights, normals, None if self.cells is None else self.cells.cpu())
+        return Measure(points, weights, normals, None if self.cells is None else self.cells.cpu(), features)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest coordinates over the batch, (d,) each."""

@@ -48,7 +48,7 @@ def potentials(
     for number, level in enumerate(reversed(levels)):
         finest = number == len(levels) - 1
         eps = (blur if finest else max(blur, *level.spacing)) ** 2
-        factor = damping(eps, reach)
+        factor = damping(eps, None if reach is None else reach**2)
         to_f, to_g = (_step(x, [h * h / eps for h in level.spacing], factor) for x in (level.b, level.a))
         p = self_potential(level.a, to_g, factor, tolerance, iterations)
         q = self_potential(level.b, to_f, factor, tolerance, iterations)

@@ -54,11 +54,12 @@ class Solver:
     """Solves for the potentials of two clouds.
 
     Args:
-        blur: sqrt(eps).
-        reach: sqrt(rho); None: balanced.
-        cost: C(x, y); None: |x - y|^2 / 2.
+        blur: a length: eps = blur^p.
+        reach: a length: rho = reach^p; None: balanced.
+        cost: C(x, y), which grows like a length^p; None: |x - y|^2 / 2.
         tolerance: marginal error (L1) at which a level stops.
         iterations: largest number of iterations on each level.
+        p: exponent of the lengths in the cost.
     """
 
     blur: float
@@ -66,6 +67,15 @@ class Solver:
     cost: Pairwise | None
     tolerance: float
     iterations: int
+    p: int = 2
+
+    @property
+    def eps(self) -> float:
+        return self.blur**self.p
+
+    @property
+    def rho(self) -> float | None:
+        return None if self.reach is None else self.reach**self.p
 
     def soft(self, x: Tensor, y: Cloud, g: Tensor, eps: float) -> Tensor:
         """The soft minimum L at x: log sum_j b_j exp(g_j - C(x, y_j) / eps); g in units of eps."""
@@ -96,7 +106,7 @@ class Solver:
         levels = self._levels(a, b)
         start: tuple[Tensor, Tensor] | None = None
         for number, (ca, cb, eps) in enumerate(levels):
-            factor = damping(eps, self.reach)
+            factor = damping(eps, self.rho)
 
             def step(target: Cloud, source: Cloud, eps: float = eps, factor: float = factor):  # type: ignore[no-untyped-def]
                 return lambda u: self.soft(target.x, source, u[0], eps)[None].mul_(-factor)
@@ -116,10 +126,10 @@ class Solver:
         """(a, b, eps) from coarse to fine."""
         both = torch.cat([a.x, b.x])
         diameter = float((both.amax(0) - both.amin(0)).max())
-        levels, blur = [(a, b, self.blur**2)], self.blur
+        levels, blur = [(a, b, self.eps)], self.blur
         while blur < diameter / 4:
             blur *= 2
-            levels.append((_sort_into_tiles(a.cluster(blur)), _sort_into_tiles(b.cluster(blur)), blur**2))
+            levels.append((_sort_into_tiles(a.cluster(blur)), _sort_into_tiles(b.cluster(blur)), blur**self.p))
         return levels[::-1]
 
 

@@ -61,9 +61,9 @@ def warn_once(blur: float, tolerance: float, iterations: int) -> None:
     )
 
 
-def damping(eps: float, reach: float | None) -> float:
+def damping(eps: float, rho: float | None) -> float:
     """The factor lambda = rho / (rho + eps); 1 for balanced transport."""
-    return 1.0 if reach is None else reach**2 / (reach**2 + eps)
+    return 1.0 if rho is None else rho / (rho + eps)
 
 
 def self_potential(a: Tensor, step: Step, damping: float, tolerance: float, iterations: int) -> Tensor:
@@ -120,18 +120,17 @@ def _extrapolate(a: Tensor, new: Tensor, residual: Tensor, last: Tensor, last_re
     return torch.sub(last, new, out=last).mul_(step).add_(new)
 
 
-def divergence(a: Tensor, b: Tensor, found: Potentials, blur: float, reach: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def divergence(a: Tensor, b: Tensor, found: Potentials, eps: float, rho: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """S = W(a, b) - W(a, a) / 2 - W(b, b) / 2 + eps / 2 (|a| - |b|)^2, (k,), and its gradients by a and by b.
 
     Balanced, S = <a, f - p> + <b, g - q> and dS/da = f - p. Unbalanced, with E(f, p) = e^(-p / rho) - e^(-f / rho),
     S = (rho + eps / 2) (<a, E(f, p)> + <b, E(g, q)>) and dS/da = (rho + eps) E(f, p): model (37).
     """
-    eps, slopes, factor = blur**2, [], 1.0
+    slopes, factor = [], 1.0
     for f, p in ((found.f, found.p), (found.g, found.q)):
-        if reach is None:
+        if rho is None:
             slopes.append(f - p)
         else:
-            rho = reach**2
             slopes.append((rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)))
             factor = (rho + eps / 2) / (rho + eps)
     value = sum(total(x * s, dtype=torch.float64) for x, s in zip((a, b), slopes, strict=True))

@@ -26,19 +26,21 @@ class Meshes:
         root: folder of the files.
         pairs: file names [fixed, moving] by the name of the case.
         count: number of points to which each shape is reduced (Measure.thinned); None: keep all.
+        features: name of the point data that go along as features; None: none.
     """
 
     settings: ClassVar[str] = "shapes"
     root: str
     pairs: Mapping[str, list[str]]
     count: int | None = None
+    features: str | None = None
 
     def cases(self) -> dict[str, Callable[[], ShapeInputs]]:
         return {name: partial(self._read, *files) for name, files in self.pairs.items()}
 
     def _read(self, fixed: str, moving: str) -> ShapeInputs:
         files = require_folder(self.root)
-        inputs = read_shapes(str(files / fixed), str(files / moving))
+        inputs = read_shapes(str(files / fixed), str(files / moving), features=self.features)
         if self.count is None:
             return inputs
         pair = Pair(inputs.pair.fixed.thinned(self.count), inputs.pair.moving.thinned(self.count))

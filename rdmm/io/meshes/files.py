@@ -55,19 +55,22 @@ RAS_ENDINGS = (".gii", *STREAMLINES)
 """Formats whose coordinates are RAS+ by definition."""
 
 
-def read_mesh(path: str | os.PathLike[str]) -> Mesh:
+def read_mesh(path: str | os.PathLike[str], features: str | None = None) -> Mesh:
     """Read vertices (RAS+) and cells of a mesh file. A file that says SPACE=LPS, as Slicer writes, is converted.
 
     Polylines become segments; polygons with more than three corners become fans of triangles. A file without lines and
     polygons holds points, weighted by the point data ``weights`` if it has them.
 
+    Args:
+        features: name of the point data that go along as features; None: none.
+
     Raises:
-        InputError: not a mesh file, damaged, cut short, without finite points, or with lines together with surfaces.
+        InputError: not a mesh file, damaged, cut short, without finite points or these features, or with lines together with surfaces.
         ResourceError: the file is too large for the free memory.
     """
     data = read_polydata(path)
     try:
-        mesh = data.mesh()
+        mesh = data.mesh(features)
     except InputError as error:
         raise InputError(f"{os.fspath(path)}: {error}") from error
     if mesh.cells is not None and mesh.weights is not None:

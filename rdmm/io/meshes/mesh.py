@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rdmm.types import InputError, counted, repr_with_shapes
+from rdmm.types import InputError, counted, nearest, repr_with_shapes
 
 Kind = Literal["VERTICES", "LINES", "POLYGONS", "TRIANGLE_STRIPS"]
 
@@ -22,11 +22,13 @@ FLIP = np.array([-1.0, -1.0, 1.0])
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """The contents of a mesh file: vertices (n, 3), segments (m, 2) or triangles (m, 3) or None, and weights (n,) or None."""
+    """The contents of a mesh file: vertices (n, 3), segments (m, 2) or triangles (m, 3) or None, weights (n,) or None, features (n, e) or
+    None."""
 
     points: np.ndarray
     cells: np.ndarray | None = None
     weights: np.ndarray | None = None
+    features: np.ndarray | None = None
 
     __repr__ = repr_with_shapes
 
@@ -105,8 +107,9 @@ class PolyData:
         """The number of cells of all lists."""
         return sum(cells.count for cells in self.cells)
 
-    def mesh(self) -> Mesh:
-        """The shape alone: weighted points, or segments, or triangles. Raises InputError if it holds lines and surfaces."""
+    def mesh(self, features: str | None = None) -> Mesh:
+        """The shape alone: weighted points, or segments, or triangles, with the point data ``features``. Raises InputError if it holds
+        lines and surfaces, or has no such data."""
         simplices = [s for cells in self.cells for s in cells.simplices()]
         if len({s.shape[1] for s in simplices}) > 1:
             raise InputError("the file holds both lines and surfaces; split it into two")
@@ -117,7 +120,15 @@ class PolyData:
             self.points,
             np.concatenate(simplices) if simplices else None,
             _checked_weights(weights[0], len(self.points)) if weights else None,
+            None if features is None else self._features(features),
         )
+
+    def _features(self, name: str) -> np.ndarray:
+        """The point data ``name``, (n, e)."""
+        if name not in self.point_data:
+            known = ", ".join(self.point_data) or "none"
+            raise InputError(f"no point data {name!r}{nearest(name, self.point_data) or f'; there are {known}'}")
+        return self.point_data[name].reshape(len(self.points), -1)
 
     def without_single_points(self) -> PolyData:
         """The same without lines of one point, which only files of streamlines have."""

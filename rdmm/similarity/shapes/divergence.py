@@ -14,6 +14,9 @@ from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.types import InputError, Tensor
 
+MAX_POWER = 20
+"""Largest power of <u, v>. With float32, larger ones keep only directions that are equal. Not measured."""
+
 
 class MeasureDivergence(ABC):
     """A similarity of two measures, computed for each item of the batch."""
@@ -39,6 +42,8 @@ class MeasureDivergence(ABC):
         if moved.ndim != target.ndim:
             raise InputError(f"a similarity compares measures of one dimension, both 2D or both 3D, not {moved.ndim} and {target.ndim}")
         a, b = moved.atoms(), target.atoms()
+        if a.features is not None and b.features is not None and a.features.shape[1] != b.features.shape[1]:
+            raise InputError(f"the measures have {a.features.shape[1]} and {b.features.shape[1]} features at a point; give both the same")
         count = max(a.points.shape[0], b.points.shape[0])
         return torch.stack([self._item(single_item(a, i), single_item(b, i)) for i in range(count)])
 
@@ -54,8 +59,8 @@ def require_measure(x: Any) -> None:
 
 def single_item(m: Measure, i: int) -> Measure:
     """Item i of a batch, as a batch of 1; a batch of 1 has the same item for every i."""
-    parts = (None if x is None else x[min(i, len(x) - 1)][None] for x in (m.points, m.weights, m.normals))
-    return Measure(*parts)  # type: ignore[arg-type]
+    parts = {k: getattr(m, k) for k in ("points", "weights", "normals", "features")}
+    return Measure(**{k: x[min(i, len(x) - 1)][None] for k, x in parts.items() if x is not None})
 
 
 def directions_of(m: Measure) -> Tensor:
@@ -65,6 +70,13 @@ def directions_of(m: Measure) -> Tensor:
             "this similarity compares directions: give the measure cells or normals, or choose a similarity of positions alone"
         )
     return m.normals[0].T
+
+
+def features_of(m: Measure) -> Tensor:
+    """Features (n, e) of the first item; raises InputError if there are none."""
+    if m.features is None:
+        raise InputError("this similarity compares features: give the measure features, or choose a similarity of positions alone")
+    return m.features[0].T
 
 
 def weights_of(m: Measure) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any, Literal, final, get_args
 import torch
 
 from rdmm.kernels.pairwise import Pairwise, half_squared_distance, reduce_pairs
-from rdmm.similarity.shapes.divergence import MeasureDivergence, directions_of, weights_of
+from rdmm.similarity.shapes.divergence import MAX_POWER, MeasureDivergence, directions_of, weights_of
 from rdmm.spatial.measure import Measure
-from rdmm.types import ConfigError, Tensor, require_finite_fields, require_length
+from rdmm.types import ConfigError, Tensor, require_finite_fields, require_length, require_whole
 
 Kernel = Literal["gaussian", "laplacian", "energy"]
 Directions = Literal["none", "current", "varifold"]
@@ -26,16 +26,22 @@ class KernelDistance(MeasureDivergence):
         kernel: ``gaussian`` exp(-|x - y|^2 / (2 sigma^2)), ``laplacian`` exp(-|x - y| / sigma), ``energy`` -|x - y|. ``energy`` scales
             each measure to mass 1: between measures of different masses it has no lower bound.
         sigmas: widths of the kernels that are summed, in the unit of the points; ``energy`` ignores them.
-        directions: ``none``; ``current``: the kernel times <u, v>; ``varifold``: the kernel times <u, v>^2, which ignores orientations.
+        directions: ``none``; ``current``: the kernel times <u, v>; ``varifold``: the kernel times <u, v>^k, which ignores orientations.
             ``energy`` takes ``none`` only: times these it has no lower bound.
+        k: the exponent of varifolds, an even number; the larger, the less do directions count that differ.
     """
 
     kernel: Kernel = "gaussian"
     sigmas: Sequence[float] = (0.1,)
     directions: Directions = "none"
+    k: int = 2
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
+        if require_whole("similarity.k", self.k, 1, MAX_POWER) % 2:
+            raise ConfigError(f"similarity.k must be even, so that opposite directions are the same, not {self.k}; or directions=current")
+        if self.k != 2 and self.directions != "varifold":
+            raise ConfigError(f"similarity.k={self.k} has an effect with directions=varifold only, not with {self.directions!r}")
         if self.kernel not in get_args(Kernel):
             raise ConfigError(f"similarity.kernel must be one of {', '.join(get_args(Kernel))}, not {self.kernel!r}")
         if self.directions not in get_args(Directions):
@@ -61,7 +67,7 @@ class KernelDistance(MeasureDivergence):
                 out = sum((squares * (-0.5 / s**2)).exp() for s in self.sigmas)
             if self.directions == "none":
                 return out
-            return out * (p[:, :, d:] * q[:, :, d:]).sum(-1) ** (1 if self.directions == "current" else 2)
+            return out * (p[:, :, d:] * q[:, :, d:]).sum(-1) ** (1 if self.directions == "current" else self.k)
 
         return values
 
