@@ -120,6 +120,14 @@ FAULTS = {
         67: ("unknown key", "ConfigError with the nearest"),
         68: ("wrong type or range", "ConfigError before data are read"),
         69: ("unknown option of a group", "the list and the nearest"),
+        120: (
+            "regions: an unknown name or entry, weights that do not fit the Gaussians",
+            "ConfigError with the nearest, or with what is missing",
+        ),
+        121: (
+            "regions without a label, labels without a region",
+            "a warning that names them; an error where no label has weights of its own",
+        ),
         70: ("no arguments, -h, --version", "help and 2, 0, 0"),
         71: ("spaces, accents, bytes that are not UTF-8, relative paths", "work"),
         101: (

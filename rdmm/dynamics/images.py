@@ -131,12 +131,16 @@ class PreweightedDynamics(ImageDynamics):
         return ic if ic.weights is not None else replace(ic, weights=self.preweights(ic, ic.grid(source)))
 
     def preconditioner(self, ic: InitialConditions) -> MultiGaussian:
-        """The smoother with the largest squared pre-weight of each Gaussian; itself where the pre-weights are its own everywhere."""
+        """The smoother with the largest share of each Gaussian, its squared pre-weight over the largest one at the same point; itself where
+        the pre-weights are its own everywhere.
+
+        A Gaussian counts by what it is where it is used, however heavy those of other regions are.
+        """
         h = ic.weights
         if h is None or torch.equal(h, constant(self.smoother.weights, Grid.unit(h.shape[2:]), h).expand_as(h)):
             return self.smoother
-        largest = h.detach().double().square().flatten(2).amax((0, 2))
-        used = torch.where(largest > LEAST_WEIGHT, largest, 0)
+        squares = h.detach().double().square().flatten(2)
+        used = (squares / squares.amax(1, keepdim=True)).where(squares > LEAST_WEIGHT, 0).amax((0, 2))
         return replace(self.smoother, weights=(used / used.sum()).tolist())
 
     def coordinates(self, ic: InitialConditions, source: Image, free_weights: bool, preconditioner: MultiGaussian) -> Coordinates:

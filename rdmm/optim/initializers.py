@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from rdmm.dynamics.base import InitialConditions
 from rdmm.dynamics.points import controls, farthest_points
 from rdmm.regularizer.smoother import MultiGaussian, Unit, check_length, to_domain
-from rdmm.regularizer.weights import by_region
+from rdmm.regularizer.weights import BACKGROUND, by_region, region_rows
 from rdmm.similarity import SinkhornDivergence
 from rdmm.spatial.gaussian import gaussian
 from rdmm.spatial.image import Image
@@ -20,6 +21,8 @@ from rdmm.spatial.ops import sample
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Transform
 from rdmm.types import ConfigError, Tensor, option, require_finite_fields
+
+log = logging.getLogger(__name__)
 
 
 class Initializer(Protocol):
@@ -53,50 +56,86 @@ class Zero:
         return InitialConditions(no_momentum(pair))
 
 
+MEDIUM: dict[int | str, Sequence[float]] = {1: (0.6, 0.3, 0.1), BACKGROUND: (0.1, 0.3, 0.6)}
+"""Squared pre-weights for the three Gaussians of ``smoother=medium``: label 1 may deform more locally than the rest."""
+
+
 @dataclass(frozen=True)
 class Regions:
     """No momentum; pre-weights from a label map of the moving image (``--regions``), resampled in the pre-aligned space.
 
     Args:
-        weights: label -> squared pre-weights h^2, one per Gaussian, summing to 1.
-        background: squared pre-weights of all other labels.
+        weights: label -> squared pre-weights h^2, one per Gaussian, summing to 1; None: the regions of ``smoother``, or else MEDIUM.
+        background: squared pre-weights of all other labels; None likewise.
         smoothing: sigma of the transitions between regions. A metric that jumps from voxel to voxel makes a rough momentum, which no
             solver integrates well.
         smoothing_unit: unit of smoothing: ``domain`` or ``mm``.
+        smoother: that of the dynamics.
     """
 
-    weights: Mapping[int | str, Sequence[float]]
-    background: Sequence[float]
+    weights: Mapping[Any, Sequence[float]] | None = None
+    background: Sequence[float] | None = None
     smoothing: float = 0.03
     smoothing_unit: Unit = "domain"
+    smoother: MultiGaussian | None = None
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
-        try:
-            table = {int(label): [float(x) for x in row] for label, row in self.weights.items()}
-            object.__setattr__(self, "background", [float(x) for x in self.background])
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"initializer.weights must map whole-number labels to lists of numbers, not {self.weights}") from error
         check_length("initializer.smoothing", self.smoothing, "initializer.smoothing_unit", self.smoothing_unit)
-        object.__setattr__(self, "weights", table)
-        by_region(torch.zeros(1, 1, 2, 2), table, self.background)  # checks the rows
+        if self.weights is not None and BACKGROUND in self.weights:
+            raise ConfigError(f"initializer.weights: give the squared weights of {BACKGROUND} as initializer.background=[...]")
+        self.rows()
+
+    def rows(self) -> dict[int | str, list[float]]:
+        """The squared pre-weights of each label and of ``background``.
+
+        Raises:
+            ConfigError: they do not sum to 1, or their numbers differ.
+        """
+        own = (self.smoother and self.smoother.regions) or MEDIUM
+        background = own[BACKGROUND] if self.background is None else self.background
+        table = {**(own if self.weights is None else self.weights), BACKGROUND: background}
+        return region_rows(table, len(background), "initializer.weights")
 
     def check(self, pair: Pair) -> None:
-        """Raise ConfigError for shapes, and where no regions were given."""
+        """Warn of labels without a region, and of regions without a label.
+
+        Raises:
+            ConfigError: the pair is of shapes, no regions were given, or no label of theirs has weights.
+        """
         require_image(pair)
+        labels = {int(x) for x in self._labels(pair).data.unique().tolist()} - {0}
+        named = {name for name in self.rows() if isinstance(name, int)}
+        if not named & labels:
+            raise ConfigError(
+                f"{option('regions', '')} has the labels {_listed(labels)}, and none of them has weights of its own: "
+                f"initializer.weights or smoother.regions names {_listed(named)}"
+            )
+        if named - labels:
+            log.warning("%s has no label %s, for which there are weights", option("regions", ""), _listed(named - labels))
+        if labels - named:
+            log.warning("labels %s of %s have no weights of their own: they are background", _listed(labels - named), option("regions", ""))
+
+    def _labels(self, pair: Pair) -> Image:
         if pair.regions is None:
             raise ConfigError(f"initializer=regions needs a label map of the moving image: pass {option('regions', 'LABELS.nii.gz')}")
+        return pair.regions
 
     def __call__(self, pair: Pair) -> InitialConditions:
-        self.check(pair)
-        assert pair.regions is not None
-        regions, grid = pair.regions, pair.fixed.grid
-        squares = by_region(regions.data, self.weights, self.background).to(pair.fixed.data)  # type: ignore[arg-type]
+        regions, grid, rows = self._labels(pair), pair.fixed.grid, self.rows()
+        weights = {label: row for label, row in rows.items() if isinstance(label, int)}
+        squares = by_region(regions.data, weights, rows[BACKGROUND]).to(pair.fixed.data)
         transform: Transform = pair.initial
         points = regions.locate(transform(grid.identity(pair.fixed.data)), grid)
         sigma = to_domain(self.smoothing, self.smoothing_unit, grid)
         squares = gaussian(sample(squares, points, regions.grid), sigma, grid).clamp_min(0)
         return InitialConditions(no_momentum(pair), (squares / squares.sum(1, keepdim=True).clamp_min(1e-12)).sqrt())
+
+
+def _listed(labels: set[int]) -> str:
+    """Labels in order, the first ten of many."""
+    found = sorted(labels)
+    return ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "") if found else "none"
 
 
 @dataclass(frozen=True)

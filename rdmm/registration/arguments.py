@@ -31,13 +31,20 @@ def _entries(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
     for name, value in node.items():
         if not isinstance(name, str):
             raise ConfigError(f"{prefix.rstrip('.')}: the keys of a dictionary of settings are texts; got {name!r}")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _is_by_label(value):
             yield from _entries(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
+def _is_by_label(node: Mapping[Any, Any]) -> bool:
+    """Whether a dictionary has an entry for a label: it is one value, whose keys are no settings."""
+    return any(isinstance(name, int) and not isinstance(name, bool) for name in node)
+
+
 def _value_text(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_value_text(key, entry)}" for name, entry in value.items()) + "}"
     if key == "weights" and isinstance(value, str | os.PathLike):
         return quoted(os.fspath(value))
     try:

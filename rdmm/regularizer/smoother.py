@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
+from rdmm.regularizer.weights import region_rows
 from rdmm.spatial.gaussian import Boundary, Filter, Gain, filtered, spectral_filter
 from rdmm.spatial.grid import Grid
 from rdmm.types import ConfigError, Tensor
@@ -43,16 +44,18 @@ class MultiGaussian:
     """K = sum_i w_i^2 K_{sigma_i}, and its region-specific form K(w) m = sum_i w_i K_{sigma_i} * (w_i m): model (8), model (7).
 
     Args:
-        sigmas: increasing standard deviations.
+        sigmas: standard deviations, from narrow to wide. Equal ones are Gaussians that regions do not share.
         weights: the papers' squared weights w_i^2 (of LDDMM: h_i^2), summing to 1.
         boundary: ``zero``, ``periodic``, ``reflect`` or ``slip``.
         unit: unit of the sigmas: ``domain`` or ``mm``.
         compressibility: gain of the part of each wave that compresses, over that of the part that does not, in [0, 1]. A velocity that
             changes volumes costs 1 / compressibility times the energy of one that does not; 0: the flow keeps every volume. Below 1
             with ``boundary="slip"`` only.
+        regions: squared weights of labels, and of ``background`` (all other labels), one number per Gaussian; for pre-weights that a label
+            map gives. Empty: no region has weights of its own.
 
     Raises:
-        ConfigError: sigmas that are not positive and increasing, weights that are negative or do not sum to 1, or an unknown option.
+        ConfigError: sigmas that are not positive or not in order, weights that are negative or do not sum to 1, or an unknown option.
     """
 
     sigmas: Sequence[float]
@@ -60,12 +63,13 @@ class MultiGaussian:
     boundary: Boundary = "zero"
     unit: Unit = "domain"
     compressibility: float = 1.0
+    regions: Mapping[Any, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sigmas, weights = tuple(map(float, self.sigmas)), tuple(map(float, self.weights))
         if not sigmas or len(sigmas) != len(weights):
             raise ConfigError(f"smoother: {len(sigmas)} sigmas but {len(weights)} weights; give one weight per sigma")
-        if not all(0 < s < math.inf for s in sigmas) or any(b <= a for a, b in itertools.pairwise(sigmas)):
+        if not all(0 < s < math.inf for s in sigmas) or any(b < a for a, b in itertools.pairwise(sigmas)):
             raise ConfigError(f"smoother.sigmas must be positive and increasing, not {list(sigmas)}")
         if not all(w >= 0 for w in weights) or not abs(sum(weights) - 1) <= 0.01:
             raise ConfigError(f"smoother.weights (squared weights) must be >= 0 and sum to 1, not {list(weights)} (sum {sum(weights):.4g})")
@@ -78,6 +82,7 @@ class MultiGaussian:
             raise ConfigError(
                 f"smoother.compressibility={self.compressibility:g} needs smoother.boundary=slip, not {self.boundary}; or set it to 1"
             )
+        object.__setattr__(self, "regions", region_rows(self.regions, len(sigmas), "smoother.regions"))
         object.__setattr__(self, "sigmas", sigmas)
         object.__setattr__(self, "weights", tuple(w / sum(weights) for w in weights))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from rdmm.spatial.gaussian import gaussian
 from rdmm.spatial.grid import Grid
-from rdmm.types import ConfigError, Tensor
+from rdmm.types import ConfigError, Tensor, nearest
 
 
 def normalize(p: Tensor) -> Tensor:
@@ -28,15 +30,42 @@ def constant(squares: Sequence[float], grid: Grid, like: Tensor) -> Tensor:
     return h.view(1, -1, *(1,) * grid.ndim).expand(1, -1, *grid.shape).contiguous()
 
 
-def by_region(labels: Tensor, weights: Mapping[int, Sequence[float]], default: Sequence[float]) -> Tensor:
-    """Squared pre-weights h^2 (b, n, *s) for a label map (b, 1, *s): ``weights[label]``, and ``default`` for other labels.
+BACKGROUND = "background"
+"""Name of all labels that no other entry of ``regions`` names."""
+
+
+def region_rows(regions: Mapping[Any, Sequence[float]], count: int, key: str) -> dict[int | str, list[float]]:
+    """The squared weights of each region, one number per Gaussian. Labels become whole numbers; ``background`` stays a word.
+
+    Args:
+        count: number of Gaussians.
+        key: the setting, for errors.
 
     Raises:
-        ConfigError: weights that are negative, do not sum to 1, or have another length than ``default``.
+        ConfigError: a name that is no label, or weights that are negative, do not sum to 1, or are not ``count`` numbers.
     """
-    for name, row in [("default", default), *weights.items()]:
-        if len(row) != len(default) or any(x < 0 for x in row) or abs(sum(row) - 1) > 0.01:
-            raise ConfigError(f"regions: the squared weights of {name} must be {len(default)} numbers >= 0 that sum to 1, not {list(row)}")
+    rows = {region_name(name, key): [float(x) for x in row] for name, row in regions.items()}
+    for name, row in rows.items():
+        if len(row) != count or not all(x >= 0 for x in row) or not abs(sum(row) - 1) <= 0.01:
+            given = f"{row} (sum {sum(row):.4g})"
+            raise ConfigError(f"{key}: the squared weights of {name} must be {count} numbers >= 0 that sum to 1, not {given}")
+    return rows
+
+
+def region_name(name: Any, key: str) -> int | str:
+    """A label as a whole number, or ``background``.
+
+    Raises:
+        ConfigError: ``name`` is neither.
+    """
+    text = str(name)
+    if text != BACKGROUND and not re.fullmatch(r"-?\d+", text):
+        raise ConfigError(f"{key}: regions are labels (whole numbers) or {BACKGROUND}, not {text!r}{nearest(text, [BACKGROUND])}")
+    return text if text == BACKGROUND else int(text)
+
+
+def by_region(labels: Tensor, weights: Mapping[int, Sequence[float]], default: Sequence[float]) -> Tensor:
+    """Squared pre-weights h^2 (b, n, *s) for a label map (b, 1, *s): ``weights[label]``, and ``default`` for other labels."""
     table = torch.tensor([list(default), *map(list, weights.values())], dtype=torch.float64)
     index = torch.zeros_like(labels[:, 0], dtype=torch.long)
     for i, label in enumerate(weights, 1):

@@ -13,6 +13,7 @@ from rdmm.dynamics.base import require_carrier
 from rdmm.optim.initializers import Initializer, Regions, Zero
 from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
 from rdmm.optim.problem import Energy, Problem, Similarity
+from rdmm.regularizer.weights import BACKGROUND
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
 from rdmm.spatial.transform import Dense, Identity, on_device, polished
@@ -44,10 +45,11 @@ class Deform:
             return
         if not dynamics.has_preweights:
             raise ConfigError("initializer=regions gives pre-weights: use dynamics=rdmm")
-        given, wanted = len(self.initializer.background), len(dynamics.smoother.sigmas)
+        given, wanted = len(self.initializer.rows()[BACKGROUND]), len(dynamics.smoother.sigmas)
         if given != wanted:
             raise ConfigError(
-                f"initializer.weights and background must have {wanted} numbers, one per Gaussian of the smoother, not {given}"
+                f"initializer.weights and background must have {wanted} numbers, one per Gaussian of the smoother, not {given}; or use "
+                "smoother=regions, where each region has Gaussians of its own"
             )
 
     def __call__(self, pair: Pair) -> Result:
