@@ -18,6 +18,7 @@ __all__, __getattr__ = lazy_names(
         "training.sources": ["FolderSource"],
         "training.tables": ["PairSource", "TableSource"],
         "studies.brains": ["BrainSlices", "Brains"],
+        "studies.clouds": ["Clouds"],
         "studies.knees": ["Knees"],
         "studies.livers": ["Livers"],
         "studies.lungs": ["LungMasks", "RightLung"],

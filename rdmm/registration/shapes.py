@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from rdmm import metrics
+from rdmm.config.build import build
 from rdmm.data.inputs import ShapeInputs
 from rdmm.dynamics.base import energy_drift
 from rdmm.dynamics.points import PointSnapshot
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.outputs import SHAPE_FILES, OutputFile
 from rdmm.registration.verdict import Verdict, judge_shapes
+from rdmm.similarity import SinkhornDivergence
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine, Identity, Transform, composed, flat
+from rdmm.stages.gradient_flow import ParticleFlow
+from rdmm.types import Tensor
+
+if TYPE_CHECKING:
+    from rdmm.report.shape_figures import ShapeResult
 
 PATH_TIMES = tuple(k / 10 for k in range(11))
 """Times t of the control points' paths."""
@@ -156,6 +163,19 @@ class ShapeRegistration(FinishedRegistration):
         return [self.frame.to_world(snapshot.points)[0].numpy().T for snapshot in self.snapshots]
 
     @cached_property
+    def goals(self) -> Tensor | None:
+        """Where the plan of the similarity sends each atom of the warped shape, (1, d, n) in domain units; None unless it is transport."""
+        similarity = build(self.config["similarity"], "similarity") if "similarity" in self.config else None
+        return similarity.goals(self.warped, self.pair.fixed) if isinstance(similarity, SinkhornDivergence) else None
+
+    def _shape_result(self) -> ShapeResult:
+        """What figures show. The plan is drawn in the plane only."""
+        from rdmm.report.shape_figures import ShapeResult
+
+        paths = [(t, self.flow.at(t)) for t in self.flow.times] if isinstance(self.flow, ParticleFlow) else []
+        return ShapeResult(self.warped, self.flow, self.goals if self.frame.ndim == 2 and not paths else None, paths)
+
+    @cached_property
     def picture(self) -> str:
         """Both shapes before and after, in each plane, with the deformed grid: base64 PNG."""
         from rdmm.report.figures import base64_png
@@ -178,9 +198,9 @@ class ShapeRegistration(FinishedRegistration):
     def plot(self) -> Any:
         """A matplotlib figure of both shapes, before and after, with the deformed grid."""
         from rdmm.report.interactive import on_screen
-        from rdmm.report.shape_figures import ShapeResult, shapes_by_method
+        from rdmm.report.shape_figures import shapes_by_method
 
-        results = {"warped": ShapeResult(self.warped, self.flow)}
+        results = {"warped": self._shape_result()}
         return on_screen(lambda make: shapes_by_method(self.pair.fixed, self.pair.moving, results, self.frame, make))
 
     def thumbnail(self) -> str:
@@ -192,8 +212,8 @@ class ShapeRegistration(FinishedRegistration):
     @staticmethod
     def figure_by_method(done: Mapping[str, ShapeRegistration]) -> Any:
         """A matplotlib figure of one pair and its registrations by several methods (name -> registration)."""
-        from rdmm.report.shape_figures import ShapeResult, shapes_by_method
+        from rdmm.report.shape_figures import shapes_by_method
 
         shapes = next(iter(done.values())).inputs
-        results = {name: ShapeResult(r.warped, r.flow) for name, r in done.items()}
+        results = {name: r._shape_result() for name, r in done.items()}
         return shapes_by_method(shapes.pair.fixed, shapes.pair.moving, results, shapes.frame)

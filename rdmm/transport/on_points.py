@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,6 +98,16 @@ class Solver:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(-eps * self.soft(x, y, g, eps).sum(), x)[0]
+
+    def goals(self, x: Tensor, y: Cloud, g: Tensor, eps: float, places: Tensor) -> Tensor:
+        """The means (n, d) of ``places`` (m, d) of the points y under the plan's weights at x (n, e)."""
+        cost, total = self.cost or half_squared_distance, self.soft(x, y, g, eps)
+        rows, columns = torch.cat([x, total.unsqueeze(1)], 1), torch.cat([y.x, (y.log_a + g).unsqueeze(1)], 1)
+
+        def weight(p: Any, q: Any) -> Any:
+            return (cost(p[:, :, :-1], q[:, :, :-1]) * (-1 / eps) + q[:, :, -1:].sum(-1) - p[:, :, -1:].sum(-1)).exp()
+
+        return reduce_pairs(weight, rows, columns, places, log_sum=False)
 
     def __call__(self, a: Cloud, b: Cloud) -> Potentials:
         """Potentials (1, n) and (1, m), coarse to fine: each level halves the blur and the size of the clusters.

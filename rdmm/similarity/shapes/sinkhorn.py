@@ -121,6 +121,14 @@ class SinkhornDivergence(MeasureDivergence):
                 out.append(v[order.argsort()].T)
         return torch.stack(out)
 
+    def goals(self, moved: Measure, target: Measure) -> Tensor:
+        """Where the plan sends each atom of the moved measure, (1, d, n): the mean of the target's atoms under the plan. Batch 1."""
+        found, eps = self.potentials(moved, target), self._solver(moved.ndim).eps
+        with torch.no_grad():
+            a, b = (single_item(m.atoms(), 0) for m in (moved, target))
+            cloud = Cloud(self._compared(b), self._masses(b))
+            return self._solver(moved.ndim).goals(self._compared(a), cloud, found.g[0] / eps, eps, b.points[0].T).T[None]
+
     def potentials(self, moved: Measure, target: Measure) -> Potentials:
         """Dual potentials (1, n) and (1, m) at the atoms of two measures of batch 1, and the marginal error of the solution."""
         with torch.no_grad():
