@@ -2,7 +2,8 @@
 
 An experiment (``conf/experiment``) is a set of settings for ``rdmm register``, and a ``study``: data sets, and methods, each
 the settings by which it differs, or the warps of another tool. The tables (``table.csv``, ``.json``, ``.md``, ``.tex``), the figures and
-``index.html`` go to Hydra's run folder. Exit code 4: some rows are failures. Exit code 3: all of them.
+``index.html`` go to Hydra's run folder; results by settings that other cases chose go to ``chosen/`` in it. Exit code 4: some rows are
+failures. Exit code 3: all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 from eval import figures, tables
-from eval.study import Study, table_rows
+from eval.choice import leave_one_out
+from eval.study import Study, read_parts, table_rows
 from rdmm.config.build import build
 from rdmm.config.compose import compose
 from rdmm.config.program import run_program
@@ -26,6 +28,9 @@ from rdmm.runtime.occasionally import Occasionally
 from rdmm.types import MAX_SEED, ConfigError, require_whole
 
 log = logging.getLogger(__name__)
+
+CHOSEN = "chosen"
+"""Folder of the results by settings that other cases chose."""
 
 PROGRAM_KEYS = ("study.", "device=", "threads=", "seed=", "hydra.", "hydra/")
 """Keys of this program, which are no settings of a method."""
@@ -63,11 +68,17 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
     seed = require_whole("seed", config["seed"], 0, MAX_SEED)
     base = [o for o in overrides if not o.lstrip("+~").startswith(PROGRAM_KEYS)]
     rows: list[tables.Row] = []
-    with Occasionally(lambda: tables.write_tables(rows, folder, study.baseline)) as write:
-        for row in table_rows(study, base, config["device"], seed, folder):
+    baseline = None if study.families else study.baseline
+    with Occasionally(lambda: tables.write_tables(rows, folder, baseline)) as write:
+        for row in read_parts(study.parts) or table_rows(study, base, config["device"], seed, folder):
             rows.append(row)
             write()
-    figures.boxes(rows, folder)
+    judged = rows
+    if study.choose_by and (chosen := leave_one_out(rows, study.families, study.choose_by)):
+        (folder / CHOSEN).mkdir(exist_ok=True)
+        tables.write_tables(chosen, folder / CHOSEN, study.baseline)
+        judged = chosen
+    figures.boxes(judged, folder, study.baseline, study.style)
     write_index(rows, folder)
     return folder / "table.md"
 

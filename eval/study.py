@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from rdmm.stages.base import Result
 from rdmm.types import ConfigError, RdmmError, nearest
 
 log = logging.getLogger(__name__)
+
+TABLE = "table.json"
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,14 @@ class Study:
         methods: methods by name. A method is a list of settings of ``rdmm register`` on top of the experiment's (``weights=FILE`` for a
             trained model), or {warps: [...]}, the results of another tool (External).
         settings: further settings for all methods, by the data set's name.
-        baseline: the method that the others are tested against.
+        baseline: the method that the others are tested against; with families, a family.
         limit: number of cases of each data set; None: all.
         pictures: number of cases of each data set of which a figure is made.
+        families: methods that differ in their settings alone, by the name that they have together. For each case, a family has the result
+            of the method that does best on all other cases: ``chosen/table.md``.
+        choose_by: the measure that chooses, e.g. tre_mm.
+        parts: folders of parts of this study that ran elsewhere, e.g. one for each case. Their tables are put together, nothing runs.
+        style: how figures are printed.
         submission: ``nii.gz`` or ``npz``: also write each map in Learn2Reg's format, ``submission/<method>/disp_<case>``.
 
     Raises:
@@ -84,6 +92,10 @@ class Study:
     baseline: str | None = None
     limit: int | None = None
     pictures: int = 2
+    families: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    choose_by: str | None = None
+    parts: Sequence[str] = ()
+    style: figures.Print = field(default_factory=figures.Print)
     submission: Literal["nii.gz", "npz"] | None = None
 
     def __post_init__(self) -> None:
@@ -92,13 +104,35 @@ class Study:
         unknown = set(self.settings) - set(self.data)
         if unknown:
             raise ConfigError(f"study.settings: there is no data set {sorted(unknown)[0]!r}; there are {', '.join(self.data)}")
-        if self.baseline is not None and self.baseline not in self.methods:
-            raise ConfigError(f"study.baseline: there is no method {self.baseline!r}{nearest(self.baseline, self.methods)}")
+        self._check_families()
+        named = self.families or self.methods
+        if self.baseline is not None and self.baseline not in named:
+            kind = "family" if self.families else "method"
+            raise ConfigError(f"study.baseline: there is no {kind} {self.baseline!r}{nearest(self.baseline, named)}")
+        for folder in self.parts:
+            if not (Path(folder) / TABLE).exists():
+                raise ConfigError(f"study.parts: {folder}/{TABLE} does not exist; give the folders of the parts' results")
         if self.submission not in (None, "nii.gz", "npz"):
             raise ConfigError(f"study.submission must be nii.gz or npz; got {self.submission!r}")
         for name, method in self.methods.items():
             if isinstance(method, Mapping):
                 _external(name, method)
+
+    def _check_families(self) -> None:
+        for family, methods in self.families.items():
+            if family in self.methods:
+                raise ConfigError(f"study.families: {family!r} is a method; give the family another name")
+            for method in methods:
+                if method not in self.methods:
+                    raise ConfigError(f"study.families.{family}: there is no method {method!r}{nearest(method, self.methods)}")
+        if self.families and self.choose_by not in tables.TESTED_METRICS:
+            hint = nearest(str(self.choose_by), tables.TESTED_METRICS)
+            raise ConfigError(f"study.choose_by must be one of {', '.join(tables.TESTED_METRICS)}; got {self.choose_by}{hint}")
+
+
+def read_parts(folders: Sequence[str]) -> list[tables.Row]:
+    """The rows of the parts of a study, in their order."""
+    return [row for folder in folders for row in json.loads((Path(folder) / TABLE).read_text())["rows"]]
 
 
 def _external(name: str, method: Mapping[str, Any]) -> External:
@@ -137,7 +171,7 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
                     write_submission(registration, out / "submission" / method / f"disp_{case}.{study.submission}")
                 yield {"data": name, "case": case, "method": method, **row, **_noted(notes, case, row)}
             if shown:
-                figures.case(shown, out / f"{case}.png")
+                figures.case(shown, out / case, study.style)
 
 
 def _noted(notes: Mapping[str, Mapping[str, str]], case: str, row: Mapping[str, Any]) -> dict[str, str]:

@@ -57,6 +57,9 @@ TESTED_METRICS = ("dice", "region_dice", *LOWER_IS_BETTER)
 THUMBNAIL = "thumbnail"
 """Key of a row's picture. Only index.html shows it."""
 
+SIGNIFICANT = 0.05
+"""A method differs from the baseline if Holm's p is below it."""
+
 MIN_TEST_PAIRS = 5
 """Fewest pairs for a test: with fewer, a two-sided signed-rank test never gets below .05."""
 
@@ -83,7 +86,7 @@ def write_tables(rows: Sequence[Row], out: Path, baseline: str | None = None) ->
     whole = {"rows": rows, "methods": summarize_methods(rows), "tests": compare_with_baseline(rows, baseline)}
     write_atomically(out / "table.json", json.dumps(nan_to_null(whole), indent=1, allow_nan=False).encode())
     write_atomically(out / "table.md", markdown(rows, baseline).encode())
-    write_atomically(out / "table.tex", latex(rows).encode())
+    write_atomically(out / "table.tex", latex(rows, baseline).encode())
 
 
 def group_rows(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -196,9 +199,11 @@ def _cell(numbers: list[float], worst: bool, cases: int) -> str:
     return f"{statistics.fmean(numbers):.4g}{spread}" + (f" (n {len(numbers)})" if len(numbers) < cases else "")
 
 
-def latex(rows: Sequence[Row]) -> str:
-    """One LaTeX table (booktabs) for each data set: mean (standard deviation), best means of TESTED_METRICS in bold."""
+def latex(rows: Sequence[Row], baseline: str | None = None) -> str:
+    """One LaTeX table (booktabs) for each data set: mean (standard deviation). The best mean of a tested metric is bold if its method
+    differs from the baseline by the test (p < .05, Holm)."""
     parts = []
+    differs = {(t["data"], t["measure"], t["method"]) for t in compare_with_baseline(rows, baseline) if t["p_holm"] < SIGNIFICANT}
     for data in dict.fromkeys(r["data"] for r in rows):
         of_data = {m: g for (d, m), g in group_rows(rows).items() if d == data}
         shown = [k for k in TITLES if any(values(g, k) for g in of_data.values())]
@@ -207,7 +212,8 @@ def latex(rows: Sequence[Row]) -> str:
         parts.append(f"% {data}: {max(len(g) for g in of_data.values())} pairs\n\\begin{{tabular}}{{l{'r' * len(shown)}}}\n\\toprule")
         parts.append(" & ".join(["method", *(_escape_tex(TITLES[k]) for k in shown)]) + r" \\" + "\n\\midrule")
         for method, group in of_data.items():
-            cells = [_tex_cell(values(group, k), k in SHOWN_BY_LARGEST, best.get(k) == method) for k in shown]
+            bold = {k for k in shown if best.get(k) == method and (data, k, method) in differs}
+            cells = [_tex_cell(values(group, k), k in SHOWN_BY_LARGEST, k in bold) for k in shown]
             parts.append(" & ".join([_escape_tex(method), *cells]) + r" \\")
         parts.append("\\bottomrule\n\\end{tabular}\n")
     return "\n".join(parts)

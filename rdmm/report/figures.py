@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,11 +22,17 @@ from rdmm.types import Tensor
 DIVERGING_COLORS = "RdBu_r"
 
 
+def encoded(figure: Any, form: Literal["png", "pdf"], dpi: int) -> bytes:
+    """A matplotlib figure as a file, without the date and the names of programs."""
+    buffer = io.BytesIO()
+    metadata = {"Software": None} if form == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
+    figure.savefig(buffer, format=form, dpi=dpi, bbox_inches="tight", metadata=metadata)
+    return buffer.getvalue()
+
+
 def png(figure: Any, dpi: int = 80) -> bytes:
     """Encode a matplotlib figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
+    return encoded(figure, "png", dpi)
 
 
 def base64_png(figure: Any) -> str:
@@ -84,38 +90,61 @@ def draw_deformed_grid(panel: Any, displacement: Tensor, axis: int, grid: Grid, 
 def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageResult]) -> Any:
     """A matplotlib figure that compares several methods on one pair, in one plane.
 
-    The first row shows moving, moving - fixed, fixed. Each method has a row: warped with the deformed grid, warped - fixed, log det J,
-    and, if any method has pre-weights, sigma(x) at t = 0 and t = 1. The plane is perpendicular to the axis with the longest voxels.
+    The first row shows moving, moving - fixed, fixed. Each method has a row: warped with the deformed grid, warped - fixed, log det J. Then
+    each method with pre-weights has a row: sigma(x) at t = 0 and t = 1. All panels of a kind have the same limits of color. The plane is
+    perpendicular to the axis with the longest voxels.
 
     Args:
         moving: the moving image before registration, on the fixed grid.
     """
     grid = fixed.grid
     axis = int(np.argmax(np.round(grid.voxel, 3)))
-    columns = 5 if any(r.sigmas for r in results.values()) else 3
-    figure, axes = panels(len(results) + 1, columns, width=3.2)
-    for panel in axes.flat:
-        panel.set_axis_off()
     target, before = (middle_slice(x.data[0, 0], axis) for x in (fixed, moving))
-    show_slice(axes[0, 0], before, axis, grid, "moving", fontsize=9)
-    _show_difference(axes[0, 1], before - target, axis, grid, "moving - fixed")
-    show_slice(axes[0, 2], target, axis, grid, "fixed", fontsize=9)
-    for row, (name, result) in zip(axes[1:], results.items(), strict=True):
-        warped = middle_slice(result.warped.data[0, 0], axis)
-        show_slice(row[0], warped, axis, grid, f"{name}: warped, with the grid", fontsize=9)
+    warped = {name: middle_slice(r.warped.data[0, 0], axis) for name, r in results.items()}
+    logs = {name: middle_slice(log_jacobian(r.displacement, grid)[0], axis) for name, r in results.items()}
+    sigmas = {name: [middle_slice(s[0, 0], axis) for s in r.sigmas] for name, r in results.items() if r.sigmas}
+    gray = _limits([target, before, *warped.values()])
+    change, growth = (_symmetric(x) for x in ([x - target for x in (before, *warped.values())], list(logs.values())))
+    figure, rows = _rows_of_panels([3] * (1 + len(results)) + [2] * len(sigmas), target.shape, aspect(axis, grid))
+
+    def draw(panel: Any, values: np.ndarray, title: str, cmap: str, limits: tuple[float, float], bar: str = "") -> None:
+        show_slice(panel, values, axis, grid, title, cmap=cmap, limits=limits, fontsize=9)
+        if bar:
+            figure.colorbar(panel.images[0], ax=panel, fraction=0.046).set_label(bar, fontsize=8)
+
+    draw(rows[0][0], before, "moving", "gray", gray)
+    draw(rows[0][1], before - target, "moving - fixed", DIVERGING_COLORS, change, "intensity")
+    draw(rows[0][2], target, "fixed", "gray", gray)
+    for row, (name, result) in zip(rows[1:], results.items(), strict=False):
+        draw(row[0], warped[name], f"{name}: warped", "gray", gray)
         draw_deformed_grid(row[0], result.displacement, axis, grid, lines=36)
-        _show_difference(row[1], warped - target, axis, grid, f"{name}: warped - fixed")
-        log = middle_slice(log_jacobian(result.displacement, grid)[0], axis)
-        title = "log det J (red: larger in the moving image)"
-        show_slice(row[2], log, axis, grid, title, cmap=DIVERGING_COLORS, limits=(-1, 1), colorbar=True, fontsize=9)
-        for panel, sigma, t in zip(row[3:], result.sigmas or (), (0, 1), strict=False):
-            title = f"{name}: sigma(x) in mm, t = {t}"
-            show_slice(panel, middle_slice(sigma[0, 0], axis), axis, grid, title, cmap="viridis", colorbar=True, fontsize=9)
-    figure.tight_layout()
+        draw(row[1], warped[name] - target, "warped - fixed", DIVERGING_COLORS, change, "intensity")
+        draw(row[2], logs[name], "log det J", DIVERGING_COLORS, growth, "red: larger in moving")
+    widths = _limits([s for pair in sigmas.values() for s in pair]) if sigmas else (0.0, 1.0)
+    for row, (name, pair) in zip(rows[1 + len(results) :], sigmas.items(), strict=True):
+        for panel, values, t in zip(row, pair, (0, 1), strict=True):
+            draw(panel, values, rf"{name}: $\sigma(x)$, t = {t}", "viridis", widths, "mm")
     return figure
 
 
-def _show_difference(panel: Any, difference: np.ndarray, axis: int, grid: Grid, title: str) -> None:
-    """Draw a slice of differences, with white at 0."""
-    limit = float(np.abs(difference).max()) or 1.0
-    show_slice(panel, difference, axis, grid, title, cmap=DIVERGING_COLORS, limits=(-limit, limit), fontsize=9)
+def _rows_of_panels(counts: Sequence[int], shape: tuple[int, ...], stretch: float, width: float = 2.4) -> tuple[Any, list[Any]]:
+    """A figure with ``counts[k]`` panels in row k, which share the row's width, for slices (vertical, horizontal) of voxels that are
+    ``stretch`` times as high as wide."""
+    height = width * float(np.clip(stretch * shape[0] / shape[1], 0.5, 2)) + 0.3
+    figure = Figure(figsize=((width + 0.6) * max(counts), height * len(counts)), layout="constrained")
+    parts = figure.subfigures(len(counts), 1, squeeze=False)[:, 0]
+    rows = [np.atleast_1d(part.subplots(1, count)) for part, count in zip(parts, counts, strict=True)]
+    for panel in (panel for row in rows for panel in row):
+        panel.set_axis_off()
+    return figure, rows
+
+
+def _limits(slices: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The lowest and the highest value of all slices."""
+    return min(float(x.min()) for x in slices), max(float(x.max()) for x in slices)
+
+
+def _symmetric(slices: Sequence[np.ndarray], percentile: float = 99.5) -> tuple[float, float]:
+    """Limits around 0 that hold nearly all values: single voxels, as in a fold, do not set them."""
+    limit = float(np.percentile(np.abs(np.concatenate([x.ravel() for x in slices])), percentile)) or 1.0
+    return -limit, limit

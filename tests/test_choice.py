@@ -1,0 +1,82 @@
+"""Settings chosen on other cases than the one they are judged on, and studies put together from parts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eval import tables
+from eval.choice import leave_one_out
+from eval.main import evaluate
+from eval.study import Study
+from rdmm import ConfigError
+
+FAMILIES = {"a": ["a1", "a2"], "b": ["b1"]}
+
+
+def rows(numbers):
+    """Rows of numbers[method][case]."""
+    return [
+        {"data": "d", "case": f"c{i}", "method": m, "status": "done", "tre_mm": float(x)}
+        for m, values in numbers.items()
+        for i, x in enumerate(values)
+    ]
+
+
+def test_no_case_takes_part_in_its_own_choice():
+    """a1 is better in the first case only, by much: only the other cases choose it."""
+    made = rows({"a1": [0, 3, 3], "a2": [5, 2, 2], "b1": [1, 1, 1]})
+    chosen = leave_one_out(made, FAMILIES, "tre_mm")
+    assert [(r["method"], r["case"], r["chosen"], r["tre_mm"]) for r in chosen if r["method"] == "a"] == [
+        ("a", "c0", "a2", 5.0),
+        ("a", "c1", "a1", 3.0),
+        ("a", "c2", "a1", 3.0),
+    ]
+    assert [r["tre_mm"] for r in chosen if r["method"] == "b"] == [1, 1, 1]
+
+
+def test_larger_dice_is_better():
+    made = [{**r, "dice": r.pop("tre_mm")} for r in rows({"a1": [0, 3, 3], "a2": [5, 2, 2], "b1": [1, 1, 1]})]
+    assert [r["chosen"] for r in leave_one_out(made, FAMILIES, "dice") if r["method"] == "a"] == ["a1", "a2", "a2"]
+
+
+def test_a_setting_that_failed_is_not_chosen():
+    made = rows({"a1": [1, 1, 1], "a2": [5, 5, 5], "b1": [1, 1, 1]})
+    made[1] = {"data": "d", "case": "c1", "method": "a1", "status": "DivergenceError: no"}
+    chosen = {r["case"]: r for r in leave_one_out(made, FAMILIES, "tre_mm") if r["method"] == "a"}
+    assert chosen["c0"]["chosen"] == chosen["c2"]["chosen"] == "a2"
+    assert chosen["c1"]["chosen"] == "a1" and chosen["c1"]["status"].startswith("DivergenceError")
+
+
+def test_parts_of_a_study_make_one_table(tmp_path):
+    made = rows({"a1": [0, 3, 3], "a2": [5, 2, 2], "b1": [1, 1, 1]})
+    for i in (0, 1, 2):
+        (tmp_path / f"part{i}").mkdir()
+        tables.write_tables([r for r in made if r["case"] == f"c{i}"], tmp_path / f"part{i}")
+    study = {
+        "data": {"d": {"_target_": "rdmm.data.SyntheticShapes"}},
+        "methods": {m: [] for m in ("a1", "a2", "b1")},
+        "settings": {},
+        "families": FAMILIES,
+        "choose_by": "tre_mm",
+        "parts": [str(tmp_path / f"part{i}") for i in range(3)],
+    }
+    evaluate({"study": study, "threads": None, "seed": 0, "device": "cpu"}, [], tmp_path)
+    assert json.loads((tmp_path / "table.json").read_text())["rows"] == sorted(made, key=lambda r: r["case"])
+    assert "| d | a | 3 | 0 |" in (tmp_path / "chosen/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"families": {"a": ["a3"]}, "choose_by": "tre_mm"}, "study.families.a: there is no method 'a3'"),
+        ({"families": {"a1": ["a1"]}, "choose_by": "tre_mm"}, "study.families: 'a1' is a method"),
+        ({"families": {"a": ["a1"]}}, "study.choose_by must be one of"),
+        ({"families": {"a": ["a1"]}, "choose_by": "tre"}, "did you mean 'tre_mm'"),
+        ({"parts": ["/nowhere"]}, "study.parts: /nowhere/table.json"),
+    ],
+)
+def test_faults_of_choices(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        Study({"d": None}, {"a1": [], "a2": []}, {}, **keys)
