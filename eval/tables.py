@@ -27,6 +27,8 @@ TITLES = {
     "hd95_empty": "empty labels, worst",
     "distance_after_mm": "distance mm",
     "hd95_after_mm": "HD95 mm",
+    "feature_distance_before": "feature distance before",
+    "feature_distance_after": "feature distance",
     "tre_before_mm": "TRE before mm",
     "tre_mm": "TRE mm",
     "tre_liver_mm": "TRE liver mm",

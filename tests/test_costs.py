@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdmm import ConfigError, InputError, Measure, io
+from rdmm import ConfigError, InputError, Measure, io, register_shapes
 from rdmm.data.inputs import read_shapes
 from rdmm.data.studies.meshes import Meshes
 from rdmm.similarity import KernelDistance, SinkhornDivergence
@@ -165,3 +165,13 @@ def test_features_of_a_file(tmp_path):
 def test_faults_of_costs(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_registration_measures_the_distance_of_features():
+    """Of nearest points: the same places with other features are not a match."""
+    x = numbers(40, d=2)[0].T.float()
+    fixed = Measure(x.T[None], features=x[:, :1].T[None])
+    moving = Measure(x.T[None].roll(1, 2), features=x[:, :1].T[None].roll(1, 2) + 0.5)
+    done = register_shapes(fixed, moving, overrides=["affine=none", "optimizer=none"])
+    assert done.metrics["distance_after_mm"] == pytest.approx(0, abs=1e-6)
+    assert done.metrics["feature_distance_before"] == pytest.approx(0.5) == pytest.approx(done.metrics["feature_distance_after"])

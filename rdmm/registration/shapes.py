@@ -93,15 +93,21 @@ class ShapeRegistration(FinishedRegistration):
         return out
 
     def _distances(self, name: str, moving: Measure) -> dict[str, float]:
-        """Mean and 95th percentile of the distances (mm) from the vertices of each shape to the nearest vertex of the other."""
+        """Mean and 95th percentile of the distances (mm) from the vertices of each shape to the nearest vertex of the other, and the mean
+        distance of the features of these two, if there are features."""
         from scipy.spatial import cKDTree
 
         a, b = self.in_world(self.pair.fixed), self.in_world(moving)
-        to_fixed, to_moving = np.asarray(cKDTree(a).query(b)[0]), np.asarray(cKDTree(b).query(a)[0])
-        return {
-            f"distance_{name}_mm": float((to_fixed.mean() + to_moving.mean()) / 2),
+        (to_fixed, of_moving), (to_moving, of_fixed) = cKDTree(a).query(b), cKDTree(b).query(a)
+        out = {
+            f"distance_{name}_mm": float(np.mean(to_fixed) + np.mean(to_moving)) / 2,
             f"hd95_{name}_mm": float(max(np.percentile(to_fixed, 95), np.percentile(to_moving, 95))),
         }
+        if self.pair.fixed.features is not None and moving.features is not None:
+            f, g = self.pair.fixed.features[0], moving.features[0]
+            apart = [(f[:, of_moving] - g).norm(dim=0).mean(), (f - g[:, of_fixed]).norm(dim=0).mean()]
+            out[f"feature_distance_{name}"] = float(sum(apart)) / 2
+        return out
 
     @cached_property
     def fixed_warped_back(self) -> Measure:

@@ -117,7 +117,7 @@ def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageRes
     draw(rows[0][2], target, "fixed", "gray", gray)
     for row, (name, result) in zip(rows[1:], results.items(), strict=False):
         draw(row[0], warped[name], f"{name}: warped", "gray", gray)
-        draw_deformed_grid(row[0], result.displacement, axis, grid, lines=36)
+        draw_deformed_grid(row[0], result.displacement, axis, grid, lines=28)
         draw(row[1], warped[name] - target, "warped - fixed", DIVERGING_COLORS, change, "intensity")
         draw(row[2], logs[name], "log det J", DIVERGING_COLORS, growth, "red: larger in moving")
     widths = _limits([s for pair in sigmas.values() for s in pair]) if sigmas else (0.0, 1.0)
