@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from eval.tables import LOWER_IS_BETTER, Row, group_rows, values
+from eval.tables import Row, group_rows, lower_is_better, values
 
 
 def leave_one_out(rows: Sequence[Row], families: Mapping[str, Sequence[str]], measure: str) -> list[Row]:
@@ -16,10 +16,10 @@ def leave_one_out(rows: Sequence[Row], families: Mapping[str, Sequence[str]], me
     Args:
         rows: of the families' methods.
         families: methods that differ in their settings alone, by the name that they have together.
-        measure: a measure of TESTED_METRICS.
+        measure: a measure that is tested.
     """
     out = []
-    sign = 1 if measure in LOWER_IS_BETTER else -1
+    sign = 1 if lower_is_better(measure) else -1
     for data in dict.fromkeys(r["data"] for r in rows):
         grouped = {m: g for (d, m), g in group_rows(rows).items() if d == data}
         for family, methods in families.items():

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import matplotlib.pyplot as plt
 import numpy as np
 
-from eval.tables import TITLES, Row, compare_with_baseline, group_rows, values
+from eval.tables import Row, compare_with_baseline, group_rows, is_error, titles, values
 from rdmm.io import write_atomically
 from rdmm.report.figures import encoded
 from rdmm.types import ConfigError, require_whole
@@ -81,15 +81,16 @@ def boxes(rows: Sequence[Row], out: Path, baseline: str | None = None, style: Pr
     """
     style = style or Print()
     tests = {(t["data"], t["measure"], t["method"]): t["p_holm"] for t in compare_with_baseline(rows, baseline)}
+    named = titles(rows)
     for data in dict.fromkeys(r["data"] for r in rows):
         of_data = {m: g for (d, m), g in group_rows(rows).items() if d == data}
-        shown = [k for k in BOXES if all(len(values(g, k)) > 2 for g in of_data.values())]
+        shown = [k for k in [*BOXES, *filter(is_error, named)] if all(len(values(g, k)) > 2 for g in of_data.values())]
         if not shown:
             continue
         figure, axes = plt.subplots(1, len(shown), figsize=((0.9 + 0.45 * len(of_data)) * len(shown), 3.2), squeeze=False)
         for panel, key in zip(axes[0], shown, strict=True):
             _draw_boxes(panel, {style.name(m): values(g, key) for m, g in of_data.items()})
-            panel.set_title(with_unit(TITLES[key]), fontsize=9)
+            panel.set_title(with_unit(named[key]), fontsize=9)
             for place, method in enumerate(of_data, 1):
                 if sign := significance(tests.get((data, key, method), 1.0)):
                     panel.annotate(sign, (place, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8)
@@ -130,3 +131,28 @@ def case(done: Mapping[str, Any], stem: Path, style: Print | None = None) -> Non
     style = style or Print()
     first = next(iter(done.values()))
     style.save(first.figure_by_method({style.name(m): r for m, r in done.items()}), stem)
+
+
+def errors(done: Mapping[str, Any], stem: Path, style: Print | None = None) -> None:
+    """One picture of a case with a true map: the true displacement, and the errors of every method in the same colors."""
+    from rdmm.report.error_figures import errors_by_method
+
+    style = style or Print()
+    first = next(iter(done.values()))
+    truth = first.inputs.truth
+    found = {style.name(method): r.map_error for method, r in done.items()}
+    style.save(errors_by_method(first.pair.fixed, truth.displacement, truth.regions, found), stem)
+
+
+def fronts(means: Mapping[str, Sequence[tuple[float, float]]], names: Sequence[str], cases: int, stem: Path, style: Print) -> None:
+    """One picture of two measures: a line for each family of methods, through the means over the cases at each of its settings."""
+    figure, panel = plt.subplots(figsize=(4.2, 3.4))
+    for family, points in means.items():
+        panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=style.name(family))
+    panel.set_xlabel(with_unit(names[0]))
+    panel.set_ylabel(with_unit(names[1]))
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    figure.supxlabel(f"means over {cases} cases; along a line, one setting varies", fontsize=7)
+    figure.tight_layout()
+    style.save(figure, stem)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from eval import figures, tables
+from eval import figures, fronts, tables
 from eval.choice import leave_one_out
 from eval.study import Study, read_parts, table_rows
 from rdmm.config.build import build
@@ -78,6 +78,8 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
         (folder / CHOSEN).mkdir(exist_ok=True)
         tables.write_tables(chosen, folder / CHOSEN, study.baseline)
         judged = chosen
+    if study.front:
+        fronts.write_fronts(rows, study, folder)
     figures.boxes(judged, folder, study.baseline, study.style)
     write_index(rows, folder)
     return folder / "table.md"

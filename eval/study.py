@@ -70,7 +70,8 @@ class Study:
     Args:
         data: data sets by name.
         methods: methods by name. A method is a list of settings of ``rdmm register`` on top of the experiment's (``weights=FILE`` for a
-            trained model), or {warps: [...]}, the results of another tool (External).
+            trained model), or {warps: [...]}, the results of another tool (External). {settings: [...], vary: {KEY: [...]}} is a family:
+            one method for each value.
         settings: further settings for all methods, by the data set's name.
         baseline: the method that the others are tested against; with families, a family.
         limit: number of cases of each data set; None: all.
@@ -78,6 +79,7 @@ class Study:
         families: methods that differ in their settings alone, by the name that they have together. For each case, a family has the result
             of the method that does best on all other cases: ``chosen/table.md``.
         choose_by: the measure that chooses, e.g. tre_mm.
+        front: two measures, e.g. [error_lung_mm, error_cage_mm]: also compare the second where families have the same first (fronts.py).
         parts: folders of parts of this study that ran elsewhere, e.g. one for each case. Their tables are put together, nothing runs.
         style: how figures are printed.
         submission: ``nii.gz`` or ``npz``: also write each map in Learn2Reg's format, ``submission/<method>/disp_<case>``.
@@ -94,6 +96,7 @@ class Study:
     pictures: int = 2
     families: Mapping[str, Sequence[str]] = field(default_factory=dict)
     choose_by: str | None = None
+    front: Sequence[str] = ()
     parts: Sequence[str] = ()
     style: figures.Print = field(default_factory=figures.Print)
     submission: Literal["nii.gz", "npz"] | None = None
@@ -101,6 +104,9 @@ class Study:
     def __post_init__(self) -> None:
         if not self.data or not self.methods:
             raise ConfigError("nothing to compare: choose an experiment with a study, e.g. experiment=synthetic_optimized")
+        methods, families = _expanded(self.methods)
+        object.__setattr__(self, "methods", methods)
+        object.__setattr__(self, "families", {**families, **self.families})
         unknown = set(self.settings) - set(self.data)
         if unknown:
             raise ConfigError(f"study.settings: there is no data set {sorted(unknown)[0]!r}; there are {', '.join(self.data)}")
@@ -112,6 +118,10 @@ class Study:
         for folder in self.parts:
             if not (Path(folder) / TABLE).exists():
                 raise ConfigError(f"study.parts: {folder}/{TABLE} does not exist; give the folders of the parts' results")
+        if self.front and not (len(self.front) == 2 and all(map(tables.is_tested, self.front)) and self.families):
+            raise ConfigError(
+                f"study.front must be two measures, e.g. [error_lung_mm, error_cage_mm], of a study with families; got {list(self.front)}"
+            )
         if self.submission not in (None, "nii.gz", "npz"):
             raise ConfigError(f"study.submission must be nii.gz or npz; got {self.submission!r}")
         for name, method in self.methods.items():
@@ -125,9 +135,29 @@ class Study:
             for method in methods:
                 if method not in self.methods:
                     raise ConfigError(f"study.families.{family}: there is no method {method!r}{nearest(method, self.methods)}")
-        if self.families and self.choose_by not in tables.TESTED_METRICS:
+        if self.families and not tables.is_tested(str(self.choose_by)):
             hint = nearest(str(self.choose_by), tables.TESTED_METRICS)
             raise ConfigError(f"study.choose_by must be one of {', '.join(tables.TESTED_METRICS)}; got {self.choose_by}{hint}")
+
+
+def _expanded(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The methods, with one for each value of those that vary; and the families of these."""
+    out: dict[str, Any] = {}
+    families: dict[str, list[str]] = {}
+    for name, method in methods.items():
+        if not isinstance(method, Mapping) or "vary" not in method:
+            out[name] = method
+            continue
+        vary, settings = method["vary"], method.get("settings", [])
+        unknown = sorted(set(method) - {"settings", "vary"})
+        if unknown:
+            raise ConfigError(f"study.methods.{name}: no key {unknown[0]!r}{nearest(unknown[0], ('settings', 'vary'))}")
+        if not isinstance(vary, Mapping) or len(vary) != 1 or not isinstance(values := next(iter(vary.values())), list) or not values:
+            raise ConfigError(f"study.methods.{name}.vary must be one key with a list, e.g. {{similarity_weight: [0.1, 1]}}; got {vary}")
+        key = next(iter(vary))
+        families[name] = [f"{name}_{value}" for value in values]
+        out |= {f"{name}_{value}": [*settings, f"{key}={value}"] for value in values}
+    return out, families
 
 
 def read_parts(folders: Sequence[str]) -> list[tables.Row]:
@@ -172,6 +202,8 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
                 yield {"data": name, "case": case, "method": method, **row, **_noted(notes, case, row)}
             if shown:
                 figures.case(shown, out / case, study.style)
+                if isinstance(inputs, Inputs) and inputs.truth is not None:
+                    figures.errors(shown, out / f"{case}_errors", study.style)
 
 
 def _noted(notes: Mapping[str, Mapping[str, str]], case: str, row: Mapping[str, Any]) -> dict[str, str]:

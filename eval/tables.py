@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ LOWER_IS_BETTER = ("similarity", "tre_mm", "tre_liver_mm", "tre_outside_mm", "hd
 """Metrics of which smaller values are better."""
 
 TESTED_METRICS = ("dice", "region_dice", *LOWER_IS_BETTER)
-"""Metrics that are tested against a baseline."""
+"""Metrics that are tested against a baseline, as are the errors against a true map (is_error)."""
 
 THUMBNAIL = "thumbnail"
 """Key of a row's picture. Only index.html shows it."""
@@ -70,15 +71,35 @@ NOTES = (
     "Folds: voxels with det <= 0 by central differences; folded cells: any of the ten (2D: four) corner determinants <= 0; NDV: the "
     "volume that these fold. SDlogJ: over the whole volume; subject: in the fixed mask, else the fixed labels, else the foreground. "
     "HD95: the larger of both directions' 95th percentile, by area (surface-distance). "
-    "30 %: the value that the worst 30 % of the cases do not reach."
+    "30 %: the value that the worst 30 % of the cases do not reach. Errors: distances from the true map; %: of the longest edge."
 )
+
+
+def is_error(key: str) -> bool:
+    """Whether a measure is an error against a true map, of all voxels or of a region: error_mm, error_lung_mm, error_lung_max_mm."""
+    return re.fullmatch(r"error(_\w+)?_(mm|percent)", key) is not None and not key.endswith("_before_mm")
+
+
+def is_tested(key: str) -> bool:
+    """Whether a measure is tested against a baseline."""
+    return key in TESTED_METRICS or is_error(key)
+
+
+def lower_is_better(key: str) -> bool:
+    return key in LOWER_IS_BETTER or is_error(key)
+
+
+def titles(rows: Sequence[Row]) -> dict[str, str]:
+    """The measures that tables show, with their titles: TITLES, after the errors against a true map that ``rows`` have."""
+    errors = dict.fromkeys(k for r in rows for k in r if k.startswith("error_"))
+    return {k: k.replace("_percent", "_%").replace("_", " ") for k in errors} | TITLES
 
 
 def format_row(row: Row) -> str:
     """A row in one line."""
     if row["status"] != "done":
         return str(row["status"])
-    return ", ".join(f"{title} {row[k]:.4g}" for k, title in TITLES.items() if k in row and math.isfinite(row[k]))
+    return ", ".join(f"{title} {row[k]:.4g}" for k, title in titles([row]).items() if k in row and math.isfinite(row[k]))
 
 
 def write_tables(rows: Sequence[Row], out: Path, baseline: str | None = None) -> None:
@@ -115,7 +136,7 @@ def summarize_methods(rows: Sequence[Row]) -> list[dict[str, Any]]:
     out = []
     for (data, method), group in group_rows(rows).items():
         measures: dict[str, Any] = {}
-        for key in TITLES:
+        for key in titles(rows):
             numbers = values(group, key)
             if numbers:
                 spread = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
@@ -140,7 +161,7 @@ def compare_with_baseline(rows: Sequence[Row], baseline: str | None) -> list[dic
     out: list[dict[str, Any]] = []
     grouped = group_rows(rows)
     for data in dict.fromkeys(d for d, _ in grouped):
-        for key in TESTED_METRICS:
+        for key in filter(is_tested, titles(rows)):
             found: list[dict[str, Any]] = []
             ours = {r["case"]: r for r in grouped.get((data, baseline), [])}
             for (d, method), group in grouped.items():
@@ -169,10 +190,10 @@ def _add_holm_correction(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
     """Mean ± standard deviation (or the largest value) of each metric by data set and method, tests, failures and warnings."""
-    shown = {k: title for k, title in TITLES.items() if values(rows, k)}
+    shown = {k: title for k, title in titles(rows).items() if values(rows, k)}
     robust = [k for k in ROBUSTNESS_PERCENTILES if k in shown and any(len(values(g, k)) > 2 for g in group_rows(rows).values())]
-    titles = [*shown.values(), *(f"{TITLES[k]}, 30 %" for k in robust)]
-    lines = ["| data | method | n | failed | " + " | ".join(titles) + " |", "|---" * (len(titles) + 4) + "|"]
+    headings = [*shown.values(), *(f"{TITLES[k]}, 30 %" for k in robust)]
+    lines = ["| data | method | n | failed | " + " | ".join(headings) + " |", "|---" * (len(headings) + 4) + "|"]
     for (data, method), group in group_rows(rows).items():
         failed = sum(r["status"] != "done" for r in group)
         cells = [_cell(values(group, k), k in SHOWN_BY_LARGEST, len(group) - failed) for k in shown]
@@ -208,11 +229,12 @@ def latex(rows: Sequence[Row], baseline: str | None = None) -> str:
     differs = {(t["data"], t["measure"], t["method"]) for t in compare_with_baseline(rows, baseline) if t["p_holm"] < SIGNIFICANT}
     for data in dict.fromkeys(r["data"] for r in rows):
         of_data = {m: g for (d, m), g in group_rows(rows).items() if d == data}
-        shown = [k for k in TITLES if any(values(g, k) for g in of_data.values())]
+        named = titles(rows)
+        shown = [k for k in named if any(values(g, k) for g in of_data.values())]
         means = {k: {m: statistics.fmean(v) for m, g in of_data.items() if (v := values(g, k))} for k in shown}
-        best = {k: (min if k in LOWER_IS_BETTER else max)(means[k], key=lambda m, k=k: means[k][m]) for k in shown if k in TESTED_METRICS}  # type: ignore[misc]
+        best = {k: (min if lower_is_better(k) else max)(means[k], key=lambda m, k=k: means[k][m]) for k in shown if is_tested(k)}  # type: ignore[misc]
         parts.append(f"% {data}: {max(len(g) for g in of_data.values())} pairs\n\\begin{{tabular}}{{l{'r' * len(shown)}}}\n\\toprule")
-        parts.append(" & ".join(["method", *(_escape_tex(TITLES[k]) for k in shown)]) + r" \\" + "\n\\midrule")
+        parts.append(" & ".join(["method", *(_escape_tex(named[k]) for k in shown)]) + r" \\" + "\n\\midrule")
         for method, group in of_data.items():
             bold = {k for k in shown if best.get(k) == method and (data, k, method) in differs}
             cells = [_tex_cell(values(group, k), k in SHOWN_BY_LARGEST, k in bold) for k in shown]

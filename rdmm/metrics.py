@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,6 +123,29 @@ def tre(fixed: np.ndarray, moving: np.ndarray, transform: Transform | None = Non
     """
     mapped = fixed if transform is None else transform(torch.as_tensor(fixed.T[None])).detach()[0].numpy().T
     return np.linalg.norm(mapped - moving, axis=1)
+
+
+def distance_mm(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """Distance (b, 1, *s) in mm between where two displacements (b, d, *s) in domain units take each voxel."""
+    return grid.length * (u.double() - v).square().sum(1, keepdim=True).sqrt()
+
+
+def map_errors(error: Tensor, before: Tensor, regions: Mapping[str, Tensor], grid: Grid) -> dict[str, float]:
+    """The mean error of a map, and in each region the mean of the identity, the mean, the largest, and the mean in percent of the longest
+    edge.
+
+    Args:
+        error, before: distance from the true map, of the map and of the identity, (1, 1, *s) in mm.
+        regions: by name, (1, 1, *s), 1 inside.
+    """
+    out = {"error_mm": float(error.mean())}
+    for name, mask in regions.items():
+        inside = mask > 0
+        mean = float(error[inside].mean())
+        out[f"error_{name}_before_mm"] = float(before[inside].mean())
+        out[f"error_{name}_mm"], out[f"error_{name}_max_mm"] = mean, float(error[inside].max())
+        out[f"error_{name}_percent"] = 100 * mean / grid.length
+    return out
 
 
 def folds(u: Tensor, grid: Grid) -> dict[str, float]:

@@ -11,6 +11,7 @@ __all__, __getattr__ = lazy_names(
     {
         "intensity": ["Normalize"],
         "parts": ["Labels"],
+        "synthetic.cage": ["RigidCage"],
         "synthetic.contrasts": ["Contrasts"],
         "synthetic.scenes": ["SyntheticShapes"],
         "training.augment": ["Augment"],

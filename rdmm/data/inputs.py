@@ -15,6 +15,7 @@ from rdmm import io
 from rdmm.data.given import INPUT_NAMES, files_of, read_also, values_of
 from rdmm.data.landmarks import Landmarks, read_points
 from rdmm.data.parts import LABEL_WEIGHT, Contrast, Labels, in_parts, read_contrasts, read_label_map
+from rdmm.data.truth import Truth
 from rdmm.io.formats.choice import peek_shape
 from rdmm.io.images import NanPolicy
 from rdmm.io.in_memory import require_image_source, require_path, require_shape_source
@@ -83,6 +84,7 @@ class Inputs:
         contrasts: further images of the subjects.
         maps: fixed and moving as label maps, each None if it is none.
         by_labels: whether they are registered by their labels.
+        truth: the true map, where it is known.
     """
 
     pair: Pair
@@ -99,6 +101,7 @@ class Inputs:
     contrasts: Sequence[Contrast] = ()
     maps: tuple[Image | None, Image | None] = (None, None)
     by_labels: bool = False
+    truth: Truth | None = None
 
     def recognized(self, labels: Labels) -> Inputs:
         """The inputs, registered by their labels if they are label maps that are not to be images.

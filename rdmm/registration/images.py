@@ -277,7 +277,7 @@ class Registration(FinishedRegistration):
             out |= metrics.inverse_errors(self.result.transform, self.result.inverse, self.grid, self.subject)
         if np.isfinite(self.energy_drift):
             out["energy_drift"] = self.energy_drift
-        return out | self._label_metrics() | self._landmark_metrics() | self._region_metrics()
+        return out | self._label_metrics() | self._landmark_metrics() | self._region_metrics() | self._map_errors()
 
     def _label_metrics(self) -> dict[str, Any]:
         """Overlap of the labels before and after, on the grid of the fixed labels; {} without labels."""
@@ -320,6 +320,22 @@ class Registration(FinishedRegistration):
             "sd_log_jacobian_inside": metrics.sd_log_jacobian(self.deformation, self.grid, fixed),
             "sd_log_jacobian_outside": metrics.sd_log_jacobian(self.deformation, self.grid, 1 - fixed),
         }
+
+    @cached_property
+    def map_error(self) -> Tensor | None:
+        """Distance between where the map and the true map take each voxel, (1, 1, *s) in mm; None where the true map is not known."""
+        if self.inputs.truth is None:
+            return None
+        whole = displacement(self.pair.total_map(self.result.transform), self.grid, self.pair.fixed.data)
+        return metrics.distance_mm(whole, self.inputs.truth.displacement, self.grid)
+
+    def _map_errors(self) -> dict[str, float]:
+        """Errors against the true map by region; {} where it is not known."""
+        truth, error = self.inputs.truth, self.map_error
+        if truth is None or error is None:
+            return {}
+        before = metrics.distance_mm(torch.zeros_like(truth.displacement), truth.displacement, self.grid)
+        return metrics.map_errors(error, before, truth.regions, self.grid)
 
     @cached_property
     def verdict(self) -> Verdict:
