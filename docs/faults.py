@@ -181,6 +181,12 @@ FAULTS = {
         ),
         113: ("characters that control a terminal", "messages show them as escapes"),
     },
+    "Shapes and studies": {
+        140: ("features that a file does not have, of two sizes, or of images", "InputError with the nearest name; ConfigError for images"),
+        141: ("numbers (d = 1) where shapes are registered; powers and costs that are none", "InputError; ConfigError"),
+        142: ("families, parts and styles that a study does not have", "ConfigError before anything runs"),
+        143: ("a gradient flow of a curve, or without a step", "ConfigError"),
+    },
     "Where it runs": {
         93: ("read-only installation, no HOME, a cache of others", "compiled for this run alone, with a notice; torch instead of KeOps"),
         94: ("the run that compiles the kernels", "the bits of every later run"),

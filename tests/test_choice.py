@@ -67,6 +67,7 @@ def test_parts_of_a_study_make_one_table(tmp_path):
     assert "| d | a | 3 | 0 |" in (tmp_path / "chosen/table.md").read_text()
 
 
+@pytest.mark.fault(142)
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -9,6 +9,7 @@ from rdmm.data.inputs import read_shapes
 from rdmm.data.studies.meshes import Meshes
 from rdmm.similarity import KernelDistance, SinkhornDivergence
 from rdmm.spatial.transform import Affine
+from rdmm.workflows.job import Job
 
 EXACT = {"tolerance": 1e-10, "iterations": 3000}
 
@@ -135,6 +136,7 @@ def test_features_go_along():
     assert curve.to_float32().features.dtype == torch.float32
 
 
+@pytest.mark.fault(140)
 def test_features_of_a_file(tmp_path):
     columns = {"pointfea": np.arange(18.0).reshape(6, 3), "radius": np.linspace(1, 2, 6)}
     for name in ("a", "b"):
@@ -143,10 +145,12 @@ def test_features_of_a_file(tmp_path):
     assert read_shapes(*files, features="pointfea").pair.fixed.features.shape == (1, 3, 6)
     assert read_shapes(*files, features="radius").pair.moving.features[0].tolist() == [pytest.approx(columns["radius"].tolist())]
     assert Meshes(str(tmp_path), {"c": ["a.vtk", "b.vtk"]}, features="radius").cases()["c"]().pair.fixed.features.shape == (1, 1, 6)
+    assert Job(*files, "out", features="radius").read().pair.moving.features.shape == (1, 1, 6)
     with pytest.raises(InputError, match=r"a.vtk: no point data 'radii' \(did you mean 'radius'\?\)"):
         read_shapes(*files, features="radii")
 
 
+@pytest.mark.fault(140, 141)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -159,6 +163,7 @@ def test_features_of_a_file(tmp_path):
         (lambda: SinkhornDivergence(cost="features")(atom([0.0], f=[1.0]), atom([0.0], f=[1.0, 2.0])), InputError, "1 and 2 features"),
         (lambda: atom([0.0], f=[np.nan]), InputError, "features must be finite"),
         (lambda: read_shapes(Measure(numbers(3)), Measure(numbers(3))), InputError, "2D or 3D"),
+        (lambda: Job("a.nii.gz", "b.nii.gz", "out", features="radius").read(), ConfigError, 'features="radius" names point data of shapes'),
         (lambda: SinkhornDivergence(p=1).displacement(numbers(2), atom([0.0]), atom([1.0])), ConfigError, "p=2"),
     ],
 )

@@ -79,6 +79,7 @@ def test_clouds_are_the_same_for_a_seed():
     assert a.moving.points.shape == (1, 2, 30)
 
 
+@pytest.mark.fault(143)
 @pytest.mark.parametrize(
     ("make", "message"),
     [

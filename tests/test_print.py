@@ -63,6 +63,7 @@ def test_formats_and_resolution(tmp_path, monkeypatch):
     assert len(np.unique([c.get_offsets()[:, 1] for c in figure.axes[0].collections])) >= 8
 
 
+@pytest.mark.fault(142)
 @pytest.mark.parametrize(("keys", "message"), [({"formats": ["tiff"]}, "png, pdf"), ({"formats": "png"}, "a list"), ({"dpi": 1}, "dpi")])
 def test_faults_of_styles(keys, message):
     with pytest.raises(ConfigError, match=message):

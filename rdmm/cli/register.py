@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rdmm.workflows.job import Job
 
 INPUT_OPTIONS = ("also", *(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
-JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "threads", "seed", "max_folding", "report")
+JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "threads", "seed", "features", "max_folding", "report")
 
 
 @click.command(cls=WithWeights, no_args_is_help=True)
@@ -44,6 +44,7 @@ JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "thread
 @click.option("--nan", type=click.Choice(["error", "zero", "mask"]), help="How to treat NaN and Inf; by default they are an error.")
 @click.option("--volume", type=VOLUME, help="Which volume of a 4D file to use.")
 @click.option("--strict", is_flag=True, help="Refuse images without s-form and q-form.")
+@click.option("--features", help="Point data of two shapes that similarity.cost=features compares, by name.")
 @click.option("--max-folding", type=PERCENT, help="Exit with code 5 if more than this percentage of cells folds.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--threads", type=THREADS, help="Number of CPU threads.")

@@ -104,7 +104,7 @@ def images_by_method(fixed: Image, moving: Image, results: Mapping[str, ImageRes
     logs = {name: middle_slice(log_jacobian(r.displacement, grid)[0], axis) for name, r in results.items()}
     sigmas = {name: [middle_slice(s[0, 0], axis) for s in r.sigmas] for name, r in results.items() if r.sigmas}
     gray = _limits([target, before, *warped.values()])
-    change, growth = (_symmetric(x) for x in ([x - target for x in (before, *warped.values())], list(logs.values())))
+    change, growth = _symmetric([x - target for x in (before, *warped.values())], 100), _symmetric(list(logs.values()), 99.5)
     figure, rows = _rows_of_panels([3] * (1 + len(results)) + [2] * len(sigmas), target.shape, aspect(axis, grid))
 
     def draw(panel: Any, values: np.ndarray, title: str, cmap: str, limits: tuple[float, float], bar: str = "") -> None:
@@ -144,7 +144,7 @@ def _limits(slices: Sequence[np.ndarray]) -> tuple[float, float]:
     return min(float(x.min()) for x in slices), max(float(x.max()) for x in slices)
 
 
-def _symmetric(slices: Sequence[np.ndarray], percentile: float = 99.5) -> tuple[float, float]:
-    """Limits around 0 that hold nearly all values: single voxels, as in a fold, do not set them."""
+def _symmetric(slices: Sequence[np.ndarray], percentile: float) -> tuple[float, float]:
+    """Limits around 0 that hold this percentage of the values: with less than 100, single voxels, as in a fold, do not set them."""
     limit = float(np.percentile(np.abs(np.concatenate([x.ravel() for x in slices])), percentile)) or 1.0
     return -limit, limit

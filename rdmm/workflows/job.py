@@ -53,6 +53,7 @@ class Job:
         weights: path of a trained model.
         device: cpu or cuda.
         threads: CPU threads; None: torch's default.
+        features: name of the point data of two shapes that similarity.cost=features compares; None: none.
         max_folding: largest percentage of folded cells that is accepted; None: any.
         report: whether report.html and its pictures are made.
         config: the composed settings, where they are known: all pairs of a batch share them.
@@ -70,6 +71,7 @@ class Job:
     device: str = "cpu"
     threads: int | None = None
     seed: int = 0
+    features: str | None = None
     max_folding: float | None = None
     report: bool = True
     config: Mapping[str, Any] | None = None
@@ -94,6 +96,7 @@ class Job:
             "transform": self.transform,
             "guide_labels": self.guide_labels,
             "weights": self.weights,
+            "features": self.features,
             "max_folding": self.max_folding,
         }
         options |= {"device": self.device if self.device != "cpu" else None, "seed": self.seed or None}
@@ -129,6 +132,8 @@ class Job:
         if is_mesh(self.fixed) != is_mesh(self.moving):
             kinds = ("a shape", "an image") if is_mesh(self.fixed) else ("an image", "a shape")
             raise InputError(f"{self.fixed} is {kinds[0]} and {self.moving} is {kinds[1]}; give two images or two shapes")
+        if not self.for_shapes and self.features is not None:
+            raise ConfigError(f"{option('features', self.features)} names point data of shapes, but {self.fixed} is an image; leave it out")
         if not self.for_shapes:
             return read_inputs(self.fixed, self.moving, **self.given_inputs, require_overlap=self.init != "com")
         for_shapes = {g.name for g in OPTIONAL_INPUTS if g.for_shapes}
@@ -138,7 +143,7 @@ class Job:
             raise ConfigError(
                 f"--{wrong[0].replace('_', '-')} works only for images, but {self.fixed} and {self.moving} are shapes; leave it out"
             )
-        return read_shapes(self.fixed, self.moving, self.given_inputs.get("landmarks"))
+        return read_shapes(self.fixed, self.moving, self.given_inputs.get("landmarks"), self.features)
 
     def memory(self) -> int:
         """Estimated peak memory in bytes; 0 for shapes. Raises ResourceError if it exceeds the free memory."""
