@@ -28,13 +28,13 @@ def star(angles: list[float], lengths: list[float], center: tuple[float, float],
 
 def main() -> None:
     fixed, moving = star([50, 200, 300], [0.3, 0.4, 0.3], (0.55, 0.5)), star([95, 170, 265], [0.4, 0.35, 0.3], (0.4, 0.5))
-    kernel = ["similarity=kernel", "similarity.sigmas=[0.05]", "similarity_weight=10"]
+    kernel = ["similarity=kernel", "similarity.sigmas=[0.05]", "similarity.directions=varifold", "similarity_weight=10"]
     results = {
-        "kernel distance": register_shapes(fixed=fixed, moving=moving, overrides=[*SETTINGS, *kernel]),
+        "varifold": register_shapes(fixed=fixed, moving=moving, overrides=[*SETTINGS, *kernel]),
         "transport": register_shapes(fixed=fixed, moving=moving, overrides=[*SETTINGS, "similarity.blur=.01", "similarity_weight=1000"]),
     }
     figure = ShapeRegistration.figure_by_method(results)
-    figure.savefig(Path(__file__).with_name("transport.png"), dpi=70, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(Path(__file__).with_name("transport.png"), dpi=80, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 
 
