@@ -52,7 +52,7 @@ def test_a_place_has_one_color_before_and_after():
     assert [a.get_title() for a in figure.axes] == ["moving", "turned"]
 
 
-@pytest.mark.parametrize("count", [1, 4, 5, 8, 9])
+@pytest.mark.parametrize("count", [1, 6])
 def test_every_panel_has_a_shape(count):
     moving = curve()
     results = {f"m{k}": ShapeResult(moving, Identity()) for k in range(count)}
