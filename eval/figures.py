@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,7 @@ import numpy as np
 from eval.tables import Row, compare_with_baseline, group_rows, is_error, titles, values
 from rdmm.io import write_atomically
 from rdmm.report.figures import encoded
-from rdmm.types import ConfigError, require_whole
+from rdmm.types import ConfigError, nearest, require_whole
 
 BOXES = (
     "dice",
@@ -61,6 +61,14 @@ class Print:
         require_whole("study.style.dpi", self.dpi, 20, 2400)
         if isinstance(self.formats, str) or not set(self.formats) <= set(get_args(Form)):
             raise ConfigError(f"study.style.formats must be a list of {', '.join(get_args(Form))}; got {self.formats}")
+
+    @classmethod
+    def of(cls, style: Mapping[str, Any]) -> Print:
+        """The style of a study's settings. Raises ConfigError for an unknown key."""
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(style) - set(known)):
+            raise ConfigError(f"study.style: no key {unknown[0]!r}{nearest(unknown[0], known)}; there are {', '.join(known)}")
+        return cls(**style)
 
     def name(self, method: str) -> str:
         """What a reader calls a method."""

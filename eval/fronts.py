@@ -59,7 +59,7 @@ def write_fronts(rows: Sequence[Row], study: Study, out: Path) -> None:
     for data in dict.fromkeys(r["data"] for r in rows):
         of_data = [r for r in rows if r["data"] == data]
         means = {family: _mean_front(of_data, methods, study.front) for family, methods in study.families.items()}
-        figures.fronts(means, [names[k] for k in study.front], len({r["case"] for r in of_data}), out / f"front_{data}", study.style)
+        figures.fronts(means, [names[k] for k in study.front], len({r["case"] for r in of_data}), out / f"front_{data}", study.printed)
 
 
 def _markdown(compared: Sequence[Row], study: Study) -> str:

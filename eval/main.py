@@ -80,7 +80,7 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
         judged = chosen
     if study.front:
         fronts.write_fronts(rows, study, folder)
-    figures.boxes(judged, folder, study.baseline, study.style)
+    figures.boxes(judged, folder, study.baseline, study.printed)
     write_index(rows, folder)
     return folder / "table.md"
 

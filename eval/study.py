@@ -81,7 +81,7 @@ class Study:
         choose_by: the measure that chooses, e.g. tre_mm.
         front: two measures, e.g. [error_lung_mm, error_cage_mm]: also compare the second where families have the same first (fronts.py).
         parts: folders of parts of this study that ran elsewhere, e.g. one for each case. Their tables are put together, nothing runs.
-        style: how figures are printed.
+        style: how figures are printed: the arguments of ``figures.Print``.
         submission: ``nii.gz`` or ``npz``: also write each map in Learn2Reg's format, ``submission/<method>/disp_<case>``.
 
     Raises:
@@ -98,7 +98,7 @@ class Study:
     choose_by: str | None = None
     front: Sequence[str] = ()
     parts: Sequence[str] = ()
-    style: figures.Print = field(default_factory=figures.Print)
+    style: Mapping[str, Any] = field(default_factory=dict)
     submission: Literal["nii.gz", "npz"] | None = None
 
     def __post_init__(self) -> None:
@@ -111,6 +111,7 @@ class Study:
         if unknown:
             raise ConfigError(f"study.settings: there is no data set {sorted(unknown)[0]!r}; there are {', '.join(self.data)}")
         self._check_families()
+        _ = self.printed  # refuses an unknown style
         named = self.families or self.methods
         if self.baseline is not None and self.baseline not in named:
             kind = "family" if self.families else "method"
@@ -127,6 +128,11 @@ class Study:
         for name, method in self.methods.items():
             if isinstance(method, Mapping):
                 _external(name, method)
+
+    @property
+    def printed(self) -> figures.Print:
+        """How figures are printed."""
+        return figures.Print.of(self.style)
 
     def _check_families(self) -> None:
         for family, methods in self.families.items():
@@ -201,9 +207,9 @@ def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: P
                     write_submission(registration, out / "submission" / method / f"disp_{case}.{study.submission}")
                 yield {"data": name, "case": case, "method": method, **row, **_noted(notes, case, row)}
             if shown:
-                figures.case(shown, out / case, study.style)
+                figures.case(shown, out / case, study.printed)
                 if isinstance(inputs, Inputs) and inputs.truth is not None:
-                    figures.errors(shown, out / f"{case}_errors", study.style)
+                    figures.errors(shown, out / f"{case}_errors", study.printed)
 
 
 def _noted(notes: Mapping[str, Mapping[str, str]], case: str, row: Mapping[str, Any]) -> dict[str, str]:

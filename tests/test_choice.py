@@ -75,6 +75,7 @@ def test_parts_of_a_study_make_one_table(tmp_path):
         ({"families": {"a1": ["a1"]}, "choose_by": "tre_mm"}, "study.families: 'a1' is a method"),
         ({"families": {"a": ["a1"]}}, "study.choose_by must be one of"),
         ({"families": {"a": ["a1"]}, "choose_by": "tre"}, "did you mean 'tre_mm'"),
+        ({"style": {"dip": 300}}, "study.style: no key 'dip' .did you mean 'dpi'"),
         ({"parts": ["/nowhere"]}, "study.parts: /nowhere/table.json"),
     ],
 )

@@ -111,7 +111,8 @@ def test_a_study_of_shapes(tmp_path):
         io.write_mesh(tmp_path / f"{name}.vtk", np.stack([width * np.cos(t), np.sin(t), 0 * t], 1), cells)
     data = Meshes(str(tmp_path), {"circles": ["fixed.vtk", "moving.vtk"]})
     methods = {"ot": ["optimizer.iterations=[10]"], "kernel": ["similarity=kernel", "optimizer.iterations=[10]"]}
-    rows = list(table_rows(Study({"circles": data}, methods, {}, style=figures.Print(["png"], 40)), ["affine=none"], "cpu", 0, tmp_path))
+    study = Study({"circles": data}, methods, {}, style={"formats": ["png"], "dpi": 40})
+    rows = list(table_rows(study, ["affine=none"], "cpu", 0, tmp_path))
     assert [(r["case"], r["method"], r["status"]) for r in rows] == [("circles", "ot", "done"), ("circles", "kernel", "done")]
     assert all(r["distance_after_mm"] < 0.5 * r["distance_before_mm"] for r in rows)
     assert (tmp_path / "circles.png").read_bytes().startswith(b"\x89PNG")
@@ -127,7 +128,7 @@ def test_warnings_are_told_beside_the_table(tmp_path):
         def cases(self):
             return {"a": lambda: Inputs(Pair(both, both), warnings=("odd",))}
 
-    study = Study({"one": Symmetric()}, {"affine": ["optimizer=none"]}, {}, style=figures.Print(["png"], 40))
+    study = Study({"one": Symmetric()}, {"affine": ["optimizer=none"]}, {}, style={"formats": ["png"], "dpi": 40})
     rows = list(table_rows(study, [], "cpu", 0, tmp_path))
     assert rows[0]["status"] == "done" and rows[0]["warnings"].startswith("odd; affine: rotated by another 180 degrees")
     assert "- one a, affine: warning: odd; affine" in tables.markdown(rows)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from eval.figures import Print
 from eval.study import Study, table_rows
 from rdmm import ConfigError, Measure
 from rdmm.data import Clouds
@@ -67,7 +66,7 @@ def test_a_study_draws_the_flows(tmp_path):
     assert list(data.cases()) == ["crescent", "outliers"]
     methods = {"energy": ["similarity=energy"], "robust": ["similarity.blur=0.1", "similarity.reach=0.3"]}
     base = ["stages=gradient_flow", "affine=none", "gradient_flow.duration=0.2", "gradient_flow.step=0.1"]
-    rows = list(table_rows(Study({"clouds": data}, methods, {}, limit=1, style=Print(["png"], 40)), base, "cpu", 0, tmp_path))
+    rows = list(table_rows(Study({"clouds": data}, methods, {}, limit=1, style={"formats": ["png"], "dpi": 40}), base, "cpu", 0, tmp_path))
     assert [(r["method"], r["status"]) for r in rows] == [("energy", "done"), ("robust", "done")]
     assert all(r["distance_after_mm"] < r["distance_before_mm"] for r in rows)
     assert (tmp_path / "crescent.png").read_bytes().startswith(b"\x89PNG")
