@@ -77,7 +77,7 @@ class Study:
         limit: number of cases of each data set; None: all.
         pictures: number of cases of each data set of which a figure is made.
         families: methods that differ in their settings alone, by the name that they have together. For each case, a family has the result
-            of the method that does best on all other cases: ``chosen/table.md``.
+            of the method that does best on all other cases; these tables are in ``chosen/``.
         choose_by: the measure that chooses, e.g. tre_mm.
         front: two measures, e.g. [error_lung_mm, error_cage_mm]: also compare the second where families have the same first (fronts.py).
         parts: folders of parts of this study that ran elsewhere, e.g. one for each case. Their tables are put together, nothing runs.
