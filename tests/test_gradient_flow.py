@@ -85,6 +85,7 @@ def test_clouds_are_the_same_for_a_seed():
         (lambda: GradientFlow(EnergyDistance(), step=0.0), "step"),
         (lambda: GradientFlow(EnergyDistance(), duration=0.01, step=0.05), "duration"),
         (lambda: GradientFlow(EnergyDistance()).check(Pair(curve(), curve())), "points without cells"),
+        (lambda: GradientFlow(SinkhornDivergence(cost="features")).check(Pair(blob(3, [0, 0]), blob(3, [1, 1]))), "similarity.cost=points"),
         (lambda: Clouds(points=2), "clouds.points must be at least 20"),
     ],
 )

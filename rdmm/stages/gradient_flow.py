@@ -121,6 +121,9 @@ class GradientFlow:
         """Raise ConfigError for what does not consist of free particles."""
         if not isinstance(pair.fixed, Measure) or pair.moving.cells is not None:
             raise ConfigError("stages=gradient_flow moves points without cells; curves and surfaces deform by stages=single")
+        for key, alone in (("cost", "points"), ("directions", "none")):
+            if (given := getattr(self.similarity, key, alone)) != alone:
+                raise ConfigError(f"stages=gradient_flow moves positions alone: use similarity.{key}={alone}, not {given}")
 
     def __call__(self, pair: Pair[Measure]) -> Result:
         begin = time.perf_counter()
