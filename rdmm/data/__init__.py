@@ -14,6 +14,7 @@ __all__, __getattr__ = lazy_names(
         "synthetic.cage": ["RigidCage"],
         "synthetic.contrasts": ["Contrasts"],
         "synthetic.scenes": ["SyntheticShapes"],
+        "synthetic.strain": ["StrainScenes"],
         "training.augment": ["Augment"],
         "training.pairs": ["ContrastPairs", "ImagePairs", "SyntheticPairs"],
         "training.sources": ["FolderSource"],

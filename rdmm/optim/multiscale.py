@@ -172,14 +172,16 @@ class _Level:
         return terms["total"] * len(energy.total), gradient
 
     def penalty_change(self, space: Coordinates, x: Tensor) -> tuple[float, Tensor]:
-        """Change of the penalty, and of its gradient, as its schedule goes on by one iteration; it needs no shooting."""
+        """Change of the penalty, and of its gradient, as its schedule goes on by one iteration."""
         x = x.detach().requires_grad_()
-        source, step = self.pair.source, len(self.history)
-        before, after = (self.problem.weight_penalty(space.unpack(x), source, step + i).sum() for i in (-1, 0))
-        if not after.requires_grad:  # no penalty
+        ic, step = space.unpack(x), len(self.history)
+        before, after = (self.problem.weight_penalty(ic, self.pair.source, step + i) for i in (-1, 0))
+        if torch.equal(before, after):  # no penalty, or none with a schedule
             return 0.0, torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(after - before, x)
-        return float((after - before).detach()), gradient
+        energy, _ = self.problem.energy(ic, self.pair, step)
+        change = (energy.similarity * (after - before)).sum()
+        (gradient,) = torch.autograd.grad(change, x)
+        return float(change.detach()), gradient
 
     def report(self, iteration: int, f: float) -> None:
         """Add a row to the history, and tell the progress bar."""

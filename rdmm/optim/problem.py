@@ -54,7 +54,7 @@ def _compares_measures(similarity: Similarity) -> bool:
 
 @dataclass(frozen=True)
 class Problem:
-    """1/2 <m0, v0> + similarity_weight * Sim(I0 ∘ phi(1), I1) + Reg(h(0)) + landmark_weight * L + barrier * B(phi(1)), model (19).
+    """1/2 <m0, v0> + similarity_weight * Sim(I0 ∘ phi(1), I1) * (1 + Reg(h(0))) + landmark_weight * L + barrier * B(phi(1)), model (19).
 
     L is the mean squared distance of the pair's landmarks, in squared domain units. Measures are pushed forward instead.
 
@@ -130,7 +130,7 @@ class Problem:
             return match_contrast(pair, pair.moved_by(transform))
 
     def weight_penalty(self, ic: InitialConditions, source: Any, step: int) -> Tensor:
-        """(b,) Reg(h(0)) at an iteration or epoch; 0 where there are no pre-weights."""
+        """(b,) Reg(h(0)), per unit of the weighted similarity, at an iteration or epoch; 0 where there are no pre-weights."""
         return self.dynamics.weight_penalty(self.penalty, ic, source, step)
 
     def landmark_error(self, pair: Pair, transform: Transform) -> Tensor:
@@ -146,7 +146,7 @@ class Problem:
         source = pair.source
         similarity = self.similarity_weight * compare(self.similarity, warped, pair.fixed)
         velocity = 0.5 * self.dynamics.energy(ic, source)
-        weights = self.weight_penalty(ic, source, step)
+        weights = similarity * self.weight_penalty(ic, source, step)
         landmarks = torch.zeros_like(velocity)
         if self.landmark_weight:
             landmarks = self.landmark_weight * self.landmark_error(pair, transform)

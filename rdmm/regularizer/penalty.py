@@ -52,7 +52,10 @@ class NoPenalty:
 
 @dataclass(frozen=True)
 class WeightPenalty:
-    """range * l_T * Range(h) + omt * (1 - l_T) * OMT(h) + tv * TV(h), l_T = K / (K + exp(T / K)), T the iteration or epoch.
+    """range * l_T * Range(h) + omt * (1 - l_T) * OMT(h) + tv * TV(h), model (22), per unit of similarity.
+
+    The objective multiplies it by the similarity term: the same factors serve any similarity, intensity scale and similarity weight.
+    l_T = K / (K + exp(T / K)) passes from Range to OMT, T the iteration or epoch. Without Range, OMT acts from the start.
 
     Args:
         range: C_Range of the paper.
@@ -65,8 +68,8 @@ class WeightPenalty:
         ConfigError: a negative factor, or a power or decay that is not positive.
     """
 
-    range: float = 10.0
-    omt: float = 0.05
+    range: float = 0.0
+    omt: float = 2.0
     tv: float = 0.0
     power: float = 1.0
     decay: float = 10.0
@@ -82,6 +85,8 @@ class WeightPenalty:
 
     def __call__(self, h: Tensor, weight_sigma: float, smoother: MultiGaussian, grid: Grid, step: int) -> Tensor:
         w = smooth(h, weight_sigma, grid)
-        early = self.schedule(step)
-        total = self.range * early * deviation(w, smoother, grid) + self.omt * (1 - early) * omt(w, smoother, grid, self.power)
+        early = self.schedule(step) if self.range else 0.0
+        total = self.omt * (1 - early) * omt(w, smoother, grid, self.power)
+        if self.range:
+            total = total + self.range * early * deviation(w, smoother, grid)
         return total + self.tv * total_variation(h, grid) if self.tv else total
