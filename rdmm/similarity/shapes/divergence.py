@@ -12,7 +12,7 @@ import torch
 
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
-from rdmm.types import InputError, Tensor
+from rdmm.types import InputError, Tensor, option
 
 MAX_POWER = 20
 """Largest power of <u, v>. With float32, larger ones keep only directions that are equal. Not measured."""
@@ -75,7 +75,10 @@ def directions_of(m: Measure) -> Tensor:
 def features_of(m: Measure) -> Tensor:
     """Features (n, e) of the first item; raises InputError if there are none."""
     if m.features is None:
-        raise InputError("this similarity compares features: give the measure features, or choose a similarity of positions alone")
+        raise InputError(
+            f"similarity.cost=features compares point data: name those of the files by {option('features', 'NAME')}, give measures features, or "
+            "choose another cost"
+        )
     return m.features[0].T
 
 
