@@ -76,8 +76,8 @@ def features_of(m: Measure) -> Tensor:
     """Features (n, e) of the first item; raises InputError if there are none."""
     if m.features is None:
         raise InputError(
-            f"similarity.cost=features compares point data: name those of the files by {option('features', 'NAME')}, give measures features, or "
-            "choose another cost"
+            f"similarity.cost=features compares point data: name those of the files by {option('features', 'NAME')}, give measures "
+            "features, or choose another cost"
         )
     return m.features[0].T
 
