@@ -11,7 +11,8 @@ from eval import tables
 from eval.fronts import at_level, compare_fronts, compared_rows
 from eval.study import Study
 from rdmm import ConfigError
-from rdmm.data import RigidCage
+from rdmm.data import RigidCage, Sliding
+from rdmm.data.synthetic.sliding import random_sliding
 from rdmm.registration.entry import compose_settings, run
 from rdmm.spatial import ops
 from rdmm.spatial.transform import Dense
@@ -42,6 +43,24 @@ def test_the_true_map_makes_the_images_one_but_for_their_noise():
     noise = [(n.data - i.data).flatten() for n, i in ((noisy.pair.fixed, pair.fixed), (noisy.pair.moving, pair.moving))]
     assert all(abs(float(x.std()) / 0.05 - 1) < 0.05 for x in noise)
     assert abs(float(torch.corrcoef(torch.stack(noise))[0, 1])) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (36, 40, 32)])
+def test_an_organ_slides_along_a_wall(shape):
+    """Each side is mapped onto itself, the wall by the identity; the jump at the border is tangential."""
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        scene = random_sliding(rng, len(shape))
+        x = rng.uniform(0, 1, (len(shape), 4000))
+        height, moved = scene.height(x), scene.true_map(x)
+        assert np.allclose(scene.height(moved), height)
+        assert np.array_equal(moved[:, height >= 0], x[:, height >= 0])
+        inputs = Sliding(count=1, first=seed, shape=shape).cases()[f"sliding{seed:02d}"]()
+        truth, grid = inputs.truth, inputs.pair.fixed.grid
+        organ, wall = (truth.regions[name] > 0 for name in ("organ", "wall"))
+        length = truth.displacement.norm(dim=1, keepdim=True) / max(grid.extent)
+        assert float(length[organ].max()) > 0.035 and float(length[wall].max()) == 0
+        assert bool(inputs.pair.regions.data[organ].all()) and not bool(inputs.pair.regions.data[wall].any())
 
 
 def test_errors_are_distances_from_the_truth_by_region():

@@ -13,6 +13,7 @@ __all__, __getattr__ = lazy_names(
         "parts": ["Labels"],
         "synthetic.cage": ["RigidCage"],
         "synthetic.contrasts": ["Contrasts"],
+        "synthetic.sliding": ["Sliding"],
         "synthetic.scenes": ["SyntheticShapes"],
         "synthetic.strain": ["StrainScenes"],
         "training.augment": ["Augment"],

@@ -67,9 +67,9 @@ class Regions:
     Args:
         weights: label -> squared pre-weights h^2, one per Gaussian, summing to 1; None: the regions of ``smoother``, or else MEDIUM.
         background: squared pre-weights of all other labels; None likewise.
-        smoothing: sigma of a blur of the squared pre-weights, beside that of the dynamics' ``weight_sigma``. One of them is needed: a metric
-            that jumps from voxel to voxel makes a rough momentum, which no solver integrates well. ``weight_sigma`` alone makes the
-            transitions stiffer, as its weights sum to less than 1 there (docs/rdmm.md).
+        smoothing: sigma of a blur of the squared pre-weights, beside that of the dynamics' ``weight_sigma``. One of them is needed: a
+            metric that jumps from voxel to voxel makes a rough momentum, which no solver integrates well. ``weight_sigma`` alone makes
+            the transitions stiffer, as its squared weights sum to less than 1 there (docs/rdmm.md).
         smoothing_unit: unit of smoothing: ``domain`` or ``mm``.
         smoother: that of the dynamics.
     """

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from rdmm.data.inputs import Inputs
-from rdmm.data.synthetic.random_maps import smooth_noise
+from rdmm.data.synthetic.formulas import Texture, column, noisy_image, require_scenes, soft_step, tensor, unit, unit_points
 from rdmm.data.truth import Truth
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
-from rdmm.types import ConfigError, Tensor, require_finite_fields
+from rdmm.types import ConfigError, require_finite_fields
 
 CAGE, SKIN = 1.22, 1.5
 """Outer surfaces of the cage and of the body, in radii of the lung."""
@@ -42,8 +42,8 @@ class Bump:
     shift: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        away = np.square(x - _column(self.center, x)).sum(0) / self.radius**2
-        return x + _column(self.shift, x) * np.clip(1 - away, 0, None) ** 3
+        away = np.square(x - column(self.center, x)).sum(0) / self.radius**2
+        return x + column(self.shift, x) * np.clip(1 - away, 0, None) ** 3
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,12 @@ class Breath:
 
     def depth(self, x: np.ndarray) -> np.ndarray:
         """0 in the lung's center, 1 at its surface."""
-        return np.sqrt(np.square((x - _column(self.center, x)) / _column(self.radii, x)).sum(0))
+        return np.sqrt(np.square((x - column(self.center, x)) / column(self.radii, x)).sum(0))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         t = np.clip((1 - self.depth(x)) / WALL, 0, 1)
         share = t**3 * (10 - 15 * t + 6 * t**2)
-        return x + share * (_column(self.shift, x) + self.widening * (x - _column(self.center, x)))
-
-
-def _column(values: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """(d,) as (d, 1, ..) beside points x (d, *s)."""
-    return np.reshape(values, (-1, *(1,) * (x.ndim - 1)))
+        return x + share * (column(self.shift, x) + self.widening * (x - column(self.center, x)))
 
 
 @dataclass(frozen=True)
@@ -76,14 +71,14 @@ class CageScene:
 
     Args:
         vessels: segments (n, 2, d), and their radii (n,).
-        waves: of the texture: wave vectors (n, d), cycles per edge, and phases (n,).
+        texture: of all tissue.
         ribs: number of ribs, and the phase of the first.
     """
 
     breath: Breath
     bumps: Sequence[Bump]
     vessels: tuple[np.ndarray, np.ndarray]
-    waves: tuple[np.ndarray, np.ndarray]
+    texture: Texture
     ribs: tuple[int, float]
 
     def true_map(self, x: np.ndarray) -> np.ndarray:
@@ -98,42 +93,29 @@ class CageScene:
         depth, radius = self.breath.depth(x), float(self.breath.radii.min())
 
         def beyond(surface: float) -> np.ndarray:
-            return _step((depth - surface) * radius, blur)
+            return soft_step((depth - surface) * radius, blur)
 
         vessels = np.zeros(x.shape[1:])
         for (start, end), width in zip(*self.vessels, strict=True):
-            vessels = np.maximum(vessels, _step(width - _distance(x, start, end), blur))
+            vessels = np.maximum(vessels, soft_step(width - _distance(x, start, end), blur))
         lung = LUNG + (VESSEL - LUNG) * vessels
-        cage = MUSCLE + (RIB - MUSCLE) * _step(self._rib(x), 1.5 * blur)
+        cage = MUSCLE + (RIB - MUSCLE) * soft_step(self._rib(x), 1.5 * blur)
         layers = [(lung, 1 - beyond(1.0)), (cage, beyond(1.0) - beyond(CAGE)), (BODY, beyond(CAGE) - beyond(SKIN)), (AIR, beyond(SKIN))]
-        return sum(value * share for value, share in layers) + self._texture(x) * (1 - beyond(SKIN))
+        return sum(value * share for value, share in layers) + self.texture(x) * (1 - beyond(SKIN))
 
     def _rib(self, x: np.ndarray) -> np.ndarray:
         """Above 0 in ribs: around the lung in a slice, at regular heights of a volume."""
-        y = (x - _column(self.breath.center, x)) / _column(self.breath.radii, x)
+        y = (x - column(self.breath.center, x)) / column(self.breath.radii, x)
         count, phase = self.ribs
         turns = np.arctan2(y[1], y[0]) / (2 * math.pi) if len(x) == 2 else y[2] / 2.5
         return (np.cos(2 * math.pi * count * turns + phase) - 0.2) / (2 * math.pi * count)
 
-    def _texture(self, x: np.ndarray) -> np.ndarray:
-        """Smooth, of all tissue."""
-        return sum(0.02 * np.cos(2 * math.pi * np.tensordot(k, x, 1) + phase) for k, phase in zip(*self.waves, strict=True))
-
-
-def _step(distance: np.ndarray, blur: float) -> np.ndarray:
-    """0 far below 0, 1 far above."""
-    return 1 / (1 + np.exp(-np.clip(distance / (0.4 * blur), -30, 30)))
-
 
 def _distance(x: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Distance of points (d, *s) from a segment."""
-    along, arm = end - start, x - _column(start, x)
+    along, arm = end - start, x - column(start, x)
     share = np.clip(np.tensordot(along, arm, 1) / max(float(along @ along), 1e-12), 0, 1)
-    return np.sqrt(np.square(arm - _column(along, x) * share).sum(0))
-
-
-def _unit(v: np.ndarray) -> np.ndarray:
-    return v / np.linalg.norm(v)
+    return np.sqrt(np.square(arm - column(along, x) * share).sum(0))
 
 
 def _random_vessels(rng: np.random.Generator, breath: Breath, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +126,7 @@ def _random_vessels(rng: np.random.Generator, breath: Breath, count: int) -> tup
         parent = int(rng.integers(len(ends)))
         start = ends[parent]
         outwards = (start - breath.center) / breath.radii.min()
-        end = start + rng.uniform(0.05, 0.11) * _unit(outwards + _unit(rng.standard_normal(len(start))))
+        end = start + rng.uniform(0.05, 0.11) * unit(outwards + unit(rng.standard_normal(len(start))))
         if breath.depth(end) < 0.93:
             segments.append((start, end))
             ends.append(end)
@@ -155,17 +137,16 @@ def _random_vessels(rng: np.random.Generator, breath: Breath, count: int) -> tup
 def random_cage(rng: np.random.Generator, d: int, motions: int = 6) -> CageScene:
     """A random scene in ``d`` dimensions with ``motions`` local motions."""
     radii = rng.uniform(0.26, 0.3, d)
-    shift = rng.uniform(0.02, 0.026) * _unit(rng.standard_normal(d))
+    shift = rng.uniform(0.02, 0.026) * unit(rng.standard_normal(d))
     breath = Breath(0.5 + rng.uniform(-0.015, 0.015, d), radii, shift, rng.choice([-1, 1]) * rng.uniform(0.05, 0.08))
     bumps: list[Bump] = []
     while len(bumps) < motions:
         radius = rng.uniform(0.07, 0.11)
         center = breath.center + rng.uniform(-1, 1, d) * radii
         if breath.depth(center) + radius / radii.min() < 0.95:
-            bumps.append(Bump(center, radius, rng.uniform(0.25, 0.4) * radius * _unit(rng.standard_normal(d))))
+            bumps.append(Bump(center, radius, rng.uniform(0.25, 0.4) * radius * unit(rng.standard_normal(d))))
     vessels = _random_vessels(rng, breath, 70 if d == 2 else 140)
-    waves = np.array([rng.uniform(2, 8) * _unit(rng.standard_normal(d)) for _ in range(8)]), rng.uniform(0, 2 * math.pi, 8)
-    return CageScene(breath, bumps, vessels, waves, (int(rng.integers(9, 13)), rng.uniform(0, 2 * math.pi)))
+    return CageScene(breath, bumps, vessels, Texture.random(rng, d, 0.02), (int(rng.integers(9, 13)), rng.uniform(0, 2 * math.pi)))
 
 
 @dataclass(frozen=True)
@@ -188,10 +169,9 @@ class RigidCage:
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
-        if self.count < 1 or len(self.shape) not in (2, 3) or min(self.shape) < 16:
-            raise ConfigError(f"cage: needs count >= 1 and a shape of 2 or 3 sizes of at least 16; got {self.count}, {list(self.shape)}")
-        if self.noise < 0 or self.motions < 0 or self.first < 0:
-            raise ConfigError(f"cage: noise, motions and first must be >= 0; got {self.noise}, {self.motions}, {self.first}")
+        require_scenes("cage", self.count, self.shape, self.first, self.noise)
+        if self.motions < 0:
+            raise ConfigError(f"cage: motions must be >= 0, not {self.motions}")
 
     def cases(self) -> dict[str, Callable[[], Inputs]]:
         return {f"cage{seed:02d}": partial(self._case, seed) for seed in range(self.first, self.first + self.count)}
@@ -200,24 +180,10 @@ class RigidCage:
         rng, d = np.random.default_rng(seed), len(self.shape)
         grid = Grid(tuple(self.shape), np.eye(d + 1))
         scene = random_cage(rng, d, self.motions)
-        extent = np.reshape(grid.extent, (-1, *(1,) * d))
-        x = grid.identity(torch.zeros(1, dtype=torch.float64))[0].numpy() / extent
-        y = scene.true_map(x)
-        fixed, moving = (self._image(rng, scene, points, grid) for points in (y, x))
+        x, extent = unit_points(grid)
+        y, blur = scene.true_map(x), max(grid.spacing)
+        fixed, moving = (noisy_image(rng, scene.intensities(points, blur), self.noise, grid) for points in (y, x))
         depth = scene.breath.depth(x)
-        lung, cage = (Image(_tensor(mask), grid) for mask in (depth < 1, (depth >= 1) & (depth < CAGE)))
+        lung, cage = (Image(tensor(mask), grid) for mask in (depth < 1, (depth >= 1) & (depth < CAGE)))
         truth = Truth(torch.from_numpy((y - x) * extent)[None].float(), {"lung": lung.data, "cage": cage.data})
         return Inputs(Pair(fixed, moving, regions=lung), fixed_regions=lung, truth=truth)
-
-    def _image(self, rng: np.random.Generator, scene: CageScene, points: np.ndarray, grid: Grid) -> Image:
-        """The anatomy at ``points`` (d, *s) with noise of its own.
-
-        The noise is smooth over a few voxels, as that of scanners. Linear interpolation would average white noise away, so that any
-        similarity of intensities would prefer maps that are off by half a voxel.
-        """
-        values = scene.intensities(points, max(grid.spacing))
-        return Image(_tensor(values) + self.noise * smooth_noise(rng, 1, grid, 1.5 * max(grid.spacing)), grid)
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))[None, None]
