@@ -17,7 +17,7 @@ __all__, __getattr__ = lazy_names(
         "synthetic.scenes": ["SyntheticShapes"],
         "synthetic.strain": ["StrainScenes"],
         "training.augment": ["Augment"],
-        "training.pairs": ["ContrastPairs", "ImagePairs", "SyntheticPairs"],
+        "training.pairs": ["ContrastPairs", "ImagePairs", "StrainPairs", "SyntheticPairs"],
         "training.sources": ["FolderSource"],
         "training.tables": ["PairSource", "TableSource"],
         "studies.brains": ["BrainSlices", "Brains"],

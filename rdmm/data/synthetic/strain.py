@@ -27,6 +27,9 @@ BODY, ORGAN = 0.44, 0.13
 ORGANS = 4
 """Number of organs. Their labels are 1 and above; 1 deforms."""
 
+LEAST_SIZE = 48
+"""Fewest voxels along an axis: organs are then 9 to 12 voxels wide."""
+
 
 def strain(u: Tensor, grid: Grid) -> Tensor:
     """Strain of the map id + u: |log(F^T F) / 2|, the norm of its logarithmic (Hencky) strain; (b, 1, *s). It is 0 for rigid maps.
@@ -120,9 +123,9 @@ class StrainScenes:
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
-        if self.count < 1 or min(self.shape) < 48 or len(self.shape) not in (2, 3) or min(self.size, self.noise) < 0:
+        if self.count < 1 or min(self.shape) < LEAST_SIZE or len(self.shape) not in (2, 3) or min(self.size, self.noise) < 0:
             given = f"{self.count}, {list(self.shape)}, {self.size}, {self.noise}"
-            raise ConfigError(f"strain: needs count >= 1, a shape of 2 or 3 sizes of at least 48, size and noise >= 0; got {given}")
+            raise ConfigError(f"strain: needs count >= 1, a shape of 2 or 3 sizes of at least {LEAST_SIZE}, size and noise >= 0; got {given}")
 
     def cases(self) -> dict[str, Callable[[], Inputs]]:
         seeds = range(self.first, self.first + self.count)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from rdmm.data.intensity import Normalize
 from rdmm.data.pair_list import SPLITS
 from rdmm.data.synthetic.contrasts import Contrasts
 from rdmm.data.synthetic.scenes import shapes_pair
+from rdmm.data.synthetic.strain import LEAST_SIZE, strain_scene
 from rdmm.data.training.augment import Augment
 from rdmm.data.training.library import CenterMode, CommonGrid, ImageCache, LabeledImage
 from rdmm.data.training.sources import Item, Items, by_subject
@@ -190,17 +192,22 @@ def _list_subjects(items: Sequence[Item]) -> str:
 
 
 @dataclass(frozen=True)
-class SyntheticPairs:
-    """The synthetic shapes of the RDMM paper (synthetic.scenes.shapes_pair); an unlimited number of pairs."""
+class GeneratedPairs(ABC):
+    """Pairs that a generator makes from a seed of each; an unlimited number."""
 
     shape: Sequence[int] = (128, 128)
-    variation: Literal["own", "together"] = "own"
     seed: int = 0
     limit: int = 20
+    scenes: ClassVar[str]
+    least: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
-        if len(self.shape) not in (2, 3) or min(self.shape) < 16:
-            raise ConfigError(f"shape must be 2 or 3 sizes of at least 16, e.g. [128,128]; got {list(self.shape)}")
+        if len(self.shape) not in (2, 3) or min(self.shape) < self.least:
+            raise ConfigError(f"shape must be 2 or 3 sizes of at least {self.least}, e.g. [128,128]; got {list(self.shape)}")
+
+    @abstractmethod
+    def generate(self, seed: int) -> Inputs:
+        """The pair of a seed."""
 
     @property
     def grid(self) -> Grid:
@@ -210,20 +217,39 @@ class SyntheticPairs:
         return int(seeded_generator(self.seed, stream, number).integers(2**62))
 
     def name(self, number: int) -> str:
-        return f"shapes of seed {self._seed(TRAINING_STREAM, number)}"
+        return f"{self.scenes} of seed {self._seed(TRAINING_STREAM, number)}"
 
     def pair(self, number: int) -> Inputs:
-        return self._generate(self._seed(TRAINING_STREAM, number))
+        return self.generate(self._seed(TRAINING_STREAM, number))
 
-    def _generate(self, seed: int) -> Inputs:
+    def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
+        return {f"{self.scenes}{i:02d}": partial(self.generate, self._seed(HELD_OUT_STREAMS[part], i)) for i in range(self.limit)}
+
+    def describe(self) -> str:
+        return f"random {self.scenes}; {_count_held_out(self)}"
+
+
+@dataclass(frozen=True)
+class SyntheticPairs(GeneratedPairs):
+    """The synthetic shapes of the RDMM paper (synthetic.scenes.shapes_pair)."""
+
+    variation: Literal["own", "together"] = "own"
+    scenes: ClassVar[str] = "shapes"
+
+    def generate(self, seed: int) -> Inputs:
         pair, fixed, moving = shapes_pair(seed, self.shape, self.variation)
         return Inputs(pair, Image(fixed, pair.fixed.grid), Image(moving, pair.fixed.grid))
 
-    def held_out(self, part: Part) -> dict[str, Callable[[], Inputs]]:
-        return {f"shapes{i:02d}": partial(self._generate, self._seed(HELD_OUT_STREAMS[part], i)) for i in range(self.limit)}
 
-    def describe(self) -> str:
-        return f"random shapes; {_count_held_out(self)}"
+@dataclass(frozen=True)
+class StrainPairs(GeneratedPairs):
+    """Scenes in which one organ deforms (synthetic.strain.strain_scene)."""
+
+    scenes: ClassVar[str] = "strain"
+    least: ClassVar[int] = LEAST_SIZE
+
+    def generate(self, seed: int) -> Inputs:
+        return strain_scene(seed, self.shape)
 
 
 @dataclass(frozen=True)
