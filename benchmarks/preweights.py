@@ -1,6 +1,7 @@
 """Do pre-weights find where the anatomy is strained? Scenes of rdmm.data.StrainScenes, whose true map is known.
 
-    python benchmarks/preweights.py run OUT.npz [--first 100] [--count 20] [--strengths 1 3 10] [--models NAME=FILE ...]
+    python benchmarks/preweights.py run OUT.npz [--first 100] [--count 20] [--methods rdmm ...] [--strengths 1 3 10] [--set KEY=VALUE ...]
+    python benchmarks/preweights.py run OUT.npz [--first 100] [--count 20] --models NAME=FILE ...
     python benchmarks/preweights.py table PART.npz [PART.npz ...] [--figure docs/figures/preweights.png]
 
 ``run`` registers each scene by SVF, LDDMM and RDMM with optimized pre-weights (settings of the experiment ``strain``) at each strength, the
@@ -43,11 +44,14 @@ STRAIN_WIDTH = 0.05
 """The Gaussian of the true strain, in domain units."""
 
 
-def methods(strengths: Sequence[float], models: Sequence[str]) -> dict[str, list[str]]:
-    """Settings by name: each method at each strength, or each network."""
-    if models:
-        return {name: [f"weights={path}", "affine=none"] for name, path in (m.split("=", 1) for m in models)}
-    return {f"{m} {s:g}": ["experiment=strain", *own, f"similarity_weight={s}"] for m, own in METHODS.items() for s in strengths}
+def optimized(methods: Sequence[str], strengths: Sequence[float], changes: Sequence[str]) -> dict[str, list[str]]:
+    """Settings by name: each method at each strength."""
+    return {f"{m} {s:g}": ["experiment=strain", *METHODS[m], f"similarity_weight={s}", *changes] for m in methods for s in strengths}
+
+
+def learned(models: Sequence[str]) -> dict[str, list[str]]:
+    """Settings by name: each network."""
+    return {name: [f"weights={path}", "affine=none"] for name, path in (m.split("=", 1) for m in models)}
 
 
 def true_strain(inputs: Inputs) -> np.ndarray:
@@ -205,6 +209,8 @@ def main() -> None:
     one.add_argument("--first", type=int, default=100)
     one.add_argument("--count", type=int, default=20)
     one.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
+    one.add_argument("--methods", nargs="+", default=tuple(METHODS), choices=tuple(METHODS))
+    one.add_argument("--set", nargs="+", default=(), metavar="KEY=VALUE", help="further settings of the methods")
     one.add_argument("--models", nargs="+", default=(), metavar="NAME=FILE")
     two = commands.add_parser("table")
     two.add_argument("parts", type=Path, nargs="+")
@@ -214,7 +220,8 @@ def main() -> None:
     set_threads(1)
     torch.manual_seed(0)
     if args.command == "run":
-        run_scenes(args.out, args.first, args.count, methods(args.strengths, args.models))
+        how = learned(args.models) if args.models else optimized(args.methods, args.strengths, args.set)
+        run_scenes(args.out, args.first, args.count, how)
         return
     rows, images = [], {}
     for part in args.parts:
