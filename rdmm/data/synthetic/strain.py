@@ -125,7 +125,8 @@ class StrainScenes:
         require_finite_fields(self)
         if self.count < 1 or min(self.shape) < LEAST_SIZE or len(self.shape) not in (2, 3) or min(self.size, self.noise) < 0:
             given = f"{self.count}, {list(self.shape)}, {self.size}, {self.noise}"
-            raise ConfigError(f"strain: needs count >= 1, a shape of 2 or 3 sizes of at least {LEAST_SIZE}, size and noise >= 0; got {given}")
+            wanted = f"count >= 1, a shape of 2 or 3 sizes of at least {LEAST_SIZE}, size and noise >= 0"
+            raise ConfigError(f"strain: needs {wanted}; got {given}")
 
     def cases(self) -> dict[str, Callable[[], Inputs]]:
         seeds = range(self.first, self.first + self.count)
