@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from rdmm import io
 from rdmm.data.inputs import Inputs, read_inputs
 from rdmm.data.paths import require_folder
+from rdmm.data.studies.organ import largest_organ
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 
@@ -31,11 +33,16 @@ def hull_mask(points: np.ndarray, grid: Grid, margin: float = 10.0) -> Image:
 class Livers:
     """``liver_mr``: exhalation (fixed) and another phase of breathing (moving).
 
-    The data have no segmentation of the liver. Its region is the convex hull of its landmarks, dilated by ``margin`` millimeters.
+    The data have no segmentation of the liver.
+
+    Args:
+        region: how the liver is found in each image: ``organ``, by intensities (largest_organ), or ``hull``, the convex hull of its
+            landmarks, dilated by ``margin`` millimeters. The hull knows the landmarks that judge the result.
     """
 
     root: str
     pairs: Sequence[str] = ("19_cyc_1_6", "19_cyc_1_9", "23_cyc_1_4", "23_cyc_5_4")
+    region: Literal["organ", "hull"] = "organ"
     margin: float = 10.0
 
     def cases(self) -> dict[str, Callable[[], Inputs]]:
@@ -53,6 +60,9 @@ class Livers:
             fixed,
             moving,
             landmarks=landmarks,
-            fixed_regions=hull_mask(fixed_points[is_liver], fixed.grid, self.margin),
-            regions=hull_mask(moving_points[is_liver], moving.grid, self.margin),
+            fixed_regions=self._region(fixed, fixed_points[is_liver]),
+            regions=self._region(moving, moving_points[is_liver]),
         )
+
+    def _region(self, image: Image, points: np.ndarray) -> Image:
+        return largest_organ(image) if self.region == "organ" else hull_mask(points, image.grid, self.margin)
