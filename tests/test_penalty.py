@@ -8,10 +8,13 @@ from conftest import bump, preweights, swirl
 
 from rdmm import LBFGS, RDMM, Deform, Grid, Image, InitialConditions, Integrator, MultiGaussian, Pair, Problem
 from rdmm.config.compose import compose
+from rdmm.data.synthetic.strain import strain, strain_scene
 from rdmm.optim.multiscale import _Level
 from rdmm.regularizer import WeightPenalty
 from rdmm.regularizer.penalty import omt
 from rdmm.similarity import SSD
+from rdmm.spatial import ops
+from rdmm.spatial.gaussian import gaussian
 
 GRID = Grid.unit((32, 28))
 SMOOTHER = MultiGaussian([0.05, 0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4])
@@ -67,6 +70,23 @@ def test_without_range_omt_acts_from_the_start():
     first, late = (WeightPenalty()(h, 0.0, SMOOTHER, GRID, step) for step in (0, 500))
     assert torch.equal(first, late)
     assert float(first) == pytest.approx(2 * float(omt(h, SMOOTHER, GRID)), rel=1e-6)
+
+
+def test_sigma_is_small_where_the_anatomy_is_strained():
+    """On a typical scene in which one organ deforms: the correlation of -sigma with the true strain, against those of its mirror images."""
+    scene = strain_scene(51, (64, 64))
+    grid, truth = scene.pair.fixed.grid, scene.truth
+    dynamics = RDMM(MultiGaussian([0.04, 0.12, 0.3], [0.3, 0.3, 0.4]), Integrator(steps=3))
+    result = Deform(Problem(dynamics, SSD(), WeightPenalty(), 10.0, 30.0), LBFGS((0.5, 1.0), (10, 10)))(scene.pair)
+    sigma = dynamics.initial_sigma(result.ic, scene.pair.source)
+    found = -ops.sample(sigma, result.transform(grid.identity(sigma)), result.ic.grid(scene.pair.source))[0, 0]
+    target = gaussian(strain(truth.displacement, grid), 0.05, grid)[0, 0]
+    body = (truth.regions["organ"] + truth.regions["rest"])[0, 0] > 0
+    own, *controls = (
+        float(torch.corrcoef(torch.stack([x[body], target[body]]))[0, 1]) for x in (found, found.flip(0), found.flip(1), found.T)
+    )
+    assert own > 0.5
+    assert own > max(controls) + 0.3
 
 
 def test_experiments_have_no_factors_of_their_own():

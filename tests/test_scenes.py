@@ -40,9 +40,9 @@ def test_both_images_have_the_topology_that_was_drawn(shape, seeds, variation):
             assert topology(labels[0, 0].numpy()) == expected, seed
 
 
-@pytest.mark.parametrize("shape", [(96, 96), (48, 48, 48)])
-def test_one_organ_is_strained_and_the_rest_moves_rigidly(shape):
-    for seed in range(3):
+@pytest.mark.parametrize(("shape", "seeds"), [((96, 96), (0, 1, 2)), ((48, 48, 48), (3,))])
+def test_one_organ_is_strained_and_the_rest_moves_rigidly(shape, seeds):
+    for seed in seeds:
         scene = strain_scene(seed, shape)
         u, grid = scene.truth.displacement, scene.pair.fixed.grid
         found, organ, rest = strain(u, grid), scene.truth.regions["organ"] > 0, scene.truth.regions["rest"] > 0
