@@ -229,7 +229,7 @@ def main() -> None:
             rows += json.loads(str(stored["rows"]))
             images |= {k: stored[k] for k in stored.files if k != "rows"}
     print(means(rows), correlation_table(images), sep="\n\n")
-    if any(r["method"].startswith("lddmm ") for r in rows):
+    if {"lddmm", "rdmm"} <= {r["method"].split()[0] for r in rows if " " in r["method"]}:
         for measure in ("error_body_mm", "error_organ_mm", "error_rest_mm"):
             print("", at_equal_smoothness(rows, "rdmm", "lddmm", measure), sep="\n")
     if args.figure:
