@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import zeros
 
-from rdmm import RDMM, ConfigError, Deform, Grid, Image, InitialConditions, Integrator, MultiGaussian, Pair, Problem
+from rdmm import LDDMM, RDMM, ConfigError, Deform, Grid, Image, InitialConditions, Integrator, MultiGaussian, Pair, Problem
 from rdmm.config.build import build
 from rdmm.config.compose import compose
 from rdmm.dynamics.base import energy_drift
@@ -131,6 +131,9 @@ def test_weights_fit_the_gaussians():
     stage = Deform(Problem(RDMM(MultiGaussian([0.1], [1])), SSD()), initializer=Regions(smoother=MultiGaussian([0.1], [1])))
     with pytest.raises(ConfigError, match=r"must have 1 numbers.*or use smoother=regions"):
         stage.check(halves())
+    alone = Deform(Problem(LDDMM(regional()), SSD()))
+    with pytest.raises(ConfigError, match=r"use dynamics=rdmm initializer=regions"):
+        alone.check(halves())
     with pytest.raises(ConfigError, match=r"weights of 1 must be 3 numbers"):
         Regions({1: [1.0]})
     with pytest.raises(ConfigError, match=r"as initializer.background"):

@@ -38,9 +38,11 @@ class Deform:
         return self.problem.similarity
 
     def check(self, pair: Pair) -> None:
-        """Raise ConfigError if the dynamics does not move shapes of this kind, or has no use for the initializer's pre-weights."""
+        """Raise ConfigError if the dynamics does not move shapes of this kind, or regions and pre-weights do not fit together."""
         dynamics = self.problem.dynamics
         require_carrier(dynamics, pair.fixed)
+        if dynamics.smoother.regions and isinstance(self.initializer, Zero):
+            raise ConfigError("smoother=regions gives Gaussians to regions of a label map: use dynamics=rdmm initializer=regions")
         if not isinstance(self.initializer, Regions):
             return
         if not dynamics.has_preweights:
