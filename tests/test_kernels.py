@@ -42,6 +42,7 @@ for d, shape in ((2, (31, 28)), (3, (17, 15, 13))):
         points = torch.stack(axes)[None] + 0.02 * u
         name = f"{d} {dtype}"
         out[f"sample {name}"] = of_gradients(lambda a, p: k["sampling"].sample(a, p, h), image, points)
+        out[f"cubic {name}"] = of_gradients(lambda a, p: k["pointwise.cubic_sampling"].sample(a, p, h), image, points)
         out[f"momentum {name}"] = of_gradients(lambda m, v: k["epdiff"].momentum_rate(m, v, h), u, v)
         out[f"map {name}"] = of_gradients(lambda m, v: k["epdiff"].map_rate(m, v, h), u, v)
         out[f"source {name}"] = of_gradients(lambda q, h: k["epdiff"].source(q, h, (0.03,) * q.shape[1]), u, v)

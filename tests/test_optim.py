@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from rdmm import SVF, ConfigError, DivergenceError, Grid, Image, InitialConditions, MultiGaussian, Pair, Problem
-from rdmm.dynamics.images import FINEST
 from rdmm.optim.lbfgs import minimize
 from rdmm.optim.multiscale import LBFGS, VOXEL_OF_SIGMA
 from rdmm.runtime.interrupt import stop
@@ -142,13 +141,14 @@ def test_the_shooting_grid_is_as_fine_as_the_smoother_needs(shape):
         return LBFGS((1.0,), (1,), **settings)(problem, Pair(image, image), ic)[0].grid(image)
 
     for share in (0.6, 0.845, 1.2):
-        voxel = max(min(grid.spacing) / FINEST, share * 0.04)
+        voxel = max(min(grid.spacing) / 0.7, share * 0.04)
         expected = [round(e / max(h, voxel)) + 1 for e, h in zip(grid.extent, grid.spacing, strict=True)]
         assert list(shot(voxel_of_sigma=share).shape) == expected
     assert shot().shape == shot(voxel_of_sigma=VOXEL_OF_SIGMA[len(shape)]).shape
     assert math.exp(-((math.pi / 0.845) ** 2) / 2) == pytest.approx(1e-3, rel=0.01)
     assert shot(shooting=0.5).shape == grid.scaled(0.5).shape
-    assert shot(voxel_of_sigma=0.1).shape == grid.scaled(FINEST).shape
+    assert shot(voxel_of_sigma=0.1).shape == grid.scaled(0.7).shape
+    assert shot(voxel_of_sigma=0.1, finest=1.0).shape == grid.shape
 
 
 @pytest.mark.parametrize(

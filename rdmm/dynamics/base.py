@@ -11,6 +11,7 @@ from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import local_sigma
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
+from rdmm.spatial.high_order.resampling import resize_momentum
 from rdmm.spatial.image import Image
 from rdmm.spatial.measure import Measure
 from rdmm.spatial.transform import Transform
@@ -51,11 +52,11 @@ class InitialConditions:
         return source.grid.resized(shape)
 
     def resized(self, shape: Sequence[int]) -> InitialConditions:
-        """On another shooting grid. m0 is a density in domain units, so its values stay."""
-        h = None if self.weights is None else ops.resize(self.weights, tuple(shape))
+        """On another shooting grid: a momentum with the same effect on all waves of both grids, model (60), and pre-weights by splines."""
+        h = None if self.weights is None else ops.refine(self.weights, tuple(shape)).clamp_min(0)
         if h is not None:
             h = h / h.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-        return InitialConditions(ops.resize(self.momentum, tuple(shape)), h)
+        return InitialConditions(resize_momentum(self.momentum, tuple(shape)), h)
 
 
 class Coordinates(Protocol):
@@ -163,7 +164,7 @@ class Dynamics(Protocol):
         ...
 
     def resized(self, ic: InitialConditions, fixed: Any, fraction: float) -> InitialConditions:
-        """``ic`` for shooting at ``fraction`` of the resolution of the fixed shape."""
+        """``ic`` as the start of a search at ``fraction`` of the resolution of the fixed shape."""
         ...
 
     def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Any, step: int) -> Tensor:

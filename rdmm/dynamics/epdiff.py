@@ -4,10 +4,9 @@
     d_t phi = -(D phi) v                                    model (10)
     h_i(t) = h_i(0) ∘ phi(t)                                model (13): the pre-weights are advected with the map
 
-Two solvers share one rate for m. It is in flux form, model (16): with central differences <ad*_v m, v> = 0 to rounding, at any
-resolution.
+Two solvers share one rate for m. It is in flux form, model (16): <ad*_v m, v> = 0 to rounding, at any resolution.
 
-*Eulerian*: (m, u) as one system. Central differences of u make ripples where it is steep, and folds.
+*Eulerian*: (m, u) as one system. Differences of u make ripples where it is steep, and folds.
 *SemiLagrangian*: m by the classical Runge-Kutta method; the map by composition, phi <- phi ∘ psi, with psi traced back along
 the velocity in the middle of the step. A composition of maps near the identity makes no ripples.
 """
@@ -25,6 +24,8 @@ from rdmm.kernels.available import has_kernels
 from rdmm.regularizer.metric import Metric
 from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
+from rdmm.spatial.high_order import cubic
+from rdmm.spatial.high_order.differences import jacobian, partial_transpose
 from rdmm.types import Tensor
 
 
@@ -38,8 +39,8 @@ def coadjoint_rate(m: Tensor, v: Tensor, grid: Grid) -> Tensor:
         from rdmm.kernels import epdiff
 
         return epdiff.momentum_rate(m, v, grid.spacing)
-    transposed = torch.stack([(dv * m).sum(1) for dv in ops.jacobian(v, grid)], 1)
-    return sum((ops.partial_transpose(v[:, j : j + 1] * m, j, grid) for j in range(grid.ndim)), -transposed)
+    transposed = torch.stack([(dv * m).sum(1) for dv in jacobian(v, grid)], 1)
+    return sum((partial_transpose(v[:, j : j + 1] * m, j, grid) for j in range(grid.ndim)), -transposed)
 
 
 def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
@@ -48,7 +49,7 @@ def map_rate(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
         from rdmm.kernels import epdiff
 
         return epdiff.map_rate(u, v, grid.spacing)
-    return -(v + ops.advect(u, v, grid))
+    return -(v + sum(v[:, j : j + 1] * du for j, du in enumerate(jacobian(u, grid))))
 
 
 class Weights(NamedTuple):
@@ -75,7 +76,7 @@ class EPDiff:
 
     def advected_weights(self, u: Tensor) -> Weights | None:
         """h(t) = h(0) ∘ phi(t), and its weights: pre-weights advected with the map phi = id + u, model (13)."""
-        return None if self.h0 is None else self.weights(ops.sample(self.h0, self.identity + u, self.metric.grid))
+        return None if self.h0 is None else self.weights(cubic.sample(self.h0, self.identity + u, self.metric.grid))
 
     def velocity(self, m: Tensor, weights: Weights | None) -> Tensor:
         return self.metric.velocity(m, None if weights is None else weights.w)[0]
@@ -113,4 +114,4 @@ class Eulerian:
         grid = self.equation.metric.grid
         rate, v = self.equation(m, self.equation.advected_weights(u))
         rates = (rate, map_rate(u, v, grid))
-        return rates if len(y) == 2 else (*rates, ops.sample(v, self.equation.identity + y[2], grid))
+        return rates if len(y) == 2 else (*rates, cubic.sample(v, self.equation.identity + y[2], grid))

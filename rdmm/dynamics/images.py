@@ -18,12 +18,9 @@ from rdmm.regularizer.smoother import MultiGaussian, Unit, check_length, to_doma
 from rdmm.regularizer.weights import constant, local_sigma, smooth
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
+from rdmm.spatial.ops import resize
 from rdmm.spatial.transform import Dense
 from rdmm.types import ConfigError, Tensor, require_finite_fields
-
-FINEST = 0.7
-"""A shooting grid has at most this fraction of the image's resolution, unless it is asked for: with more, a search takes longer and ends
-no better (benchmarks/README.md)."""
 
 LEAST_WEIGHT = 1e-3
 """A Gaussian is in use where its squared pre-weight is above this somewhere. Smoothed regions leave rounding elsewhere. Not measured."""
@@ -70,12 +67,16 @@ class ImageDynamics(ABC):
         return MomentumCoordinates(preconditioner, ic.grid(source), ic, is_metric=not self.has_preweights)
 
     def shooting_fraction(self, fixed: Image, voxel_of_sigma: float, preconditioner: MultiGaussian) -> float:
-        """Resolution of the shooting grid whose voxel is ``voxel_of_sigma`` narrowest sigmas, over that of ``fixed``; at most FINEST."""
-        return min(FINEST, min(fixed.grid.spacing) / (voxel_of_sigma * preconditioner.narrowest(fixed.grid)))
+        """Resolution of the shooting grid whose voxel is ``voxel_of_sigma`` narrowest sigmas, over that of ``fixed``; at most 1."""
+        return min(1.0, min(fixed.grid.spacing) / (voxel_of_sigma * preconditioner.narrowest(fixed.grid)))
 
     def resized(self, ic: InitialConditions, fixed: Image, fraction: float) -> InitialConditions:
-        """``ic`` on a shooting grid of ``fraction`` of the resolution of ``fixed``."""
-        return ic.resized(fixed.grid.scaled(fraction).shape)
+        """``ic`` as a start on a shooting grid of ``fraction`` of the resolution of ``fixed``.
+
+        The momentum is interpolated linearly: this damps the shortest waves of a coarse grid, which a short search leaves undetermined.
+        """
+        shape = fixed.grid.scaled(fraction).shape
+        return replace(ic.resized(shape), momentum=resize(ic.momentum, shape))
 
     def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Image, step: int) -> Tensor:
         """(b,) zeros: there are no pre-weights."""

@@ -24,7 +24,7 @@ def exponential(v: Tensor, grid: Grid, steps: int) -> Tensor:
     """Displacement of the flow of -v over t in [0, 1], by scaling and squaring (model (14)), with at least ``steps`` steps."""
     squarings = max(0, math.ceil(math.log2(steps)))
     identity = grid.identity(v)
-    u = backtrace(v, 2.0**-squarings, grid, identity)
+    u = backtrace(v, 2.0**-squarings, grid)
     for _ in range(squarings):
         u = ops.compose(u, u, grid, identity)
     return u

@@ -3,9 +3,11 @@
     dm = -[sum_j D*_j (v_j m) + (Dv)^T m]      RDMM (3.10) without its source term: model (11) in the flux form of model (16)
     du = -[v + (Du) v]                         model (10)
 
-D_j: the central differences of ``ops.partial``, along each axis a tridiagonal matrix of rows (below, at, above).
+D_j: the differences of the fourth order of ``high_order.differences``, along each axis a matrix of five diagonals.
 D*_j = -D_j^T: the same as D_j inside the grid, and at its walls the flux form for a momentum that is 0 beyond them. So
 <dm, v> = 0, and the energy is conserved at the walls too.
+
+Places along an axis are tuples of five voxels: two below, the voxel itself, two above.
 """
 
 from __future__ import annotations
@@ -24,146 +26,167 @@ from rdmm.types import Tensor
 
 @lru_cache(maxsize=64)
 def _rows(n: int, h: float, dtype: np.dtype) -> np.ndarray:
-    """(2, 3, n): entries below, on and above the diagonal, row by row, of the difference matrix and of its transpose."""
-    d = np.zeros((3, n))
+    """(2, 5, n): the five diagonals, row by row, of the difference matrix (fourth order; central beside the walls, one-sided at them)
+    and of its transpose."""
+    d = np.zeros((n, n + 4))
+    for i in range(n):
+        d[i, i : i + 5] = (1 / 12, -2 / 3, 0, 2 / 3, -1 / 12) if 2 <= i < n - 2 else (0, -0.5, 0, 0.5, 0)
     if n > 1:
-        d[0, 1:], d[2, :-1] = -0.5 / h, 0.5 / h
-        d[1, 0], d[2, 0], d[0, -1], d[1, -1] = -1 / h, 1 / h, -1 / h, 1 / h
-    t = np.zeros((3, n))
-    t[0, 1:], t[1], t[2, :-1] = d[2, :-1], d[1], d[0, 1:]
-    return np.stack([d, t]).astype(dtype)
+        d[0, 1:4], d[-1, -4:-1] = (0, -1, 1), (-1, 1, 0)
+    full = np.zeros((n, n + 4))
+    full[:, 2:-2] = d[:, 2:-2].T
+    return (np.stack([[[a[i, i + k] for i in range(n)] for k in range(5)] for a in (d, full)]) / h).astype(dtype)
 
 
 @compiled(fastmath=FAST, inline="always")
-def _dx(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
-    """Row c of a tridiagonal matrix along x, applied to component i of f; ``_dy`` and ``_dz``: along y and z."""
-    return c[0] * f[i, below, y, z] + c[1] * f[i, x, y, z] + c[2] * f[i, above, y, z]
+def _dx(f, i, c, x, y, z):  # type: ignore[no-untyped-def]
+    """A row c of the matrix along x, applied to component i of f at the places x; ``_dy`` and ``_dz``: along y and z."""
+    b, e = y[2], z[2]
+    outer = c[0] * f[i, x[0], b, e] + c[4] * f[i, x[4], b, e]
+    return outer + (c[1] * f[i, x[1], b, e] + c[3] * f[i, x[3], b, e]) + c[2] * f[i, x[2], b, e]
 
 
 @compiled(fastmath=FAST, inline="always")
-def _dy(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
-    return c[0] * f[i, x, below, z] + c[1] * f[i, x, y, z] + c[2] * f[i, x, above, z]
+def _dy(f, i, c, x, y, z):  # type: ignore[no-untyped-def]
+    a, e = x[2], z[2]
+    outer = c[0] * f[i, a, y[0], e] + c[4] * f[i, a, y[4], e]
+    return outer + (c[1] * f[i, a, y[1], e] + c[3] * f[i, a, y[3], e]) + c[2] * f[i, a, y[2], e]
 
 
 @compiled(fastmath=FAST, inline="always")
-def _dz(f, i, c, x, y, z, below, above):  # type: ignore[no-untyped-def]
-    return c[0] * f[i, x, y, below] + c[1] * f[i, x, y, z] + c[2] * f[i, x, y, above]
+def _dz(f, i, c, x, y, z):  # type: ignore[no-untyped-def]
+    a, b = x[2], y[2]
+    outer = c[0] * f[i, a, b, z[0]] + c[4] * f[i, a, b, z[4]]
+    return outer + (c[1] * f[i, a, b, z[1]] + c[3] * f[i, a, b, z[3]]) + c[2] * f[i, a, b, z[2]]
 
 
 @compiled(fastmath=FAST, inline="always")
-def _flux(v, f, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+def _flux(v, f, i, tx, ty, tz, x, y, z):  # type: ignore[no-untyped-def]
     """sum_j D_j^T (v_j f_i)."""
-    middle = (tx[1] * v[0, x, y, z] + ty[1] * v[1, x, y, z] + tz[1] * v[2, x, y, z]) * f[i, x, y, z]
-    along_x = tx[0] * v[0, xm, y, z] * f[i, xm, y, z] + tx[2] * v[0, xp, y, z] * f[i, xp, y, z]
-    along_y = ty[0] * v[1, x, ym, z] * f[i, x, ym, z] + ty[2] * v[1, x, yp, z] * f[i, x, yp, z]
-    along_z = tz[0] * v[2, x, y, zm] * f[i, x, y, zm] + tz[2] * v[2, x, y, zp] * f[i, x, y, zp]
-    return middle + along_x + along_y + along_z
+    a, b, e = x[2], y[2], z[2]
+    outer = tx[0] * v[0, x[0], b, e] * f[i, x[0], b, e] + tx[4] * v[0, x[4], b, e] * f[i, x[4], b, e]
+    outer += ty[0] * v[1, a, y[0], e] * f[i, a, y[0], e] + ty[4] * v[1, a, y[4], e] * f[i, a, y[4], e]
+    outer += tz[0] * v[2, a, b, z[0]] * f[i, a, b, z[0]] + tz[4] * v[2, a, b, z[4]] * f[i, a, b, z[4]]
+    inner = tx[1] * v[0, x[1], b, e] * f[i, x[1], b, e] + tx[3] * v[0, x[3], b, e] * f[i, x[3], b, e]
+    inner += ty[1] * v[1, a, y[1], e] * f[i, a, y[1], e] + ty[3] * v[1, a, y[3], e] * f[i, a, y[3], e]
+    inner += tz[1] * v[2, a, b, z[1]] * f[i, a, b, z[1]] + tz[3] * v[2, a, b, z[3]] * f[i, a, b, z[3]]
+    return outer + inner + (tx[2] * v[0, a, b, e] + ty[2] * v[1, a, b, e] + tz[2] * v[2, a, b, e]) * f[i, a, b, e]
 
 
 @compiled(fastmath=FAST, inline="always")
-def _momentum(m, v, dm, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+def _momentum(m, v, dm, cx, cy, cz, tx, ty, tz, x, y, z):  # type: ignore[no-untyped-def]
     """dm = sum_j D_j^T (v_j m) - (Dv)^T m."""
-    sx = sy = sz = m[0, x, y, z] * 0.0
+    a, b, e = x[2], y[2], z[2]
+    sx = sy = sz = m[0, a, b, e] * 0.0
     for j in range(3):
-        mj = m[j, x, y, z]
-        sx += _dx(v, j, cx, x, y, z, xm, xp) * mj
-        sy += _dy(v, j, cy, x, y, z, ym, yp) * mj
-        sz += _dz(v, j, cz, x, y, z, zm, zp) * mj
-    dm[0, x, y, z] = _flux(v, m, 0, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp) - sx
-    dm[1, x, y, z] = _flux(v, m, 1, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp) - sy
-    dm[2, x, y, z] = _flux(v, m, 2, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp) - sz
+        mj = m[j, a, b, e]
+        sx += _dx(v, j, cx, x, y, z) * mj
+        sy += _dy(v, j, cy, x, y, z) * mj
+        sz += _dz(v, j, cz, x, y, z) * mj
+    dm[0, a, b, e] = _flux(v, m, 0, tx, ty, tz, x, y, z) - sx
+    dm[1, a, b, e] = _flux(v, m, 1, tx, ty, tz, x, y, z) - sy
+    dm[2, a, b, e] = _flux(v, m, 2, tx, ty, tz, x, y, z) - sz
 
 
 @compiled(fastmath=FAST, inline="always")
-def _momentum_back(m, v, g, bm, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+def _momentum_back(m, v, g, bm, bv, cx, cy, cz, tx, ty, tz, x, y, z):  # type: ignore[no-untyped-def]
     """Gradients by m and v of sum(g dm)."""
-    ax = ay = az = m[0, x, y, z] * 0.0
+    a, b, e = x[2], y[2], z[2]
+    ax = ay = az = m[0, a, b, e] * 0.0
     for i in range(3):
-        gx, gy, gz = _dx(g, i, cx, x, y, z, xm, xp), _dy(g, i, cy, x, y, z, ym, yp), _dz(g, i, cz, x, y, z, zm, zp)
-        stretched = g[0, x, y, z] * _dx(v, i, cx, x, y, z, xm, xp) + g[1, x, y, z] * _dy(v, i, cy, x, y, z, ym, yp)
-        stretched += g[2, x, y, z] * _dz(v, i, cz, x, y, z, zm, zp)
-        bm[i, x, y, z] = v[0, x, y, z] * gx + v[1, x, y, z] * gy + v[2, x, y, z] * gz - stretched
-        mi = m[i, x, y, z]
+        gx, gy, gz = _dx(g, i, cx, x, y, z), _dy(g, i, cy, x, y, z), _dz(g, i, cz, x, y, z)
+        stretched = g[0, a, b, e] * _dx(v, i, cx, x, y, z) + g[1, a, b, e] * _dy(v, i, cy, x, y, z)
+        stretched += g[2, a, b, e] * _dz(v, i, cz, x, y, z)
+        bm[i, a, b, e] = v[0, a, b, e] * gx + v[1, a, b, e] * gy + v[2, a, b, e] * gz - stretched
+        mi = m[i, a, b, e]
         ax += mi * gx
         ay += mi * gy
         az += mi * gz
-    bv[0, x, y, z] = ax - _flux(g, m, 0, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
-    bv[1, x, y, z] = ay - _flux(g, m, 1, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
-    bv[2, x, y, z] = az - _flux(g, m, 2, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+    bv[0, a, b, e] = ax - _flux(g, m, 0, tx, ty, tz, x, y, z)
+    bv[1, a, b, e] = ay - _flux(g, m, 1, tx, ty, tz, x, y, z)
+    bv[2, a, b, e] = az - _flux(g, m, 2, tx, ty, tz, x, y, z)
 
 
 @compiled(fastmath=FAST, inline="always")
-def _map(u, v, du, cx, cy, cz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+def _map(u, v, du, cx, cy, cz, x, y, z):  # type: ignore[no-untyped-def]
     """du = -v - (Du) v."""
+    a, b, e = x[2], y[2], z[2]
     for i in range(3):
-        du[i, x, y, z] = -v[i, x, y, z] - v[0, x, y, z] * _dx(u, i, cx, x, y, z, xm, xp)
-        du[i, x, y, z] -= v[1, x, y, z] * _dy(u, i, cy, x, y, z, ym, yp) + v[2, x, y, z] * _dz(u, i, cz, x, y, z, zm, zp)
+        du[i, a, b, e] = -v[i, a, b, e] - v[0, a, b, e] * _dx(u, i, cx, x, y, z)
+        du[i, a, b, e] -= v[1, a, b, e] * _dy(u, i, cy, x, y, z) + v[2, a, b, e] * _dz(u, i, cz, x, y, z)
 
 
 @compiled(fastmath=FAST, inline="always")
-def _map_back(u, v, e, bu, bv, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp):  # type: ignore[no-untyped-def]
+def _map_back(u, v, e, bu, bv, cx, cy, cz, tx, ty, tz, x, y, z):  # type: ignore[no-untyped-def]
     """Gradients by u and v of sum(e du)."""
-    ax, ay, az = -e[0, x, y, z], -e[1, x, y, z], -e[2, x, y, z]
+    a, b, c = x[2], y[2], z[2]
+    ax, ay, az = -e[0, a, b, c], -e[1, a, b, c], -e[2, a, b, c]
     for i in range(3):
-        ei = e[i, x, y, z]
-        ax -= ei * _dx(u, i, cx, x, y, z, xm, xp)
-        ay -= ei * _dy(u, i, cy, x, y, z, ym, yp)
-        az -= ei * _dz(u, i, cz, x, y, z, zm, zp)
-        bu[i, x, y, z] = -_flux(v, e, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
-    bv[0, x, y, z] = ax
-    bv[1, x, y, z] = ay
-    bv[2, x, y, z] = az
+        ei = e[i, a, b, c]
+        ax -= ei * _dx(u, i, cx, x, y, z)
+        ay -= ei * _dy(u, i, cy, x, y, z)
+        az -= ei * _dz(u, i, cz, x, y, z)
+        bu[i, a, b, c] = -_flux(v, e, i, tx, ty, tz, x, y, z)
+    bv[0, a, b, c] = ax
+    bv[1, a, b, c] = ay
+    bv[2, a, b, c] = az
 
 
 MOMENTUM, MOMENTUM_BACK, MAP, MAP_BACK = range(4)
 """What ``_sweep`` computes: dm, its gradients, du, its gradients."""
 
 
+@compiled(inline="always")
+def _around(i, n):  # type: ignore[no-untyped-def]
+    """The places i - 2 to i + 2 along an axis of n voxels; beyond the walls, where the entry of the row is 0, those at the walls."""
+    return max(i - 2, 0), max(i - 1, 0), i, min(i + 1, n - 1), min(i + 2, n - 1)
+
+
+@compiled(inline="always")
+def _row(rows, kind, i):  # type: ignore[no-untyped-def]
+    """Row i of the difference matrix (kind 0) or of its transpose (1)."""
+    return rows[kind, 0, i], rows[kind, 1, i], rows[kind, 2, i], rows[kind, 3, i], rows[kind, 4, i]
+
+
 @compiled(fastmath=FAST, parallel=True)
 def _sweep(kind, a, v, g, rx, ry, rz, first, second):  # type: ignore[no-untyped-def]
     """Compute one of the four kinds at every voxel, into ``first`` and ``second``; ``a`` is m or u, ``g`` the incoming gradient."""
     _, nx, ny, nz = a.shape
-    for x in prange(nx):
-        xm, xp = max(x - 1, 0), min(x + 1, nx - 1)
-        cx, tx = (rx[0, 0, x], rx[0, 1, x], rx[0, 2, x]), (rx[1, 0, x], rx[1, 1, x], rx[1, 2, x])
-        for y in range(ny):
-            ym, yp = max(y - 1, 0), min(y + 1, ny - 1)
-            cy, ty = (ry[0, 0, y], ry[0, 1, y], ry[0, 2, y]), (ry[1, 0, y], ry[1, 1, y], ry[1, 2, y])
-            for z in range(nz):
-                cz, tz = (rz[0, 0, z], rz[0, 1, z], rz[0, 2, z]), (rz[1, 0, z], rz[1, 1, z], rz[1, 2, z])
-                zm, zp = max(z - 1, 0), min(z + 1, nz - 1)
+    for i in prange(nx):
+        x, cx, tx = _around(i, nx), _row(rx, 0, i), _row(rx, 1, i)
+        for j in range(ny):
+            y, cy, ty = _around(j, ny), _row(ry, 0, j), _row(ry, 1, j)
+            for k in range(nz):
+                z, cz, tz = _around(k, nz), _row(rz, 0, k), _row(rz, 1, k)
                 if kind == MOMENTUM:
-                    _momentum(a, v, first, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+                    _momentum(a, v, first, cx, cy, cz, tx, ty, tz, x, y, z)
                 elif kind == MOMENTUM_BACK:
-                    _momentum_back(a, v, g, first, second, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+                    _momentum_back(a, v, g, first, second, cx, cy, cz, tx, ty, tz, x, y, z)
                 elif kind == MAP:
-                    _map(a, v, first, cx, cy, cz, x, y, z, xm, xp, ym, yp, zm, zp)
+                    _map(a, v, first, cx, cy, cz, x, y, z)
                 else:
-                    _map_back(a, v, g, first, second, cx, cy, cz, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+                    _map_back(a, v, g, first, second, cx, cy, cz, tx, ty, tz, x, y, z)
 
 
 @compiled(fastmath=FAST, parallel=True)
 def _source_sweep(back, q, h, g, rx, ry, rz, first, second):  # type: ignore[no-untyped-def]
     """sum_i q_i grad h_i into ``first``; with ``back``, the gradients by q and h of its product with g into ``first`` and ``second``."""
     n, nx, ny, nz = q.shape
-    for x in prange(nx):
-        xm, xp = max(x - 1, 0), min(x + 1, nx - 1)
-        cx, tx = (rx[0, 0, x], rx[0, 1, x], rx[0, 2, x]), (rx[1, 0, x], rx[1, 1, x], rx[1, 2, x])
-        for y in range(ny):
-            ym, yp = max(y - 1, 0), min(y + 1, ny - 1)
-            cy, ty = (ry[0, 0, y], ry[0, 1, y], ry[0, 2, y]), (ry[1, 0, y], ry[1, 1, y], ry[1, 2, y])
-            for i in range(n):
-                for z in range(nz):
-                    cz, tz = (rz[0, 0, z], rz[0, 1, z], rz[0, 2, z]), (rz[1, 0, z], rz[1, 1, z], rz[1, 2, z])
-                    zm, zp = max(z - 1, 0), min(z + 1, nz - 1)
-                    hx, hy, hz = _dx(h, i, cx, x, y, z, xm, xp), _dy(h, i, cy, x, y, z, ym, yp), _dz(h, i, cz, x, y, z, zm, zp)
+    for i in prange(nx):
+        x, cx, tx = _around(i, nx), _row(rx, 0, i), _row(rx, 1, i)
+        for j in range(ny):
+            y, cy, ty = _around(j, ny), _row(ry, 0, j), _row(ry, 1, j)
+            for c in range(n):
+                for k in range(nz):
+                    z, cz, tz = _around(k, nz), _row(rz, 0, k), _row(rz, 1, k)
+                    hx, hy, hz = _dx(h, c, cx, x, y, z), _dy(h, c, cy, x, y, z), _dz(h, c, cz, x, y, z)
                     if back:
-                        first[i, x, y, z] = g[0, x, y, z] * hx + g[1, x, y, z] * hy + g[2, x, y, z] * hz
-                        second[i, x, y, z] = _flux(g, q, i, tx, ty, tz, x, y, z, xm, xp, ym, yp, zm, zp)
+                        first[c, i, j, k] = g[0, i, j, k] * hx + g[1, i, j, k] * hy + g[2, i, j, k] * hz
+                        second[c, i, j, k] = _flux(g, q, c, tx, ty, tz, x, y, z)
                     else:
-                        first[0, x, y, z] += q[i, x, y, z] * hx
-                        first[1, x, y, z] += q[i, x, y, z] * hy
-                        first[2, x, y, z] += q[i, x, y, z] * hz
+                        first[0, i, j, k] += q[c, i, j, k] * hx
+                        first[1, i, j, k] += q[c, i, j, k] * hy
+                        first[2, i, j, k] += q[c, i, j, k] * hz
 
 
 def _volumes(x: Tensor) -> np.ndarray:

@@ -217,7 +217,7 @@ class _Sample(torch.autograd.Function):
         values, points = ctx.saved_tensors
         by_values = torch.zeros_like(values, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
         by_points = torch.zeros_like(points, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
-        for i, (v, p, g) in enumerate(_items(values, points, grad.contiguous(), grad.shape[0])):
+        for i, (v, p, g) in enumerate(items(values, points, grad.contiguous(), grad.shape[0])):
             scale = inverse_spacing(ctx.spacing, v.dtype)
             if by_points is not None:
                 part = np.empty_like(p)
@@ -237,11 +237,11 @@ class _SampleOne(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, points: Tensor, spacing: tuple[float, ...]) -> Tensor:
-        out = torch.empty(_batch(values, points), 1, *points.shape[2:], dtype=values.dtype)
+        out = torch.empty(size_of_batch(values, points), 1, *points.shape[2:], dtype=values.dtype)
         slopes = torch.empty(len(out), len(spacing), *points.shape[2:], dtype=values.dtype)
-        for i, (v, p, o) in enumerate(_items(values, points, out, len(out))):
+        for i, (v, p, o) in enumerate(items(values, points, out, len(out))):
             slope = np.empty_like(p) if len(spacing) == 2 else slopes[i].view(p.shape).numpy()
-            _require_finite(_by_points(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), np.ones_like(o), slope, o[0]), i)
+            require_finite(_by_points(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), np.ones_like(o), slope, o[0]), i)
             if len(spacing) == 2:
                 slopes[i] = torch.from_numpy(slope[::2]).view(slopes.shape[1:])
         ctx.slopes, ctx.batch = slopes, points.shape[0]
@@ -254,13 +254,13 @@ class _SampleOne(torch.autograd.Function):
         return None, by_points if ctx.batch == len(by_points) else by_points.sum(0, keepdim=True), None
 
 
-def _require_finite(bad: int, item: int) -> None:
+def require_finite(bad: int, item: int) -> None:
     """Raise DivergenceError if points of an item of the batch are not finite."""
     if bad:
         raise DivergenceError(f"a map is not finite (image {item} of the batch): the trajectory diverged")
 
 
-def _batch(values: Tensor, points: Tensor) -> int:
+def size_of_batch(values: Tensor, points: Tensor) -> int:
     """The size of the batch. Raises ValueError where one of ``values`` and ``points`` has neither 1 item nor as many as the other."""
     sizes = {len(values), len(points)}
     if len(sizes - {1}) > 1:
@@ -269,10 +269,10 @@ def _batch(values: Tensor, points: Tensor) -> int:
 
 
 def _values_at(values: Tensor, points: Tensor, spacing: tuple[float, ...], *, covered: bool) -> Tensor:
-    batch = _batch(values, points)
+    batch = size_of_batch(values, points)
     out = torch.empty(batch, values.shape[1], *points.shape[2:], dtype=values.dtype)
-    for i, (v, p, o) in enumerate(_items(values, points, out, batch)):
-        _require_finite(_forward(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), covered, o), i)
+    for i, (v, p, o) in enumerate(items(values, points, out, batch)):
+        require_finite(_forward(v.reshape(-1), v.shape[1:], p, inverse_spacing(spacing, v.dtype), covered, o), i)
     return out
 
 
@@ -282,7 +282,7 @@ def inverse_spacing(spacing: tuple[float, ...], dtype: np.dtype) -> np.ndarray:
     return np.array([1 / h for h in full], dtype=dtype)
 
 
-def _items(values: Tensor, points: Tensor, third: Tensor, batch: int) -> Any:
+def items(values: Tensor, points: Tensor, third: Tensor, batch: int) -> Any:
     """(values (c, x, y, z), points (3, k, l), third (c, k, l)) of each batch item, 2D as volumes with y = 0."""
     v, p = values.detach().contiguous().numpy(), points.detach().contiguous().numpy()
     rows = p.shape[2] if p.ndim > 3 else 1

@@ -10,8 +10,8 @@ import torch
 from rdmm.kernels.available import has_kernels
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import smooth
-from rdmm.spatial import ops
 from rdmm.spatial.grid import Grid
+from rdmm.spatial.high_order.differences import jacobian
 from rdmm.types import Tensor
 
 
@@ -45,4 +45,4 @@ class Metric:
             from rdmm.kernels import epdiff
 
             return epdiff.source(q, h, self.grid.spacing)
-        return torch.stack([(q * dh).sum(1) for dh in ops.jacobian(h, self.grid)], 1)
+        return torch.stack([(q * dh).sum(1) for dh in jacobian(h, self.grid)], 1)
