@@ -18,8 +18,8 @@ Front = Sequence[tuple[float, float]]
 
 
 def at_level(front: Front, level: float) -> float:
-    """The least second measure where the first is ``level``, between neighboring settings linearly; NaN where it is never."""
-    found = [y for x, y in front if x == level]
+    """The least second measure where the first is at most ``level``, between neighboring settings linearly; NaN where it is never."""
+    found = [y for x, y in front if x <= level]
     for (x0, y0), (x1, y1) in itertools.pairwise(front):
         if min(x0, x1) < level < max(x0, x1):
             found.append(y0 + (level - x0) / (x1 - x0) * (y1 - y0))

@@ -96,7 +96,7 @@ def test_errors_are_columns_and_are_tested():
 def test_fronts_are_compared_where_the_first_measure_is_equal():
     a, b = [(4.0, 1.0), (2.0, 3.0), (1.0, 9.0)], [(5.0, 0.0), (3.0, 1.0), (3.5, 5.0)]
     assert at_level(a, 3.0) == pytest.approx(2.0) and at_level(b, 3.2) == pytest.approx(0.9)  # of two crossings the lower one
-    assert math.isnan(at_level(a, 0.5))
+    assert math.isnan(at_level(a, 0.5)) and at_level(a, 9.0) == 1.0
     assert compare_fronts({"a": a, "b": b}) == (3.0, {"a": pytest.approx(2.0), "b": 1.0})
 
 
