@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.fronts import Front, at_level
 from rdmm.data import StrainScenes
 from rdmm.data.inputs import Inputs
 from rdmm.data.synthetic.strain import strain
@@ -141,30 +143,35 @@ def means(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def at_equal_smoothness(rows: Sequence[Row], method: str, baseline: str, measure: str) -> str:
-    """At each strength of the baseline: its mean of ``measure``, and that of the method where its SDlogJ is that of the baseline.
+def equally_smooth(front: Front, level: float) -> float:
+    """The least error of a front (SDlogJ, error) at SDlogJ ``level``: that of its smoothest map if all are rougher, its least if all are
+    smoother."""
+    found = at_level(front, level)
+    if math.isfinite(found):
+        return found
+    return min(front)[1] if min(x for x, _ in front) > level else min(y for _, y in front)
 
-    Between strengths the method's measure is linear in SDlogJ. Scenes in which all its maps are smoother, or all rougher, are left out.
-    """
+
+def at_equal_smoothness(rows: Sequence[Row], method: str, baseline: str, measure: str) -> str:
+    """A line for each strength of a method: its mean SDlogJ and ``measure``; and those of the baseline where its SDlogJ is the same in
+    each scene, and at the strength that is best for it, with the scenes in which the method is lower and Wilcoxon's p."""
     from scipy.stats import wilcoxon
 
-    lines = [f"| {baseline}, similarity_weight | SDlogJ | {measure}: {baseline} | {method} | lower in | p |", "|---" * 6 + "|"]
-    for name in dict.fromkeys(r["method"] for r in rows if r["method"].split()[0] == baseline):
-        pairs = []
-        for row in (r for r in rows if r["method"] == name):
-            front = sorted(
-                (r["sd_log_jacobian"], r[measure]) for r in rows if r["scene"] == row["scene"] and r["method"].split()[0] == method
-            )
-            smooth, values = zip(*front, strict=True)
-            if smooth[0] <= row["sd_log_jacobian"] <= smooth[-1]:
-                pairs.append((row["sd_log_jacobian"], row[measure], float(np.interp(row["sd_log_jacobian"], smooth, values))))
-        if len(pairs) >= 5:
-            sd, ours, theirs = (list(x) for x in zip(*pairs, strict=True))
-            p = wilcoxon(np.subtract(theirs, ours)).pvalue
-            lower = sum(b < a for a, b in zip(ours, theirs, strict=True))
-            lines.append(
-                f"| {name.split()[1]} | {fmean(sd):.4g} | {fmean(ours):.4g} | {fmean(theirs):.4g} | {lower} of {len(pairs)} | {p:.2g} |"
-            )
+    family = {name: [r for r in rows if r["method"] == name] for name in dict.fromkeys(r["method"] for r in rows)}
+    theirs = [rows_ for name, rows_ in family.items() if name.split()[0] == baseline]
+    best = min(theirs, key=lambda rows_: fmean(r[measure] for r in rows_))
+    title = f"{measure} of {method} | {baseline}, as smooth | lower in | p | {baseline}, best | its SDlogJ | lower in | p"
+    lines = [f"| similarity_weight | SDlogJ | {title} |", "|---" * 11 + "|"]
+    for name, own in ((n, r) for n, r in family.items() if n.split()[0] == method):
+        cells = [f"{fmean(r[k] for r in own):.4g}" for k in ("sd_log_jacobian", measure)]
+        fronts = [[(r["sd_log_jacobian"], r[measure]) for rows_ in theirs for r in rows_ if r["scene"] == o["scene"]] for o in own]
+        smooth = [equally_smooth(front, o["sd_log_jacobian"]) for front, o in zip(fronts, own, strict=True)]
+        at_best = [next(r for r in best if r["scene"] == o["scene"]) for o in own]
+        for errors, more in ((smooth, ()), ([r[measure] for r in at_best], (fmean(r["sd_log_jacobian"] for r in at_best),))):
+            differences = [o[measure] - e for o, e in zip(own, errors, strict=True)]
+            cells += [f"{fmean(errors):.4g}", *(f"{m:.4g}" for m in more), f"{sum(d < 0 for d in differences)} of {len(own)}"]
+            cells.append(f"{wilcoxon(differences).pvalue:.2g}")
+        lines.append(f"| {name.split()[1]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
