@@ -225,7 +225,8 @@ def _build_methods(study: Study, name: str, base: Sequence[str], settings: str) 
             methods[method] = _external(method, own)
             continue
         typed = [o for o in base if not ("optimizer=none" in own and o.lstrip("+~").startswith("optimizer."))]
-        methods[method] = compose_settings([*typed, *study.settings.get(name, []), *own], settings)
+        measured = ["output.refined=true"] if settings == "register" else []
+        methods[method] = compose_settings([*measured, *typed, *study.settings.get(name, []), *own], settings)
     return methods
 
 

@@ -44,6 +44,9 @@ TITLES = {
     "inverse_consistency_mm": "inverse error mm",
     "inverse_consistency_subject_mm": "inverse error mm subject",
     "energy_drift": "energy drift, worst",
+    "refined_similarity_percent": "refined: similarity, change %",
+    "refined_dice": "refined: Dice",
+    "refined_map_mm": "refined: map, change mm",
     "seconds": "seconds",
     "peak_memory_mb": "peak MB",
 }
@@ -71,7 +74,8 @@ NOTES = (
     "Folds: voxels with det <= 0 by central differences; folded cells: any of the ten (2D: four) corner determinants <= 0; NDV: the "
     "volume that these fold. SDlogJ: over the whole volume; subject: in the fixed mask, else the fixed labels, else the foreground. "
     "HD95: the larger of both directions' 95th percentile, by area (surface-distance). "
-    "30 %: the value that the worst 30 % of the cases do not reach. Errors: distances from the true map; %: of the longest edge."
+    "30 %: the value that the worst 30 % of the cases do not reach. Errors: distances from the true map; %: of the longest edge. "
+    "Refined: the same initial conditions shot again with voxels and steps of half the size; the seconds are without it."
 )
 
 

@@ -60,7 +60,8 @@ ADDED: dict[str, dict[str, str | None]] = {
 """Keys that earlier files lack, by today's ``_target_``, each with the key whose value was in effect; None: ``domain`` was."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "rdmm.optim.LBFGS": {"match_contrast": True},
+    "rdmm.optim.LBFGS": {"match_contrast": True, "finest": 0.7},
+    "rdmm.registration.Output": {"refined": False},
     "rdmm.regularizer.MultiGaussian": {"compressibility": 1.0},
 }
 """Keys that earlier files lack, by today's ``_target_``, with the value under which their finished runs count as done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
@@ -77,6 +77,12 @@ class ImageDynamics(ABC):
         """
         shape = fixed.grid.scaled(fraction).shape
         return replace(ic.resized(shape), momentum=resize(ic.momentum, shape))
+
+    def refined(self, ic: InitialConditions, factor: int) -> tuple[Self, InitialConditions]:
+        """The same geodesic with voxels and steps ``factor`` times smaller."""
+        shape = [factor * (n - 1) + 1 for n in ic.momentum.shape[2:]]
+        integrator = replace(self.integrator, steps=factor * self.integrator.steps)
+        return replace(self, integrator=integrator), ic.resized(shape)
 
     def weight_penalty(self, penalty: Penalty, ic: InitialConditions, source: Image, step: int) -> Tensor:
         """(b,) zeros: there are no pre-weights."""

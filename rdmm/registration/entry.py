@@ -40,6 +40,7 @@ from rdmm.spatial.measure import Measure
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Identity, Transform, on_device
 from rdmm.stages.base import Result, Stage, last_similarity, require_usable
+from rdmm.stages.refined import shoot_again
 from rdmm.types import MAX_SEED, ConfigError, DivergenceError, require_whole
 
 
@@ -119,7 +120,7 @@ def run(
     with collect_warnings() as warnings:
         inputs = inputs.recognized(settings.labels) if isinstance(inputs, Inputs) else inputs
         pair = prepare(inputs, settings, device)
-        result = run_stages(settings.stages, pair)
+        result = run_stages(settings.stages, pair, refined=settings.output.refined)
     provenance = Provenance(command, seed, device, torch.get_num_threads(), [*inputs.warnings, *warnings])
     finished: type[FinishedRegistration] = Registration if isinstance(inputs, Inputs) else ShapeRegistration
     status = "interrupted" if stop.is_set() else "done"
@@ -141,16 +142,22 @@ def prepare(inputs: Inputs | ShapeInputs, settings: Settings, device: str) -> Pa
     return pair
 
 
-def run_stages(stages: Stage, pair: Pair) -> Result:
-    """Run the stages on ``pair``. The result is moved to the CPU and has the total time in ``seconds["total"]``."""
+def run_stages(stages: Stage, pair: Pair, refined: bool = False) -> Result:
+    """Run the stages on ``pair``. The result is moved to the CPU and has the total time in ``seconds["total"]``.
+
+    Args:
+        refined: whether the last deformable stage is shot again on a finer grid.
+    """
     reset_peak_memory()
     begin = time.perf_counter()
     result = stages(pair)
-    result = replace(result, similarities=_similarities(last_similarity(stages), pair, result.transform))
-    cpu = torch.device("cpu")
-    result = replace(result, **{k: on_device(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before")})
+    similarity = last_similarity(stages)
+    result = replace(result, similarities=_similarities(similarity, pair, result.transform))
     result.seconds["total"] = time.perf_counter() - begin
-    return result
+    if refined:
+        result = replace(result, refined=shoot_again(result, similarity, pair))
+    cpu = torch.device("cpu")
+    return replace(result, **{k: on_device(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before", "refined")})
 
 
 def _similarities(similarity: Similarity | None, pair: Pair, transform: Transform) -> tuple[float, float] | None:

@@ -21,6 +21,7 @@ from rdmm.mapping.images import apply
 from rdmm.mapping.moved_points import map_points
 from rdmm.registration.base import FinishedRegistration
 from rdmm.registration.outputs import OutputFile, image_files
+from rdmm.registration.refined import refined_metrics
 from rdmm.registration.verdict import Verdict, judge_images
 from rdmm.report.slices import ImageResult
 from rdmm.spatial import image as spatial
@@ -277,7 +278,8 @@ class Registration(FinishedRegistration):
             out |= metrics.inverse_errors(self.result.transform, self.result.inverse, self.grid, self.subject)
         if np.isfinite(self.energy_drift):
             out["energy_drift"] = self.energy_drift
-        return out | self._label_metrics() | self._landmark_metrics() | self._region_metrics() | self._map_errors()
+        out |= self._label_metrics() | self._landmark_metrics() | self._region_metrics() | self._map_errors()
+        return out | refined_metrics(self.result, self.inputs, self.subject)
 
     def _label_metrics(self) -> dict[str, Any]:
         """Overlap of the labels before and after, on the grid of the fixed labels; {} without labels."""

@@ -28,10 +28,13 @@ class Output:
     Args:
         times: increasing times in [0, 1]. The files of ``snapshot_files`` are written for each.
         composite: also write the total map (deformation and affine) as one warp, and its inverse.
+        refined: also shoot the last deformable stage again with voxels and steps of half the size, and measure that: ``refined_...`` in
+            run.json. It takes as long as 8 (3D: 16) evaluations of the objective.
     """
 
     times: Sequence[float] = ()
     composite: bool = False
+    refined: bool = False
 
     def __post_init__(self) -> None:
         if any(not 0 <= t <= 1 for t in self.times) or any(b <= a for a, b in zip(self.times, self.times[1:], strict=False)):

@@ -14,6 +14,19 @@ from rdmm.spatial.transform import Identity, Transform
 
 
 @dataclass(frozen=True, eq=False)
+class Refined:
+    """The map of the last deformable stage's initial conditions on a finer shooting grid.
+
+    Attributes:
+        total_map: fixed frame -> moving, in the fixed frame's domain units, what came before the last stage included.
+        similarity: of the whole images by this map, as in ``Result.similarities``.
+    """
+
+    total_map: Transform
+    similarity: float
+
+
+@dataclass(frozen=True, eq=False)
 class Result:
     """What a stage found.
 
@@ -29,6 +42,7 @@ class Result:
         remarks: doubts that the stages have about the result, for the verdict.
         has_stalled: whether the search of the last deformable stage made no iteration.
         similarities: the similarity of the last stage that has one, of the whole shapes before and after all stages; smaller is better.
+        refined: the last deformable stage shot again on a finer grid, if that was asked for.
     """
 
     transform: Transform
@@ -42,6 +56,7 @@ class Result:
     remarks: Sequence[str] = ()
     has_stalled: bool = False
     similarities: tuple[float, float] | None = None
+    refined: Refined | None = None
 
     def __repr__(self) -> str:
         energy = ", ".join(f"{k} {v:.4g}" for k, v in self.energy.items())
