@@ -62,7 +62,7 @@ def test_groups_bring_what_goes_with_them():
     regions = compose(["dynamics=rdmm", "initializer=regions"])
     assert regions["free_weights"] is False
     assert regions["optimizer"]["weights"] is False
-    assert compose(["dynamics=lddmm"])["smoother"] == compose()["smoother"]
+    assert compose(["dynamics=lddmm"])["smoother"]["sigmas"] == compose()["smoother"]["sigmas"][1:]
     assert compose(["dynamics=rdmm"])["smoother"]["sigmas"] == [0.025, 0.05, 0.12]
     assert compose(["dynamics=rdmm", "smoother=paper"])["smoother"]["sigmas"][0] == 0.05
     assert compose(["dynamics=rdmm", "smoother.sigmas=[.1]", "smoother.weights=[1]"])["smoother"]["sigmas"] == [0.1]
