@@ -154,10 +154,14 @@ def equally_smooth(front: Front, level: float) -> float:
 
 def at_equal_smoothness(rows: Sequence[Row], method: str, baseline: str, measure: str) -> str:
     """A line for each strength of a method: its mean SDlogJ and ``measure``; and those of the baseline where its SDlogJ is the same in
-    each scene, and at the strength that is best for it, with the scenes in which the method is lower and Wilcoxon's p."""
+    each scene, and at the strength that is best for it, with the scenes in which the method is lower and Wilcoxon's p. Scenes that lack a
+    strength are left out."""
     from scipy.stats import wilcoxon
 
-    family = {name: [r for r in rows if r["method"] == name] for name in dict.fromkeys(r["method"] for r in rows)}
+    compared = [r for r in rows if r["method"].split()[0] in (method, baseline)]
+    names = dict.fromkeys(r["method"] for r in compared)
+    scenes = set.intersection(*({r["scene"] for r in compared if r["method"] == name} for name in names))
+    family = {name: [r for r in compared if r["method"] == name and r["scene"] in scenes] for name in names}
     theirs = [rows_ for name, rows_ in family.items() if name.split()[0] == baseline]
     best = min(theirs, key=lambda rows_: fmean(r[measure] for r in rows_))
     title = f"{measure} of {method} | {baseline}, as smooth | lower in | p | {baseline}, best | its SDlogJ | lower in | p"
