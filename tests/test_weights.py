@@ -4,7 +4,7 @@ from conftest import preweights
 
 from rdmm import ConfigError, MultiGaussian
 from rdmm.regularizer.penalty import NoPenalty, WeightPenalty, deviation, omt, total_variation
-from rdmm.regularizer.weights import by_region, constant, local_sigma, normalize, parameters
+from rdmm.regularizer.weights import by_region, constant, local_sigma, normalize, parameters, region_rows
 
 SMOOTHER = MultiGaussian([0.05, 0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4])
 
@@ -75,4 +75,4 @@ def test_by_region():
     assert squares[0, :, 1, 0].tolist() == [1, 0]
     for bad in ({1: [0.5, 0.4]}, {1: [-0.5, 1.5]}, {1: [1.0]}):
         with pytest.raises(ConfigError, match="sum to 1"):
-            by_region(labels, bad, [0.0, 1.0])
+            region_rows(bad, 2, "initializer.weights")
