@@ -120,11 +120,11 @@ FAULTS = {
         67: ("unknown key", "ConfigError with the nearest"),
         68: ("wrong type or range", "ConfigError before data are read"),
         69: ("unknown option of a group", "the list and the nearest"),
-        120: (
+        144: (
             "regions: an unknown name or entry, weights that do not fit the Gaussians",
             "ConfigError with the nearest, or with what is missing",
         ),
-        121: (
+        145: (
             "regions without a label, labels without a region",
             "a warning that names them; an error where no label has weights of its own",
         ),

@@ -18,7 +18,7 @@ import torch
 from rdmm import io
 from rdmm.config.compose import share
 from rdmm.data.synthetic.scenes import shapes_pair
-from rdmm.regularizer.weights import by_region
+from rdmm.regularizer.weights import region_rows
 from rdmm.types import ConfigError
 from rdmm.workflows.job import Job
 from rdmm.workflows.launchers import run_job
@@ -86,7 +86,7 @@ def test_out_of_memory_costs_one_pair(good, monkeypatch):
 @pytest.mark.parametrize("row", [[1.2, -0.2], [0.5, 0.4], [2.0, 0.0]])
 def test_wrong_weights_of_regions(row):
     with pytest.raises(ConfigError, match=r"sum to 1|must be"):
-        by_region(torch.zeros(1, 1, 4, 4), {1: row}, [0.5, 0.5])
+        region_rows({1: row, "background": [0.5, 0.5]}, 2, "initializer.weights")
 
 
 @pytest.mark.fault(82)

@@ -122,7 +122,7 @@ def replaced(value: Any, number: float) -> Any:
         return number
     if isinstance(value, Mapping):
         parts = {k: replaced(v, number) for k, v in value.items()}
-        return parts if None not in parts.values() else None
+        return parts if parts and None not in parts.values() else None
     if isinstance(value, list | tuple) and value and isinstance(value[0], float):
         return [number, *value[1:]]
     return None

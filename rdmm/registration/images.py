@@ -251,10 +251,8 @@ class Registration(FinishedRegistration):
         """sigma(x) at t = 0 and t = 1 on the fixed grid, (1, 1, *s) in mm; None if it is constant in space."""
         if not self._has_sigma:
             return None
-        start, end = self.animation_snapshots[0].sigma(), self.animation_snapshots[-1].sigma()
-        if start is None or end is None:
-            return None
-        return ops.resize(start, self.grid.shape), ops.resize(end, self.grid.shape)
+        start, end = (self.animation_snapshots[i].sigma(self.grid.shape) for i in (0, -1))
+        return None if start is None or end is None else (start, end)
 
     @cached_property
     def _has_sigma(self) -> bool:
