@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from rdmm.data.inputs import Inputs
-from rdmm.data.synthetic.formulas import Texture, column, noisy_image, require_scenes, soft_step, tensor, unit, unit_points
+from rdmm.data.synthetic.formulas import Texture, column, drawn, require_scenes, soft_step, tensor, unit
 from rdmm.data.truth import Truth
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -180,10 +179,8 @@ class RigidCage:
         rng, d = np.random.default_rng(seed), len(self.shape)
         grid = Grid(tuple(self.shape), np.eye(d + 1))
         scene = random_cage(rng, d, self.motions)
-        x, extent = unit_points(grid)
-        y, blur = scene.true_map(x), max(grid.spacing)
-        fixed, moving = (noisy_image(rng, scene.intensities(points, blur), self.noise, grid) for points in (y, x))
+        x, u, fixed, moving = drawn(scene, rng, self.noise, grid)
         depth = scene.breath.depth(x)
         lung, cage = (Image(tensor(mask), grid) for mask in (depth < 1, (depth >= 1) & (depth < CAGE)))
-        truth = Truth(torch.from_numpy((y - x) * extent)[None].float(), {"lung": lung.data, "cage": cage.data})
+        truth = Truth(u, {"lung": lung.data, "cage": cage.data})
         return Inputs(Pair(fixed, moving, regions=lung), fixed_regions=lung, truth=truth)

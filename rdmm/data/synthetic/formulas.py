@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -67,6 +68,27 @@ def tensor(values: np.ndarray) -> Tensor:
 def noisy_image(rng: np.random.Generator, values: np.ndarray, noise: float, grid: Grid) -> Image:
     """An image of ``values`` (*s) with smooth noise of standard deviation ``noise``."""
     return Image(tensor(values) + noise * smooth_noise(rng, 1, grid, NOISE_VOXELS * max(grid.spacing)), grid)
+
+
+class Scene(Protocol):
+    """An anatomy in [0, 1]^d and its true motion, as formulas of points (d, *s)."""
+
+    def true_map(self, x: np.ndarray) -> np.ndarray:
+        """T(x), fixed -> moving, (d, *s)."""
+        ...
+
+    def intensities(self, x: np.ndarray, blur: float) -> np.ndarray:
+        """The anatomy (*s); edges are ``blur`` wide."""
+        ...
+
+
+def drawn(scene: Scene, rng: np.random.Generator, noise: float, grid: Grid) -> tuple[np.ndarray, Tensor, Image, Image]:
+    """A scene on a grid: the voxels as points x (d, *s) of [0, 1]^d, the displacement of T (1, d, *s) in domain units, and the fixed image
+    A(T(x)) and the moving image A(x), each with noise of its own."""
+    x, extent = unit_points(grid)
+    y, blur = scene.true_map(x), max(grid.spacing)
+    fixed, moving = (noisy_image(rng, scene.intensities(points, blur), noise, grid) for points in (y, x))
+    return x, torch.from_numpy((y - x) * extent)[None].float(), fixed, moving
 
 
 def require_scenes(name: str, count: int, shape: Sequence[int], first: int, noise: float) -> None:

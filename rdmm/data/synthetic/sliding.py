@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from rdmm.data.inputs import Inputs
-from rdmm.data.synthetic.formulas import Texture, column, noisy_image, require_scenes, soft_step, tensor, unit, unit_points
+from rdmm.data.synthetic.formulas import Texture, column, drawn, require_scenes, soft_step, tensor, unit
 from rdmm.data.truth import Truth
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -116,11 +115,9 @@ class Sliding:
         rng, d = np.random.default_rng(seed), len(self.shape)
         grid = Grid(tuple(self.shape), np.eye(d + 1))
         scene = random_sliding(rng, d)
-        x, extent = unit_points(grid)
-        y, blur = scene.true_map(x), max(grid.spacing)
-        fixed, moving = (noisy_image(rng, scene.intensities(points, blur), self.noise, grid) for points in (y, x))
+        x, u, fixed, moving = drawn(scene, rng, self.noise, grid)
         height, near = scene.height(x), scene.along(x) < LENGTH
         organ = Image(tensor(height < 0), grid)
         sides = {"organ": near & (height < 0) & (height > -NEAR), "wall": near & (height >= 0) & (height < NEAR)}
-        truth = Truth(torch.from_numpy((y - x) * extent)[None].float(), {name: tensor(mask) for name, mask in sides.items()})
+        truth = Truth(u, {name: tensor(mask) for name, mask in sides.items()})
         return Inputs(Pair(fixed, moving, regions=organ), fixed_regions=organ, truth=truth)
