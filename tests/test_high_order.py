@@ -88,6 +88,17 @@ def test_cubic_sampling_refuses_what_is_not_finite():
         cubic.sample(torch.ones(1, 1, 8, 8), torch.full((1, 2, 3), math.nan), grid)
 
 
+def test_without_kernels_a_point_that_is_not_finite_is_refused_or_nan(monkeypatch):
+    """On the CPU it is an error; elsewhere, where nothing is read back, its value is NaN: neither is the value of an edge."""
+    monkeypatch.setattr(available, "has_numba", lambda: False)
+    grid, points = Grid.unit((8, 8)), torch.tensor([[[0.5, math.inf, -math.inf, math.nan], [0.5] * 4]])
+    with pytest.raises(DivergenceError, match="not finite"):
+        cubic.sample(torch.ones(1, 1, 8, 8), points, grid)
+    monkeypatch.setattr(cubic, "is_on_host", lambda x: False)
+    found = cubic.sample(torch.ones(1, 1, 8, 8), points, grid)[0, 0]
+    assert found[0] == 1 and bool(found[1:].isnan().all())
+
+
 @pytest.mark.parametrize("shape", [(16, 21), (9, 8, 12)])
 def test_differences_are_of_fourth_order_and_have_their_transpose(shape):
     errors = []

@@ -222,18 +222,18 @@ class _Sample(torch.autograd.Function):
         by_values = torch.zeros_like(values, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
         by_points = torch.zeros_like(points, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
         for i, (v, p, g) in enumerate(items(values, points, grad.contiguous(), grad.shape[0])):
-            scale = inverse_spacing(ctx.spacing, v.dtype)
+            scale, padded = inverse_spacing(ctx.spacing, v.dtype), _padded(v)
             if by_points is not None:
                 part = np.empty_like(p)
-                _by_points(_padded(v), v.shape[1:], p, scale, g, part)
+                _by_points(padded, v.shape[1:], p, scale, g, part)
                 axes = part if len(ctx.spacing) == 3 else part[::2]
                 by_points[i % points.shape[0]] += torch.from_numpy(axes).view(points.shape[1:])
             if by_values is not None:
                 low, high = np.empty(p.shape[1], np.int64), np.empty(p.shape[1], np.int64)
                 _lower_rows(p, scale, v.shape[1], low, high)
-                padded = np.zeros_like(_padded(v))
-                _by_values(v.shape[1:], p, scale, g, low, high, padded, get_num_threads())
-                by_values[i % values.shape[0]] += torch.from_numpy(_folded(padded, v.shape)).view(values.shape[1:])
+                scattered = np.zeros_like(padded)
+                _by_values(v.shape[1:], p, scale, g, low, high, scattered, get_num_threads())
+                by_values[i % values.shape[0]] += torch.from_numpy(_folded(scattered, v.shape)).view(values.shape[1:])
         return by_values, by_points, None
 
 

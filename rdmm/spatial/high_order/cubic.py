@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ def sample(values: Tensor, points: Tensor, grid: Grid) -> Tensor:
     if is_on_host(points):
         ops.require_finite(points, "a map")
     batch = max(len(values), len(points))
-    return _Sample.apply(values.expand(batch, *values.shape[1:]), points.expand(batch, *points.shape[1:]), grid.spacing)
+    finite = points.isfinite().all(1, keepdim=True)
+    points = torch.where(finite, points, 0).expand(batch, *points.shape[1:])
+    return torch.where(finite, _Sample.apply(values.expand(batch, *values.shape[1:]), points, grid.spacing), math.nan)
 
 
 def compose(u: Tensor, w: Tensor, grid: Grid, identity: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ def _weights(points: Tensor, spacing: tuple[float, ...], shape: torch.Size) -> l
     out = []
     for x, h, n in zip(points.unbind(1), spacing, shape, strict=True):
         p = (x / h).clamp(0, n - 1)
-        low = torch.nan_to_num(p).floor().clamp(0, max(n - 2, 0))
+        low = p.floor().clamp(0, max(n - 2, 0))
         b = p - low
         a = 1 - b
         before, after = (low > 0).to(b), (low < n - 2).to(b)
