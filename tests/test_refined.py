@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rdmm
-from rdmm import LDDMM, Grid, Image, MultiGaussian, Pair, Problem
+from rdmm import LDDMM, DivergenceError, Grid, Image, MultiGaussian, Pair, Problem
 from rdmm.optim.multiscale import LBFGS
 from rdmm.similarity import SSD
 from rdmm.spatial.transform import Affine
@@ -53,3 +53,15 @@ def test_the_finer_map_stands_on_what_came_before():
     assert float((whole - x).norm(dim=1).max()) > 2 * min(grid.spacing)
     moved = float(SSD()(pair.moved_by(result.transform), pair.fixed).sum())
     assert again.similarity == pytest.approx(moved, rel=0.1)
+
+
+def test_a_finer_flow_that_diverges_leaves_the_result(monkeypatch):
+    """The result is kept, and a warning says that there are no refined measures."""
+
+    def diverge(*_):
+        raise DivergenceError("the flow crosses too many voxels")
+
+    monkeypatch.setattr("rdmm.registration.entry.shoot_again", diverge)
+    result = rdmm.register(*disks(), overrides=[*FAST, "output.refined=true"])
+    assert not any(k.startswith("refined_") for k in result.metrics) and result.is_deformed
+    assert any("no refined measures" in text for text in result.provenance.warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ from rdmm.spatial.transform import Identity, Transform, on_device
 from rdmm.stages.base import Result, Stage, last_similarity, require_usable
 from rdmm.stages.refined import shoot_again
 from rdmm.types import MAX_SEED, ConfigError, DivergenceError, require_whole
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +158,10 @@ def run_stages(stages: Stage, pair: Pair, refined: bool = False) -> Result:
     result = replace(result, similarities=_similarities(similarity, pair, result.transform))
     result.seconds["total"] = time.perf_counter() - begin
     if refined:
-        result = replace(result, refined=shoot_again(result, similarity, pair))
+        try:
+            result = replace(result, refined=shoot_again(result, similarity, pair))
+        except DivergenceError as error:  # the result stands, and says that it is not that of its geodesic
+            log.warning("shot again on a finer grid, the flow diverges: there are no refined measures (%s)", error)
     cpu = torch.device("cpu")
     return replace(result, **{k: on_device(getattr(result, k), cpu) for k in ("transform", "inverse", "ic", "before", "refined")})
 
