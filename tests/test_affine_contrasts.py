@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.similarity import NCC, CorrelationRatio
 from rdmm.spatial.transform import Affine
 from rdmm.stages.affine_model import rotation_degrees
+from rdmm.stages.affine_search import Candidate, ImageObjective
 
 CURVES = {
     "equal": lambda x: x,
@@ -79,3 +81,18 @@ def test_linear_relations_are_seen():
     noisy = a + 0.02 * torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
     for name, linear in {"equal": True, "inverted": True, "t2": False, "bump": False}.items():
         assert CorrelationRatio().is_linear(Image(CURVES[name](a), grid), Image(noisy, grid)) == linear
+
+
+def test_a_small_part_that_agrees_by_chance_does_not_win(monkeypatch):
+    """The moving image is the fixed one with noise. A quarter of it agrees better with another part of the fixed image."""
+    grid = Grid((40, 32), np.eye(3))
+    fixed = anatomy(grid)
+    noise = torch.randn(fixed.shape, generator=torch.Generator().manual_seed(0))
+    moving = torch.cat([(fixed + 0.1 * noise)[:, :, :30], (fixed + 0.07 * noise)[:, :, :10]], 2)
+    stage, level = AffineOpt(), ImageObjective(CorrelationRatio(), Pair(Image(fixed, grid), Image(moving, grid)))
+    start = next(iter(stage._candidates(level))).start
+    near, far = (Candidate("translation", start, torch.tensor([x, 0.0]), 1.0, 0.0) for x in (0.0, 30.0))
+    near, far = (replace(c, similarity=float(level(c.matrix()))) for c in (near, far))
+    assert far.similarity < near.similarity / 1.5
+    monkeypatch.setattr(AffineOpt, "_candidates", lambda self, level: [far, near])
+    assert stage._best_start(level, level)[0] is near

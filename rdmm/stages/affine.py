@@ -135,14 +135,15 @@ class AffineOpt:
         return levels
 
     def _best_start(self, level: ImageObjective, finer: ImageObjective) -> tuple[Candidate, list[str]]:
-        """The start whose rigid search on ``level`` ends lowest, and doubts about it. A rotation must clearly beat the files' geometry, by
-        two measures on the level ``finer``."""
+        """The start whose rigid search on ``level`` ends lowest per overlap, and doubts about it. A rotation must clearly beat the files'
+        geometry, by two measures on the level ``finer``."""
         candidates = self._candidates(level)
-        log.debug("affine starts: %s", ", ".join(f"{c.start.name} {c.similarity:.4f}" for c in candidates))
+        found = {id(c): level.per_overlap(c.matrix()) for c in candidates}
+        log.debug("affine starts: %s", ", ".join(f"{c.start.name} {found[id(c)]:.4f}" for c in candidates))
         by_angle = [[c for c in candidates if _turns(c.matrix()) is turned] for turned in (False, True)]
-        kept, turned = (min(group, key=lambda c: c.similarity, default=None) for group in by_angle)
+        kept, turned = (min(group, key=lambda c: found[id(c)], default=None) for group in by_angle)
         if self.init != "auto" or kept is None or turned is None:
-            return min(candidates, key=lambda c: c.similarity), []
+            return min(candidates, key=lambda c: found[id(c)]), []
         gains = [_gain(replace(finer, similarity=measure), kept, turned) for measure in (self.similarity, SECOND_MEASURE)]
         if min(gains) > CLEAR_GAIN:
             return turned, []

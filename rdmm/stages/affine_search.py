@@ -94,13 +94,28 @@ class ImageObjective:
         return torch.as_tensor(np.linalg.inv(moving.grid.affine) @ before), torch.as_tensor(np.asarray(fixed.grid.affine))
 
     def __call__(self, matrix: Tensor) -> Tensor:
+        return self._compared(self.moved(matrix))
+
+    def per_overlap(self, matrix: Tensor) -> float:
+        """The dissimilarity divided by the overlap, to compare maps that are far apart: a small part agrees with something by chance.
+
+        The search itself goes without, as the overlap would pull the images over each other.
+        """
         moved = self.moved(matrix)
-        if moved.mask is not None and float(ops.total(moved.mask, 0)) < MIN_OVERLAP * moved.mask.numel():
+        return float(self._compared(moved)) / _coverage(moved)
+
+    def _compared(self, moved: Image) -> Tensor:
+        if _coverage(moved) < MIN_OVERLAP:
             raise DivergenceError(f"the images overlap in less than {MIN_OVERLAP:.0%} of the fixed image")
         return compare(self.similarity, moved, self.pair.fixed).sum()
 
     def metric(self, matrix: Tensor, rates: np.ndarray) -> np.ndarray:
         return image_metric(self.moved(matrix), matrix.numpy(), rates)
+
+
+def _coverage(moved: Image) -> float:
+    """The fraction of the fixed image's voxels that the moved image covers."""
+    return 1.0 if moved.mask is None else float(ops.total(moved.mask, 0)) / moved.mask.numel()
 
 
 @dataclass(frozen=True, eq=False)
