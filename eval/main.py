@@ -74,7 +74,7 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
             rows.append(row)
             write()
     judged = rows
-    if study.choose_by and (chosen := leave_one_out(rows, study.families, study.choose_by)):
+    if study.choose_by and (chosen := leave_one_out(rows, study.compared, study.choose_by)):
         (folder / CHOSEN).mkdir(exist_ok=True)
         tables.write_tables(chosen, folder / CHOSEN, study.baseline)
         judged = chosen

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from rdmm.registration.shapes import ShapeRegistration
 from rdmm.runtime.resources import peak_memory
 from rdmm.spatial.transform import Identity, Transform, composed, framed
 from rdmm.stages.base import Result
-from rdmm.types import ConfigError, RdmmError, nearest
+from rdmm.types import ConfigError, InputError, RdmmError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,12 @@ class External:
     Args:
         warps: files of the map fixed -> moving in the order of ``-t``; ``{case}`` stands for the case's name.
         form: itk, fsl, afni or learn2reg; None: decided by names and headers of the files.
+        seconds: a text file that holds the tool's wall time, one number; None: unknown.
     """
 
     warps: Sequence[str]
     form: str | None = None
+    seconds: str | None = None
 
     def __post_init__(self) -> None:
         if not self.warps or isinstance(self.warps, str):
@@ -59,8 +61,20 @@ class External:
             warp = read_transform_as(name.replace("{case}", case), self.form, space)
             total_map = composed(total_map, framed(warp, grid))
         pair = replace(inputs.pair, initial=Identity())
-        result = Result(total_map, Identity(), {}, seconds={"total": math.nan})
+        result = Result(total_map, Identity(), {}, seconds={"total": self._seconds(case)})
         return Registration(replace(inputs, pair=pair), result, {}, has_inverse=False)
+
+    def _seconds(self, case: str) -> float:
+        """The tool's wall time on a case; NaN: unknown."""
+        if self.seconds is None:
+            return math.nan
+        path = Path(self.seconds.replace("{case}", case))
+        try:
+            return float(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be read as a number of seconds ({error}); leave out 'seconds' if the time is unknown"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class Study:
         limit: number of cases of each data set; None: all.
         pictures: number of cases of each data set of which a figure is made.
         families: methods that differ in their settings alone, by the name that they have together. For each case, a family has the result
-            of the method that does best on all other cases; these tables are in ``chosen/``.
+            of the method that does best on all other cases; these tables are in ``chosen/``, with the methods of no family as they are.
         choose_by: the measure that chooses, e.g. tre_mm.
         front: two measures, e.g. [error_lung_mm, error_cage_mm]: also compare the second where families have the same first (fronts.py).
         parts: folders of parts of this study that ran elsewhere, e.g. one for each case. Their tables are put together, nothing runs.
@@ -112,7 +126,7 @@ class Study:
             raise ConfigError(f"study.settings: there is no data set {sorted(unknown)[0]!r}; there are {', '.join(self.data)}")
         self._check_families()
         _ = self.printed  # refuses an unknown style
-        named = self.families or self.methods
+        named = self.compared if self.families else self.methods
         if self.baseline is not None and self.baseline not in named:
             kind = "family" if self.families else "method"
             raise ConfigError(f"study.baseline: there is no {kind} {self.baseline!r}{nearest(self.baseline, named)}")
@@ -133,6 +147,13 @@ class Study:
     def printed(self) -> figures.Print:
         """How figures are printed."""
         return figures.Print.of(self.style)
+
+    @property
+    def compared(self) -> dict[str, Sequence[str]]:
+        """The families, and each method that is in none as a family of its own, in the order of the methods."""
+        of = {method: family for family, methods in self.families.items() for method in methods}
+        names = dict.fromkeys(of.get(method, method) for method in self.methods)
+        return {name: self.families.get(name, [name]) for name in names}
 
     def _check_families(self) -> None:
         for family, methods in self.families.items():
@@ -172,10 +193,11 @@ def read_parts(folders: Sequence[str]) -> list[tables.Row]:
 
 
 def _external(name: str, method: Mapping[str, Any]) -> External:
-    unknown = sorted(set(method) - {"warps", "form"})
+    known = [f.name for f in fields(External)]
+    unknown = sorted(set(method) - set(known))
     if unknown:
-        raise ConfigError(f"study.methods.{name}: no key {unknown[0]!r}{nearest(unknown[0], ('warps', 'form'))}; warps and form are known")
-    return External(method.get("warps", ()), method.get("form"))
+        raise ConfigError(f"study.methods.{name}: no key {unknown[0]!r}{nearest(unknown[0], known)}; known are {', '.join(known)}")
+    return External(**{"warps": (), **method})
 
 
 def table_rows(study: Study, base: Sequence[str], device: str, seed: int, out: Path) -> Iterator[dict[str, Any]]:
@@ -246,7 +268,8 @@ def _evaluate_case(
         warnings = warning_text({"warnings": registration.provenance.warnings or inputs.warnings})
         metrics |= {"warnings": warnings} if warnings else {}
         if isinstance(how, External):
-            return {"status": "done", **metrics}, registration
+            spent = registration.result.seconds["total"]
+            return {"status": "done", **metrics, **({} if math.isnan(spent) else {"seconds": spent})}, registration
         if isinstance(registration, Registration) and registration.dynamics is not None:
             metrics["similarity"] = registration.energy["similarity"] / how.config["similarity_weight"]
         cost = {"seconds": registration.result.seconds["total"], "peak_memory_mb": peak_memory() / 2**20}

@@ -49,6 +49,13 @@ def test_a_setting_that_failed_is_not_chosen():
     assert chosen["c1"]["chosen"] == "a1" and chosen["c1"]["status"].startswith("DivergenceError")
 
 
+def test_methods_of_no_family_are_compared_as_they_are():
+    study = Study(
+        {"d": None}, {"c": [], "a": {"vary": {"x": [1, 2]}}, "b1": []}, {}, families={"b": ["b1"]}, choose_by="dice", baseline="c"
+    )
+    assert study.compared == {"c": ["c"], "a": ["a_1", "a_2"], "b": ["b1"]}
+
+
 def test_parts_of_a_study_make_one_table(tmp_path):
     made = rows({"a1": [0, 3, 3], "a2": [5, 2, 2], "b1": [1, 1, 1]})
     for i in (0, 1, 2):

@@ -12,11 +12,12 @@ import torch
 
 from eval import figures, tables
 from eval.main import main, write_index
-from eval.study import Study, table_rows
-from rdmm import ConfigError, Image, Pair, io
+from eval.study import External, Study, table_rows
+from rdmm import ConfigError, Image, InputError, Pair, io
 from rdmm.config.compose import share
 from rdmm.data.inputs import Inputs
 from rdmm.data.studies.meshes import Meshes
+from rdmm.data.studies.pair_table import PairTable
 from rdmm.data.synthetic.scenes import shapes_pair
 
 SMALL = ["study.data.shapes.shape=[48,48]", "study.limit=3", "optimizer.iterations=[4,3,2]", "study.pictures=1", "study.style.dpi=40"]
@@ -159,7 +160,8 @@ def pairs(tmp_path_factory):
 def test_a_list_of_ones_own_against_another_tool(pairs, tmp_path):
     """experiment=pairs: every table, tests, the list, the submission; failures are rows, exit code 4."""
     methods = ["~study.methods.affine", "~study.methods.lddmm", "~study.methods.rdmm"]
-    methods += [f"+study.methods.other.warps=['{pairs}/{{case}}_warp.nii.gz']"]
+    (pairs / "seconds.txt").write_text("12.5\n")
+    methods += [f"+study.methods.other={{warps: ['{pairs}/{{case}}_warp.nii.gz'], seconds: '{pairs}/seconds.txt'}}"]
     keys = [f"study.data.pairs.path={pairs}/pairs.csv", *methods, "optimizer.iterations=[10,6,3]"]
     more = ["study.baseline=other", "study.submission=npz", "study.pictures=1", "study.style.dpi=40"]
     done = run(tmp_path, "experiment=pairs", *keys, *more)
@@ -169,7 +171,7 @@ def test_a_list_of_ones_own_against_another_tool(pairs, tmp_path):
     failed = {(r["case"], r["method"]) for r in rows if r["status"] != "done"}
     assert failed == {("c1", "other"), ("c5", "svf"), ("c5", "other")}
     other = [r for r in rows if r["method"] == "other" and r["status"] == "done"]
-    assert all(float(r["folds_percent"]) == 0 and r["inverse_consistency_mm"] == r["seconds"] == "" for r in other)
+    assert all(float(r["folds_percent"]) == 0 and r["inverse_consistency_mm"] == "" and float(r["seconds"]) == 12.5 for r in other)
     ours = next(r for r in rows if r["method"] == "svf")
     assert float(ours["dice"]) > float(other[0]["dice"]) == float(other[0]["dice_before"])
     assert 0 < float(ours["hd95_mm"]) < 40
@@ -208,6 +210,14 @@ def test_thirty_per_cent():
     assert tables.robustness_30(rows, "dice") == pytest.approx(0.3)
     assert tables.robustness_30(rows, "tre_mm") == pytest.approx(7)
     assert "| Dice, 30 % |" in tables.markdown(rows)
+
+
+def test_the_time_of_another_tool_must_be_a_number(pairs):
+    inputs = PairTable(str(pairs / "pairs.csv")).cases()["c0"]()
+    warps = [f"{pairs}/{{case}}_warp.nii.gz"]
+    assert math.isnan(External(warps)("c0", inputs).result.seconds["total"])
+    with pytest.raises(InputError, match=r"c0.csv: cannot be read as a number of seconds .*leave out 'seconds'"):
+        External(warps, seconds=f"{pairs}/{{case}}.csv")("c0", inputs)
 
 
 def test_wrong_methods_say_so():

@@ -1,5 +1,7 @@
 """The synthetic shapes and the data sets."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from rdmm.data.studies.brains import Brains, BrainSlices
 from rdmm.data.studies.knees import LABEL_INTENSITIES, Knees, subsample_labels
 from rdmm.data.studies.livers import Livers, hull_mask
 from rdmm.data.studies.lungs import LungMasks, RightLung
-from rdmm.data.synthetic.label_images import distinct_intensities, intensities_of
+from rdmm.data.synthetic.label_images import distinct_intensities, intensities_of, tissue_image
 from rdmm.data.synthetic.scenes import OUTSIDE, SyntheticShapes, shapes_pair
 
 
@@ -117,3 +119,19 @@ def test_the_hull_holds_its_points_and_a_margin():
     assert small[9, 9, 9] == 1 and small[25, 25, 20] == 0
     assert small[6, 9, 9] == 0 and large[6, 9, 9] == 1
     assert (large >= small).all()
+
+
+def test_textures_do_not_tell_labels_or_points():
+    """Tissues that are alike have the same intensities whatever their label; images of other seeds have other textures."""
+    grid = Grid((64, 64), np.eye(3))
+    labels = Image((torch.arange(64).view(1, 1, 1, 64) // 16).expand(1, 1, 64, 64).float(), grid)
+    images = [tissue_image(labels, (0.5, 0.8, 0.8, 0.5), seed).data for seed in range(12)]
+    assert torch.equal(images[0], tissue_image(labels, (0.5, 0.8, 0.8, 0.5), 0).data)
+    means = torch.stack([torch.stack([x[..., 16 * k : 16 * k + 16].mean() for k in range(4)]) for x in images])
+    assert (means[:, 1] - means[:, 0]).min() > 0.15
+    for a, b in ((0, 3), (1, 2)):
+        difference = means[:, a] - means[:, b]
+        assert abs(difference.mean()) < 3 * difference.std() / len(images) ** 0.5
+    textures = [(x - torch.stack(images).mean(0)).flatten() for x in images]
+    related = [torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in itertools.pairwise(textures)]
+    assert max(abs(float(r)) for r in related) < 0.5
