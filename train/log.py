@@ -78,7 +78,12 @@ class Log:
             bar, task = self.bar
             bar.update(task, completed=step, description=f"{self.name}: loss {outcome.terms['loss']:.4f}")
         if step % trainer.log_every == 0 or step == 1:
-            terms = {**outcome.terms, "gradient": length, "learning_rate": trainer.rate(step - 1), "skipped": progress.skipped}
+            terms = {
+                **outcome.terms,
+                "gradient": length,
+                "learning_rate": trainer.rate(step - 1, progress.begin),
+                "skipped": progress.skipped,
+            }
             for name, value in terms.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
             speed = (time.perf_counter() - self.begin) / self.taken

@@ -45,7 +45,7 @@ def train_and_compare(config: dict[str, Any], overrides: list[str], folder: Path
         if interruption:
             return 128 + int(interruption["signal"])
         if ranks.first:
-            _write_results(config, models, out)
+            _write_results(config, {name: model.path for name, model in models.items()}, out)
     return 0
 
 

@@ -18,8 +18,8 @@ from rdmm.data.training.pairs import TrainingData
 from rdmm.io.files import require_file
 from rdmm.kernels.available import set_threads
 from rdmm.runtime.interrupt import stop
-from rdmm.types import MAX_SEED, ConfigError, require_whole
-from train.checkpoint import BEST, LAST, Progress, RunFolder, flatten
+from rdmm.types import MAX_SEED, ConfigError, Tensor, require_whole
+from train.checkpoint import BEST, LAST, STATE, Progress, RunFolder, flatten, stored_weights
 from train.folders import check_folder, move_aside
 from train.log import Log, require_tensorboard
 from train.losses import AffineObjective, DeformationObjective, Objective
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 AFFINE = "affine"
 """Name of the affine network's training, and of its folder."""
+
+STATE_SUFFIX = Path(STATE).suffix
+"""A file that ends so holds Adam's moments, too; a model file does not."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ class TrainingPlan:
     config: Mapping[str, Any]
     settings: Mapping[str, Any]
     trainer: Trainer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves.
+
+    Args:
+        path: the best model file.
+        score: of its validation, larger is better: mean Dice if there are labels, else minus the similarity term. None: no validation.
+    """
+
+    path: Path
+    score: float | None
 
 
 def plan_trainings(config: Mapping[str, Any], overrides: Sequence[str]) -> list[TrainingPlan]:
@@ -125,7 +141,7 @@ def build_objective(plan: TrainingPlan, networks: Networks) -> Objective:
     return DeformationObjective(networks.predictor, problem, networks.affine, node["steps"], **weights, **dice)
 
 
-def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks: World) -> dict[str, Path]:
+def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks: World) -> dict[str, Trained]:
     """Run every planned training.
 
     Args:
@@ -133,7 +149,7 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
         ranks: the processes of the run.
 
     Returns:
-        The best model file of each network, by name. After an interruption: of those whose training was complete.
+        The best model of each network, by name, in the order of training. After an interruption: of those whose training was complete.
     """
     set_threads(config["threads"])
     require_whole("seed", config["seed"], 0, MAX_SEED)
@@ -149,20 +165,20 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
     if ranks.first and config["overwrite"]:
         move_aside(out, names)
     affine_tensors: dict[str, Any] = {}
-    models: dict[str, Path] = {}
+    models: dict[str, Trained] = {}
     for plan in plans:
-        folder = out / plan.name
         networks = _initial_networks(plan, affine_tensors, out)
-        progress = _train_networks(plan, networks, data, folder, ranks, device)
+        progress, model = _train_networks(plan, networks, data, out, ranks, device)
         if stop.is_set():
             return models
         ranks.total([0.0])  # wait for all processes: then the files of the first one are complete
         if plan.name == AFFINE:
-            assert networks.affine is not None
-            affine_tensors = networks.affine.state_dict()
+            assert model.affine is not None
+            affine_tensors = model.affine.state_dict()
         best = f"best score {progress.best:.4f} at step {progress.best_step}" if progress.best is not None else "no validation"
         log.info("%s: %d steps, %d skipped, %s", plan.name, progress.step, progress.skipped, best)
-        models[plan.name] = folder / (BEST if (folder / BEST).exists() else LAST)
+        folder = out / plan.name
+        models[plan.name] = Trained(folder / (BEST if (folder / BEST).exists() else LAST), progress.best)
     return models
 
 
@@ -170,50 +186,68 @@ def _initial_networks(plan: TrainingPlan, affine_tensors: Mapping[str, Any], out
     """A plan's networks before their first step. The affine network beside a predictor is trained already and stays frozen."""
     torch.manual_seed(plan.config["seed"])
     networks = build_networks(plan.settings)
-    if plan.name == AFFINE:
-        return networks
-    if networks.affine is not None:
+    if plan.name != AFFINE and networks.affine is not None:
         networks.affine.load_state_dict(affine_tensors)
         networks.affine.requires_grad_(False)
-    if plan.config["start"]:
-        _start_from(networks, str(plan.config["start"]), out)
+    start = _start_of(plan, out)
+    if start is not None:
+        _copy_fitting(networks, start, plan)
     return networks
 
 
-def _train_networks(plan: TrainingPlan, networks: Networks, data: TrainingData, path: Path, ranks: World, device: torch.device) -> Progress:
-    """Train a plan's networks; their files go to the folder ``path``."""
-    config = plan.config
+def _train_networks(
+    plan: TrainingPlan, networks: Networks, data: TrainingData, out: Path, ranks: World, device: torch.device
+) -> tuple[Progress, Networks]:
+    """Train a plan's networks; their files go to the folder of the plan's name in ``out``. Returns the networks that were saved last."""
+    config, path, start = plan.config, out / plan.name, _start_of(plan, out)
     path.mkdir(parents=True, exist_ok=True)
     settings = flatten({"data": config["data"], "seed": config["seed"], "settings": dict(plan.settings), "loss": config["loss"]})
     folder = RunFolder(path, plan.settings, {**settings, **resume_settings(plan.trainer), "processes": ranks.size})
     dynamics = None if plan.name == AFFINE else build(config["dynamics"], "dynamics")
     with Log(path if ranks.first else None, plan.name, plan.trainer.max_steps, dynamics).open() as logged:
         make = partial(build_objective, plan)
-        return Training(plan.trainer, data, networks, make, folder, ranks, config["seed"], device, config["resume"], logged).run()
+        moments = start if start is not None and start.suffix == STATE_SUFFIX and plan.name != AFFINE else None
+        training = Training(plan.trainer, data, networks, make, folder, ranks, config["seed"], device, config["resume"], logged, moments)
+        return training.run(), training.model
 
 
 def _check_starts(plans: Sequence[TrainingPlan], out: Path) -> None:
-    """Raise InputError if ``start`` of a network is neither an earlier network of this run nor a file."""
+    """Raise InputError if ``start`` of a network is neither an earlier network of this run nor a file that can be read."""
     for number, plan in enumerate(plans):
-        start = plan.config["start"]
-        if plan.name != AFFINE and start and start not in [p.name for p in plans[:number]] and not (out / start / BEST).exists():
-            require_file(start)
+        name = plan.config["start"]
+        if name and name not in [p.name for p in plans[:number]] and not (out / name / BEST).exists():
+            _given_tensors(require_file(name))
 
 
-def _start_from(networks: Networks, source: str, out: Path) -> None:
-    """Copy the predictor's tensors from another model wherever name and shape are the same.
+def _start_of(plan: TrainingPlan, out: Path) -> Path | None:
+    """The file whose tensors a network starts from. The affine network starts from files only, not from networks of its own run."""
+    name = plan.config["start"]
+    if not name:
+        return None
+    earlier = out / name / BEST
+    if earlier.exists():
+        return None if plan.name == AFFINE else earlier
+    return Path(name)
 
-    Args:
-        source: an earlier network of this run, by name, or a model file.
+
+def _given_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a model file, or of the state.pt of a run. Raises InputError."""
+    return stored_weights(path) if path.suffix == STATE_SUFFIX else load(str(path)).state_dict()
+
+
+def _copy_fitting(networks: Networks, path: Path, plan: TrainingPlan) -> None:
+    """Copy the tensors of the network to be trained from a file wherever name and shape are the same.
 
     Raises:
-        ConfigError: no tensor fits.
+        ConfigError: no tensor fits a predictor.
     """
-    path = out / source / BEST if (out / source / BEST).exists() else Path(source)
+    part = "affine." if plan.name == AFFINE else "predictor."
     own = networks.state_dict()
-    given = {k: v for k, v in load(str(path)).state_dict().items() if k.startswith("predictor.")}
+    given = {k: v for k, v in _given_tensors(path).items() if k.startswith(part)}
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
-        raise ConfigError(f"start={source}: no tensor of {path} fits a network of this run; give a model with the same backbone")
+    if not fitting and plan.name != AFFINE:
+        raise ConfigError(
+            f"start={plan.config['start']}: no tensor of {path} fits a network of this run; give a model with the same backbone"
+        )
     networks.load_state_dict(own | fitting)
-    log.info("start: %d of %d tensors from %s", len(fitting), len(own), path)
+    log.info("%s starts from %d of %d tensors of %s", plan.name, len(fitting), sum(k.startswith(part) for k in own), path)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ from rdmm.data.training.pairs import TrainingData
 from rdmm.data.training.splits import seeded_generator
 from rdmm.runtime.interrupt import stop
 from rdmm.types import ConfigError, DivergenceError, ResourceError
+from train.average import AveragedModel, average_of
 from train.batches import both_ways, stream, to_device
-from train.checkpoint import BEST, Progress, RunFolder
+from train.checkpoint import BEST, LAST, Progress, RunFolder, load_moments
 from train.log import Log
 from train.losses import Objective, Outcome, Terms, evaluate
 from train.parallel import World
@@ -42,9 +45,11 @@ class Trainer:
 
     Args:
         max_steps: steps of the optimizer (Adam).
-        batch: pairs per step on each process.
+        batch: pairs in memory at a time, on each process.
+        accumulate: batches per step; their gradients are averaged.
         learning_rate, warmup, floor: the rate rises to ``learning_rate`` over ``warmup`` steps, then falls along a cosine to
             ``floor`` times ``learning_rate``.
+        ema: decay of the running mean of the weights; 0: none. The mean is validated and saved in every model file.
         clip: largest norm of a gradient, relative to the running mean of the norms. A relative bound suits energies of any scale. It
             keeps one pair that almost diverges from undoing earlier steps.
         both_directions: also train on each pair with its images swapped.
@@ -59,10 +64,12 @@ class Trainer:
 
     max_steps: int = 10000
     batch: int = 4
+    accumulate: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
     floor: float = 0.01
     clip: float = 2.0
+    ema: float = 0.0
     both_directions: bool = True
     epoch: int = 100
     validate_every: int = 500
@@ -76,30 +83,35 @@ class Trainer:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        positive = ("max_steps", "batch", "epoch", "validate_every", "checkpoint_every", "log_every", "picture_every")
+        positive = ("max_steps", "batch", "accumulate", "epoch", "validate_every", "checkpoint_every", "log_every", "picture_every")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name} must be at least 1, not {getattr(self, name)}")
         if not (self.learning_rate > 0 and self.clip > 0 and self.timeout > 0 and 0 <= self.floor <= 1):
             raise ConfigError("trainer: learning_rate, clip and timeout must be > 0 and floor in [0, 1]")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"trainer.ema must be at least 0 and below 1, e.g. 0.999; got {self.ema}")
         if min(self.warmup, self.patience, self.workers) < 0:
             raise ConfigError("trainer: warmup, patience and workers must be >= 0")
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        fraction = (step - self.warmup) / max(1, self.max_steps - self.warmup)
+    def rate(self, step: int, begin: int = 0) -> float:
+        """Learning rate of a step, counted from 0. ``begin``: the step at which the schedule began (Progress)."""
+        taken = step - begin
+        if taken < self.warmup:
+            return self.learning_rate * (taken + 1) / self.warmup
+        fraction = (taken - self.warmup) / max(1, self.max_steps - begin - self.warmup)
         return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0))))
 
 
 RESUME_KEYS = (
     "max_steps",
     "batch",
+    "accumulate",
     "learning_rate",
     "warmup",
     "floor",
     "clip",
+    "ema",
     "both_directions",
     "epoch",
     "validate_every",
@@ -122,6 +134,7 @@ class Training:
         make: makes the objective of networks.
         folder: the run's files.
         resume: go on from the folder's state if there is one.
+        moments: the state.pt of another run, whose moments of Adam this run starts from.
     """
 
     trainer: Trainer
@@ -134,6 +147,7 @@ class Training:
     device: torch.device
     resume: bool
     log: Log
+    moments: Path | None = None
 
     def run(self) -> Progress:
         """Train to the last step, or until the run is interrupted.
@@ -147,18 +161,19 @@ class Training:
         parameters = [p for p in objective.trained.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.trainer.learning_rate)
         progress = self._restore(optimizer)
+        judged = objective if self.averaged is None else self.make(self.model)
         validation = list(self.data.held_out("validation").values())[self.world.rank :: self.world.size]
         try:
             if progress.step % self.trainer.validate_every == 0 and progress.validated < progress.step:  # interrupted before the validation
-                self._validate(objective, validation, progress)
-            for batch in self._batches(progress):
-                stopped = self._step(objective, optimizer, parameters, batch, progress)
+                self._validate(judged, validation, progress)
+            for batches in self._batches(progress):
+                stopped = self._step(objective, optimizer, parameters, batches, progress)
                 done = progress.step == self.trainer.max_steps
                 if not stopped and (done or progress.step % self.trainer.validate_every == 0):
-                    self._validate(objective, validation, progress)
+                    self._validate(judged, validation, progress)
                 last = done or stopped or 0 < self.trainer.patience <= progress.stale
                 if self.world.first and (last or progress.step % self.trainer.checkpoint_every == 0):
-                    self.folder.save_checkpoint(self.networks, optimizer, progress, self.trainer.keep)
+                    self._save(optimizer, progress, self.trainer.keep)
                 if last:
                     break
         except torch.OutOfMemoryError as error:
@@ -169,43 +184,61 @@ class Training:
             ) from error
         return progress
 
+    @cached_property
+    def averaged(self) -> AveragedModel | None:
+        """The running mean of the networks' weights, if the trainer wants one."""
+        return average_of(self.networks, self.trainer.ema) if self.trainer.ema else None
+
+    @property
+    def model(self) -> Networks:
+        """The networks that are validated and saved."""
+        if self.averaged is None:
+            return self.networks
+        mean = self.averaged.module
+        assert isinstance(mean, Networks)
+        return mean
+
+    def _save(self, optimizer: torch.optim.Optimizer, progress: Progress, numbered: bool) -> None:
+        """Write a numbered model file if ``numbered``, the state and the last model."""
+        if numbered:
+            self.folder.save_model(f"step_{progress.step:07d}.safetensors", self.model, progress)
+        self.folder.save_state(self.networks, optimizer, progress, self.averaged)
+        self.folder.save_model(LAST, self.model, progress)
+
     def _restore(self, optimizer: torch.optim.Optimizer) -> Progress:
-        found = self.folder.restore(self.networks, optimizer) if self.resume else None
+        found = self.folder.restore(self.networks, optimizer, self.averaged) if self.resume else None
         if found is None:
             progress = Progress()
+            if self.moments is not None:
+                load_moments(self.moments, self.networks, optimizer)
             if self.world.first:
-                self.folder.save_state(self.networks, optimizer, progress)
+                self.folder.save_state(self.networks, optimizer, progress, self.averaged)
             return progress
         if self.world.first:
-            self.folder.save_checkpoint(self.networks, optimizer, found, False)
+            self._save(optimizer, found, False)
         log.info("going on from step %d", found.step)
         return found
 
-    def _batches(self, progress: Progress) -> Any:
-        """This process's part of the batch of each remaining step."""
-        b, w = self.trainer.batch, self.world
+    def _batches(self, progress: Progress) -> Iterator[tuple[Inputs, ...]]:
+        """This process's part of each remaining step: ``accumulate`` batches."""
+        b, a, w = self.trainer.batch, self.trainer.accumulate, self.world
         steps = range(progress.step, self.trainer.max_steps)
         if 0 < self.trainer.patience <= progress.stale:
             steps = range(0)
-        numbers = [[(step * w.size + w.rank) * b + i for i in range(b)] for step in steps]
-        return stream(self.data, numbers, self.trainer.workers) if numbers else ()
+        numbers = [[((step * w.size + w.rank) * a + k) * b + i for i in range(b)] for step in steps for k in range(a)]
+        batches = stream(self.data, numbers, self.trainer.workers) if numbers else iter(())
+        return zip(*[batches] * a, strict=True)
 
-    def _step(self, objective: Objective, optimizer: Any, parameters: list[nn.Parameter], batch: Inputs, progress: Progress) -> bool:
+    def _step(
+        self, objective: Objective, optimizer: Any, parameters: list[nn.Parameter], batches: Sequence[Inputs], progress: Progress
+    ) -> bool:
         """Take one step of the optimizer; whether the run was asked to stop."""
         t = self.trainer
-        draw = int(seeded_generator(self.seed, 5, progress.step, self.world.rank).integers(2**62))
-        torch.manual_seed(draw)
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
-            group["lr"] = t.rate(progress.step)
-        batch = to_device(both_ways(batch) if t.both_directions else batch, self.device)
-        outcome: Outcome | None = None
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16) if t.amp else nullcontext():
-                outcome = objective(batch, progress.step // t.epoch, draw, t.both_directions)
-            outcome.loss.backward()
-        except DivergenceError as error:
-            log.warning("step %d: %s", progress.step + 1, error)
+            group["lr"] = t.rate(progress.step, progress.begin)
+        there = [self._prepared(batch) for batch in batches]
+        outcome = self._backward(objective, there, progress)
         good = outcome is not None and bool(torch.isfinite(outcome.loss)) and _finite(parameters)
         norm = math.nan
         ranks, stopped = self.world.mean_gradients(parameters, good, stop.is_set())
@@ -214,6 +247,8 @@ class Training:
             norm = float(nn.utils.clip_grad_norm_(parameters, largest))
             progress.length += (min(norm, largest) - progress.length) * (GRADIENT_NORM_DECAY if progress.length else 1.0)
             optimizer.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.networks)
             progress.skipped_in_a_row = 0
         else:
             progress.skipped += 1
@@ -222,12 +257,38 @@ class Training:
                 raise DivergenceError(f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient: lower trainer.learning_rate")
         progress.step += 1
         if outcome is not None:
-            self.log.log_step(progress, t, outcome, norm, batch)
+            self.log.log_step(progress, t, outcome, norm, there[-1])
         return stopped
+
+    def _prepared(self, batch: Inputs) -> Inputs:
+        """The batch on the device, where it is doubled if both directions are trained on."""
+        there = to_device(batch, self.device)
+        return both_ways(there) if self.trainer.both_directions else there
+
+    def _backward(self, objective: Objective, batches: Sequence[Inputs], progress: Progress) -> Outcome | None:
+        """The mean gradients of a step's batches, added to the parameters; the last outcome, with the mean loss and terms.
+
+        None: a pair diverged.
+        """
+        t = self.trainer
+        draw = int(seeded_generator(self.seed, 5, progress.step, self.world.rank).integers(2**62))
+        outcomes = []
+        try:
+            for batch in batches:
+                torch.manual_seed(draw)
+                with torch.autocast(self.device.type, torch.bfloat16) if t.amp else nullcontext():
+                    outcome = objective(batch, progress.step // t.epoch, draw, t.both_directions)
+                (outcome.loss / len(batches)).backward()
+                outcomes.append(replace(outcome, loss=outcome.loss.detach()))
+        except DivergenceError as error:
+            log.warning("step %d: %s", progress.step + 1, error)
+            return None
+        loss = torch.stack([outcome.loss for outcome in outcomes]).mean()
+        return replace(outcomes[-1], loss=loss, terms=_mean_terms([outcome.terms for outcome in outcomes]))
 
     def _validate(self, objective: Objective, cases: list[Callable[[], Inputs]], progress: Progress) -> None:
         """Evaluate the held-out pairs, and save the model if it is the best so far. Without held-out pairs, the last model is the best."""
-        self.networks.eval()
+        self.model.eval()
         progress.validated = progress.step
         sums, counts = dict[str, float](), dict[str, int]()
         shown = None
@@ -238,7 +299,7 @@ class Training:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value
                 counts[name] = counts.get(name, 0) + 1
-        self.networks.train()
+        self.model.train()
         names = self.world.union(sums)
         numbers = self.world.total([*(sums.get(n, 0.0) for n in names), *(float(counts.get(n, 0)) for n in names), float(len(cases))])
         means = {n: x / k for n, x, k in zip(names, numbers, numbers[len(names) :], strict=False)}  # over the pairs that have the term
@@ -246,7 +307,7 @@ class Training:
         if progress.best is None or score > progress.best:
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
             if self.world.first:
-                self.folder.save_model(BEST, self.networks, progress)
+                self.folder.save_model(BEST, self.model, progress)
         else:
             progress.stale += 1
         self.log.log_validation(progress, means, shown)
@@ -254,6 +315,12 @@ class Training:
 
 def _finite(parameters: list[nn.Parameter]) -> bool:
     return all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in parameters)
+
+
+def _mean_terms(terms: Sequence[Terms]) -> Terms:
+    """The mean of each term over those that have it."""
+    found = {name: [t[name] for t in terms if name in t] for name in dict.fromkeys(name for t in terms for name in t)}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _score(means: Mapping[str, float]) -> float:
