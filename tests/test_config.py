@@ -15,7 +15,7 @@ from rdmm.dynamics import rdmm as dynamics
 from train.plan import plan_trainings
 
 CONF = share() / "conf"
-OF_TRAINING = {f"{p.parent.name}/{p.stem}" for g in ("data", "backbone") for p in (CONF / g).glob("*.yaml")}
+OF_TRAINING = {f"{p.parent.name}/{p.stem}" for g in ("data", "backbone", "logger") for p in (CONF / g).glob("*.yaml")}
 OF_TRAINING |= {f"experiment/{p.stem}" for p in (CONF / "experiment").glob("*_net.yaml")}
 FROM_A_LIST = {"similarity/sum"}  # compose makes it of a list of similarities
 OPTIONS = sorted({f"{p.parent.name}/{p.stem}" for p in CONF.glob("*/*.yaml")} - OF_TRAINING - FROM_A_LIST)
@@ -43,7 +43,7 @@ def test_every_option_of_training_builds(option):
     """Every network that a configuration describes is made, and its data set, before any file is asked for."""
     group, name = option.split("/")
     rest = ["data.source.root=somewhere"] if option in ("data/folder", "experiment/images_net") else []
-    overrides = [f"{group}={name}", *([] if group != "backbone" else ["shape=[32,32]", "data=shapes"]), *rest]
+    overrides = [f"{group}={name}", *([] if group not in ("backbone", "logger") else ["shape=[32,32]", "data=shapes"]), *rest]
     assert plan_trainings(compose(overrides, "train"), overrides)
     assert build(compose(overrides, "train")["data"], "data").held_out
 

@@ -27,6 +27,7 @@ from rdmm.spatial.transform import Dense, Identity, invert
 from train.batches import both_ways
 from train.checkpoint import BEST, LAST, STATE, RunFolder
 from train.log import Log, draw_pair
+from train.loggers import Run, TensorBoard
 from train.losses import AffineObjective, DeformationObjective, evaluate, inverse_consistency, soft_dice
 from train.parallel import World
 from train.trainer import Trainer, Training
@@ -51,7 +52,7 @@ def training(path, nets=None, make=objective, *, data=DATA, resume=False, world=
     settings = {"max_steps": 6, "batch": 1, "warmup": 2, "validate_every": 3, "checkpoint_every": 2, "log_every": 100, **more}
     path.mkdir(exist_ok=True)
     folder = RunFolder(path, {"steps": 2}, {"seed": 0})
-    quiet = Log(None, "test", settings["max_steps"])
+    quiet = Log("test", settings["max_steps"])
     nets = nets or networks()
     return Training(Trainer(**settings), data, nets, make, folder, world or World(), 0, torch.device("cpu"), resume, quiet)
 
@@ -197,9 +198,8 @@ def test_what_a_run_says_of_itself(tmp_path):
 
     nets = networks(weights=True)
     run = training(tmp_path, nets, max_steps=3, validate_every=3, log_every=1, picture_every=3)
-    run.log = Log(tmp_path, "rdmm", 3, problem(RDMM).dynamics)
-    with run.log.open():
-        run.run()
+    run.log = Log("rdmm", 3, Run(tmp_path, "rdmm"), [TensorBoard()], problem(RDMM).dynamics)
+    run.run()
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0})
     events.Reload()
     tags = events.Tags()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from networks.model import Networks, build_networks, load
 from rdmm.config.build import build
@@ -21,7 +23,8 @@ from rdmm.runtime.interrupt import stop
 from rdmm.types import MAX_SEED, ConfigError, Tensor, require_whole
 from train.checkpoint import BEST, LAST, STATE, Progress, RunFolder, flatten, stored_weights
 from train.folders import check_folder, move_aside
-from train.log import Log, require_tensorboard
+from train.log import Log
+from train.loggers import Run
 from train.losses import AffineObjective, DeformationObjective, Objective
 from train.parallel import World, local_device
 from train.trainer import Trainer, Training, resume_settings
@@ -158,7 +161,7 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
     names = [plan.name for plan in plans]
     check_folder(out, names, resume=config["resume"], overwrite=config["overwrite"])
     _check_starts(plans, out)
-    require_tensorboard()
+    build(config["logger"], "logger")  # a library that is missing is found before data are read
     data: TrainingData = build(config["data"], "data")
     log.info("%s", data.describe())
     ranks.total([0.0])  # all processes have checked everything: from here on the first one writes
@@ -204,11 +207,13 @@ def _train_networks(
     settings = flatten({"data": config["data"], "seed": config["seed"], "settings": dict(plan.settings), "loss": config["loss"]})
     folder = RunFolder(path, plan.settings, {**settings, **resume_settings(plan.trainer), "processes": ranks.size})
     dynamics = None if plan.name == AFFINE else build(config["dynamics"], "dynamics")
-    with Log(path if ranks.first else None, plan.name, plan.trainer.max_steps, dynamics).open() as logged:
-        make = partial(build_objective, plan)
-        moments = start if start is not None and start.suffix == STATE_SUFFIX and plan.name != AFFINE else None
-        training = Training(plan.trainer, data, networks, make, folder, ranks, config["seed"], device, config["resume"], logged, moments)
-        return training.run(), training.model
+    run = Run(path, plan.name, folder.identity, yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)) if ranks.first else None
+    loggers = list(build(config["logger"], "logger").values()) if ranks.first else []
+    logged = Log(plan.name, plan.trainer.max_steps, run, loggers, dynamics)
+    moments = start if start is not None and start.suffix == STATE_SUFFIX and plan.name != AFFINE else None
+    make = partial(build_objective, plan)
+    training = Training(plan.trainer, data, networks, make, folder, ranks, config["seed"], device, config["resume"], logged, moments)
+    return training.run(), training.model
 
 
 def _check_starts(plans: Sequence[TrainingPlan], out: Path) -> None:

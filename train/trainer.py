@@ -5,10 +5,10 @@ Step t depends only on the state before it and on (seed, t), so resuming from a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -163,10 +163,10 @@ class Training:
         progress = self._restore(optimizer)
         judged = objective if self.averaged is None else self.make(self.model)
         validation = list(self.data.held_out("validation").values())[self.world.rank :: self.world.size]
-        try:
+        with self.log.open(progress.step), _memory_errors(progress):
             if progress.step % self.trainer.validate_every == 0 and progress.validated < progress.step:  # interrupted before the validation
                 self._validate(judged, validation, progress)
-            for batches in self._batches(progress):
+            for batches in self.log.timed(self._batches(progress)):
                 stopped = self._step(objective, optimizer, parameters, batches, progress)
                 done = progress.step == self.trainer.max_steps
                 if not stopped and (done or progress.step % self.trainer.validate_every == 0):
@@ -176,12 +176,6 @@ class Training:
                     self._save(optimizer, progress, self.trainer.keep)
                 if last:
                     break
-        except torch.OutOfMemoryError as error:
-            peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-            raise ResourceError(
-                f"out of memory at step {progress.step + 1} (peak {peak:.1f} GiB): use a smaller trainer.batch or shape, "
-                "network.predictor.recompute=true, or network.predictor.reduction=4; resume=true goes on from the last checkpoint"
-            ) from error
         return progress
 
     @cached_property
@@ -276,7 +270,7 @@ class Training:
         try:
             for batch in batches:
                 torch.manual_seed(draw)
-                with torch.autocast(self.device.type, torch.bfloat16) if t.amp else nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16) if t.amp else contextlib.nullcontext():
                     outcome = objective(batch, progress.step // t.epoch, draw, t.both_directions)
                 (outcome.loss / len(batches)).backward()
                 outcomes.append(replace(outcome, loss=outcome.loss.detach()))
@@ -310,7 +304,19 @@ class Training:
                 self.folder.save_model(BEST, self.model, progress)
         else:
             progress.stale += 1
-        self.log.log_validation(progress, means, shown)
+        self.log.log_validation(progress, means, score, shown)
+
+
+@contextlib.contextmanager
+def _memory_errors(progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+        raise ResourceError(
+            f"out of memory at step {progress.step + 1} (peak {peak:.1f} GiB): use a smaller trainer.batch (with trainer.accumulate) "
+            "or shape, network.predictor.recompute=true, or network.predictor.reduction=4; resume=true goes on from the last checkpoint"
+        ) from error
 
 
 def _finite(parameters: list[nn.Parameter]) -> bool:

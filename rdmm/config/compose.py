@@ -286,13 +286,16 @@ def _require_option_names(group: str, value: str, name: str) -> None:
     if re.fullmatch(r"[\w ]+(,[\w ]+)+", value):
         raise ConfigError(explain_several(group, value, name))
     found = NO_OPTION_NAME.search(value)
-    names = re.fullmatch(r"\[(.*)\]", value) if group == "similarity" else None
+    names = re.fullmatch(r"\[(.+)\]", value) if group in LISTED else None
     is_list_or_number = any(re.match(r"[\[\d-]", name.strip()) for name in (names[1].split(",") if names else [value]))
     if found or value == "null" or is_list_or_number:
         wrong = f"an option is a name, without {found.group()!r}" if found else "no option" if value == "null" else "an option is a name"
         entries = "" if group == "experiment" else f"; entries of {group} are set by {group}.KEY=VALUE"
         raise ConfigError(f"{group}={brief(value)}: {wrong}; there are {', '.join(fitting_options(group, name))}{entries}")
 
+
+LISTED = ("similarity", "logger")
+"""Groups of which several options can be chosen: GROUP=[a,b]."""
 
 NO_OPTION_NAME = re.compile(r"[./\\{:]")
 """What the name of an option never holds, but a path or an entry does."""

@@ -68,6 +68,8 @@ def explain_several(group: str, values: str, program: str) -> str:
     """Why ``GROUP=a,b`` is refused."""
     if group == "similarity":
         return f"similarity={values}: for their sum write similarity=[{values}]"
+    if group == "logger":
+        return f"logger={values}: for several loggers write logger=[{values}]"
     return f"{group}={values}: {group} is one option, so write one of {', '.join(fitting_options(group, program))}"
 
 
