@@ -161,6 +161,11 @@ FAULTS = {
         86: ("network", "never used, at import or in a run"),
         99: ("malformed run.json, failures.json", "InputError that names the field; no page is replaced"),
         87: ("configuration from a file that names a class conf/ does not name", "ConfigError; nothing is called"),
+        150: (
+            "a class from outside rdmm that was not allowed, does not exist, or fails; a package to allow that is none",
+            "ConfigError that names it, and the option to give",
+        ),
+        151: ("a mistake in one value of a sweep; a job of a sweep that fails", "ConfigError before the first job; the others still run"),
     },
     "Any file, setting and command": {
         116: ("values that do not fit the type of a result", "the input's type is widened, with a warning; OutputError with --dtype"),

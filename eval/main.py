@@ -20,7 +20,7 @@ from eval.choice import leave_one_out
 from eval.study import Study, read_parts, table_rows
 from rdmm.config.build import build
 from rdmm.config.compose import compose
-from rdmm.config.program import run_program
+from rdmm.config.program import Ended, run_program
 from rdmm.io import write_atomically
 from rdmm.kernels.available import set_threads
 from rdmm.report.html import render_study
@@ -41,14 +41,12 @@ def main() -> None:
     run_program("eval", evaluate_and_show, check=compose)
 
 
-def evaluate_and_show(config: dict[str, Any], overrides: list[str], folder: Path) -> int:
-    """Run the study and log its table; the exit code."""
+def evaluate_and_show(config: dict[str, Any], overrides: list[str], folder: Path) -> Ended:
+    """Run the study and log its table."""
     path = evaluate(config, overrides, folder)
     log.info("\n%s\n%s", path.read_text(), path)
     states = [row["status"] for row in json.loads((folder / "table.json").read_text())["rows"]]
-    if "done" not in states:
-        return 3
-    return 0 if set(states) == {"done"} else 4
+    return Ended(3 if "done" not in states else 0 if set(states) == {"done"} else 4)
 
 
 def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> Path:

@@ -155,15 +155,15 @@ def _floats(value: Any) -> Iterator[float]:
             yield from _floats(item)
 
 
-_typed = False
-"""Whether options are typed on the command line, and not Python arguments."""
+_typed: frozenset[str] | None = frozenset()
+"""The options that are typed on the command line, and are no Python arguments; None: all."""
 
 
 @contextlib.contextmanager
-def options_are_typed() -> Iterator[None]:
-    """Inside the block, ``option`` words the options of the command line."""
+def options_are_typed(*names: str) -> Iterator[None]:
+    """Inside the block, ``option`` words the options of the command line: those of ``names``; without names, all."""
     global _typed
-    before, _typed = _typed, True
+    before, _typed = _typed, frozenset(names) or None
     try:
         yield
     finally:
@@ -179,7 +179,7 @@ def option(name: str, value: str | None = None) -> str:
         name: the Python argument. The option has dashes for its underscores, and none at its end (``from_``).
         value: None for a switch; "" to name the option alone; in capitals if it stands for the user's own value.
     """
-    if _typed:
+    if _typed is None or name in _typed:
         return f"--{name.rstrip('_').replace('_', '-')}{f' {value}' if value else ''}"
     if value is None:
         return f"{name}=True"

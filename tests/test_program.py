@@ -6,7 +6,7 @@ import pytest
 
 from rdmm.config.compose import compose, expand
 from rdmm.config.location import use_folders
-from rdmm.config.program import run_program
+from rdmm.config.program import Ended, run_program
 from rdmm.types import ConfigError
 
 
@@ -20,7 +20,7 @@ def program(monkeypatch, tmp_path, capsys):
 
         def record(config, overrides, folder):
             got.append((config, overrides, compose(overrides, name) if name == "train" else None))
-            return 0
+            return Ended()
 
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, f"hydra.run.dir={tmp_path}/run"])
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import compose
-from rdmm.config.program import run_program
+from rdmm.config.program import Ended, run_program
 from rdmm.io import Outputs, write_atomically
 from rdmm.runtime.interrupt import interruptible
 from train.parallel import local_device, world
@@ -30,8 +30,11 @@ def main() -> None:
     run_program("train", train_and_compare, check=compose)
 
 
-def train_and_compare(config: dict[str, Any], overrides: list[str], folder: Path) -> int:
-    """Train, then write the table; the exit code. After Ctrl-C or SIGTERM, the training's state is saved and there is no table."""
+def train_and_compare(config: dict[str, Any], overrides: list[str], folder: Path) -> Ended:
+    """Train, then write the table. After Ctrl-C or SIGTERM, the training's state is saved and there is no table.
+
+    The value is the score of the network that was trained last: mean Dice of the validation pairs, or minus their similarity.
+    """
     build_table({**config["table"], "data": {}})  # wrong settings are found before the training; its data sets are read at the end
     with (
         interruptible() as interruption,
@@ -43,10 +46,10 @@ def train_and_compare(config: dict[str, Any], overrides: list[str], folder: Path
             stack.enter_context(Outputs(os.path.join(out, "")).locked())
         models = train(config, overrides, out, ranks)
         if interruption:
-            return 128 + int(interruption["signal"])
+            return Ended(128 + int(interruption["signal"]))
         if ranks.first:
             _write_results(config, {name: model.path for name, model in models.items()}, out)
-    return 0
+    return Ended(value=[*models.values()][-1].score)
 
 
 def _write_results(config: Mapping[str, Any], models: Mapping[str, Path], out: Path) -> None:

@@ -9,7 +9,7 @@ import click
 
 from rdmm.cli.images import guide_option
 from rdmm.cli.numbers import JOBS, PERCENT, SEED, THREADS
-from rdmm.cli.terminal import common_options, print_result, report_option, set_log
+from rdmm.cli.terminal import allow_option, common_options, print_result, report_option, set_log
 from rdmm.data.given import AFFINE_STARTS, TRANSFORM_HELP, TRANSFORMS
 from rdmm.types import ConfigError
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Check the list, the settings and every pair, compute nothing. Exit code 2: some pairs would fail."
 )
+@allow_option
 @report_option
 @common_options
 def batch(

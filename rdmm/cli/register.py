@@ -10,6 +10,7 @@ import click
 from rdmm.cli.images import WithWeights, also_option, guide_option
 from rdmm.cli.numbers import PERCENT, SEED, THREADS, VOLUME
 from rdmm.cli.terminal import (
+    allow_option,
     common_options,
     is_debugging,
     optional_file_options,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rdmm.workflows.job import Job
 
 INPUT_OPTIONS = ("also", *(g.name for g in COMMAND_LINE_INPUTS), *READING_OPTIONS)
-JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "threads", "seed", "features", "max_folding", "report")
+JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "threads", "seed", "features", "max_folding", "report", "allow")
 
 
 @click.command(cls=WithWeights, no_args_is_help=True)
@@ -52,6 +53,7 @@ JOB_OPTIONS = ("transform", "guide_labels", "init", "weights", "device", "thread
 @click.option(
     "--dry-run", is_flag=True, help="Check everything, compute nothing; show the settings that differ from the defaults (--json: all)."
 )
+@allow_option
 @report_option
 @common_options
 def register(arguments: tuple[str, ...], fixed: str | None, moving: str | None, out: str, **options: Any) -> int:

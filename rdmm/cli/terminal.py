@@ -92,6 +92,12 @@ def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--no-report", "report", is_flag=True, flag_value=False, default=True, help=text)(command)
 
 
+def allow_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the repeatable option --allow."""
+    text = "Package outside rdmm whose classes settings, models and runs may name (docs/extending.md). Repeat it for several."
+    return click.option("--allow", multiple=True, metavar="PACKAGE", help=text)(command)
+
+
 def printing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command has."""
     for option in (

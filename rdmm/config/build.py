@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import functools
 import importlib
 import inspect
 import sys
@@ -15,23 +16,27 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from rdmm.config.explain import brief, default_value, option_override, options_of, options_with
 from rdmm.config.location import share
 from rdmm.config.node import typed_key
+from rdmm.config.plugins import LIBRARIES, OWN, hint, is_trusted
 from rdmm.config.renamed import RENAMED
 from rdmm.types import ConfigError, RdmmError, nearest
 
-ALLOWED = ("rdmm.", "networks.", "train.", "eval.", "torch.optim.", "monai.networks.nets.")
+ALLOWED = tuple(f"{package}." for package in (*OWN, *LIBRARIES))
+"""What the names of classes that the user types may begin with, beside trusted packages."""
 
 
 def build(node: Any, where: str = "") -> Any:
     """The object that a node describes: ``_target_`` is called with the other entries; nodes inside are built first.
 
-    Values are checked against the constructor's annotations, so a wrong type is found before any data are read.
+    Values are checked against the constructor's annotations, so a wrong type is found before any data are read. With ``_partial_: true``
+    the object is the class with these entries, to be called with the arguments that are left.
 
     Args:
         node: a node of a configuration (compose), or plain data.
         where: its key, for errors. An entry that is a reference goes by the key it refers to.
 
     Raises:
-        ConfigError: a target outside the allow-list, an unknown or missing argument, or a value of a wrong type.
+        ConfigError: a target of a package that is not trusted, an unknown or missing argument, or a value of a wrong type; or a class
+            from outside rdmm cannot be imported, or raises an error.
     """
     if isinstance(node, list):
         return [build(x, f"{where}[{i}]") for i, x in enumerate(node)]
@@ -39,19 +44,26 @@ def build(node: Any, where: str = "") -> Any:
         return node
     if "_target_" not in node:
         return {k: _build_entry(node, where, k) for k in node}
-    target = resolve(str(node["_target_"]), where)
-    keys = {k: typed_key(node, where, k) for k in node if k != "_target_"}
-    for name, key in keys.items():
-        if node[name] == "???":
+    name, is_partial = str(node["_target_"]), node.get("_partial_", False)
+    target = resolve(name, where)
+    keys = {k: typed_key(node, where, k) for k in node if k not in ("_target_", "_partial_")}
+    for argument, key in keys.items():
+        if node[argument] == "???":
             raise ConfigError(f"{key} is not set: give {key}=...")
-    arguments = {name: _build_entry(node, where, name) for name in keys}
-    _check_arguments(target, arguments, keys, where or str(node["_target_"]))
+    arguments = {argument: _build_entry(node, where, argument) for argument in keys}
+    _check_arguments(target, arguments, keys, where or name, is_partial)
+    if is_partial:
+        return functools.partial(target, **arguments)
     try:
         return target(**arguments)
     except RdmmError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    except Exception as error:
+        if _is_own(name):
+            raise
+        raise ConfigError(f"{where}: {name} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _build_entry(node: dict[str, Any], where: str, name: str) -> Any:
@@ -61,16 +73,21 @@ def _build_entry(node: dict[str, Any], where: str, name: str) -> Any:
     return build(value, typed_key(node, where, name))
 
 
-def _check_arguments(target: Any, arguments: Mapping[str, Any], keys: Mapping[str, str], where: str) -> None:
+def _check_arguments(target: Any, arguments: Mapping[str, Any], keys: Mapping[str, str], where: str, is_partial: bool) -> None:
     """Check names and types of a constructor's arguments.
 
     Args:
         keys: the key to type for each argument.
+        is_partial: some arguments are given later.
     """
+    if not callable(target):
+        raise ConfigError(f"{where}: {target!r} is no class and no function")
     parameters = inspect.signature(target).parameters
-    # the class of a dataclass: its __init__ has the names of its own module only, not those of the fields that it inherits
-    hints = get_type_hints(target if inspect.isfunction(target) or dataclasses.is_dataclass(target) else target.__init__)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _type_hints(target)
     for name, value in arguments.items():
+        if name not in parameters and takes_any:
+            continue
         if name not in parameters:
             raise ConfigError(f"{where}: unknown key {name!r}{_needed_option(where, name) or nearest(name, parameters)}")
         if name in hints and not _fits(value, hints[name]):
@@ -78,8 +95,21 @@ def _check_arguments(target: Any, arguments: Mapping[str, Any], keys: Mapping[st
             got = "null" if value is None else brief(repr(value))
             raise ConfigError(f"{keys[name]} must be {wanted}; got {got}{_option_hint(keys[name], value)}")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in arguments:
+        is_needed = parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_needed and name not in arguments and not is_partial:
             raise ConfigError(f"{where}: {name!r} is missing: give {where}.{name}=...")
+
+
+def _type_hints(target: Any) -> dict[str, Any]:
+    """The annotations of a constructor's arguments; none, where a class from outside rdmm has some that cannot be looked up."""
+    # the class of a dataclass: its __init__ has the names of its own module only, not those of the fields that it inherits
+    function = target if inspect.isfunction(target) or dataclasses.is_dataclass(target) else target.__init__
+    try:
+        return get_type_hints(function)
+    except Exception:
+        if _is_own(f"{target.__module__}."):
+            raise
+        return {}
 
 
 def _needed_option(group: str, name: str) -> str:
@@ -104,11 +134,12 @@ def resolve(name: str, where: str) -> Any:
     """The class or function that ``_target_`` names; earlier names lead to today's (renamed.py).
 
     Raises:
-        ConfigError: the name is outside the allow-list, or nothing has it.
+        ConfigError: its package is not trusted, or cannot be imported, or nothing has the name.
     """
     name = RENAMED.get(name, name)
-    if not name.startswith(ALLOWED):
-        raise ConfigError(f"{where}: _target_ {name!r} is not allowed; it must begin with {', '.join(ALLOWED)}")
+    if not (name.startswith(ALLOWED) or is_trusted(name)):
+        cure = hint(name) or f"; it must begin with {', '.join(ALLOWED)}"
+        raise ConfigError(f"{where}: _target_ {name!r} is not allowed{cure}")
     root = str(share())  # an installed wheel keeps networks/ there
     if root not in sys.path:
         sys.path.insert(0, root)
@@ -117,11 +148,20 @@ def resolve(name: str, where: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{where}: there is no {name} ({error})") from error
+    except Exception as error:
+        if _is_own(name):
+            raise
+        raise ConfigError(f"{where}: {module} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _is_own(name: str) -> bool:
+    """Whether a class, by its dotted name, is one of rdmm's."""
+    return name.partition(".")[0] in OWN
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value fits an annotation: numbers are finite, null fits only where it is named."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, a) for a in arguments)
     if origin is Literal:
@@ -132,13 +172,15 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
-    if origin in (collections.abc.Sequence, list):
-        return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
+    if origin is tuple and arguments and ... not in arguments:
+        return isinstance(value, list | tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin in (collections.abc.Sequence, list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(v, a) for a in arguments[:1] for v in value)
     if origin in (collections.abc.Mapping, dict):
-        return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
+        return isinstance(value, dict) and all(_fits(v, a) for a in arguments[1:] for v in value.values())
     if isinstance(hint, typing.TypeVar) or hint is Any:
         return True
-    return _is_of_kind(value, origin or hint)
+    return _is_of_kind(value, origin)
 
 
 def _is_of_kind(value: Any, kind: Any) -> bool:

@@ -18,6 +18,7 @@ OWN_OPTIONS = {"affine.init": "init"}
 ARGUMENTS = (
     *("fixed", "moving", "out", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "fixed_keypoints", "moving_keypoints"),
     *("landmarks", "initial", "nan", "volume", "strict", "features", "max_folding", "device", "threads", "seed", "transform", "overwrite"),
+    "allow",
 )
 """Arguments of a registration that are no settings."""
 

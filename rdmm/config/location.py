@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rdmm.config.plugins import plugin_folders
 from rdmm.types import ConfigError, option
 
 
@@ -24,13 +25,13 @@ def use_folders(folders: Sequence[Path]) -> None:
 
 
 def further_folders() -> list[Path]:
-    """The folders of ``use_folders``."""
-    return list(_further)
+    """The folders of ``use_folders``, and those of trusted packages."""
+    return list(dict.fromkeys(path.resolve() for path in [*_further, *plugin_folders()]))
 
 
 def config_folders() -> list[Path]:
-    """conf/, and the folders of ``use_folders``."""
-    return [share() / "conf", *_further]
+    """conf/, the folders of ``use_folders``, and those of trusted packages."""
+    return [share() / "conf", *further_folders()]
 
 
 def bundled_model() -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rdmm.config.location import share
+from rdmm.config.plugins import hint, is_trusted
 from rdmm.config.renamed import current
 from rdmm.types import ConfigError
 
@@ -19,7 +20,8 @@ HARMLESS_REFERENCE = re.compile(r"\$\{(?:\.*\w[\w.]*|(?:hydra|now):[^${}]*)\}")
 
 
 def require_trusted(settings: Any, where: str, *, composed: bool = False) -> Any:
-    """Check settings from a file: they may name the classes that conf/ names, and hold no references.
+    """Check settings from a file: they may name the classes that conf/ names, and those of packages that the user trusts (plugins.py);
+    they hold no references.
 
     Whoever builds or composes what a file holds asks here first: model files, run.json, folders of configurations.
 
@@ -46,8 +48,10 @@ def require_trusted(settings: Any, where: str, *, composed: bool = False) -> Any
 def _check(node: Any, where: str, composed: bool) -> None:
     if isinstance(node, dict):
         target = node.get("_target_")
-        if "_target_" in node and not (isinstance(target, str) and target in conf_targets()):
-            raise ConfigError(f"{where}: _target_ {target!r} is not allowed: no file of conf/ names it (docs/extending.md)")
+        if "_target_" in node and not (isinstance(target, str) and (target in conf_targets() or is_trusted(target))):
+            raise ConfigError(
+                f"{where}: _target_ {target!r} is not allowed: no file of conf/ names it{hint(str(target))} (docs/extending.md)"
+            )
         for key, value in node.items():
             if key != "_target_":
                 _check(key, where, composed)
@@ -63,6 +67,13 @@ def _check(node: Any, where: str, composed: bool) -> None:
             raise ConfigError(f"{where}: the text {node!r} names a class; only an entry _target_ may, with a class that conf/ names")
         if composed and "hydra" in left:
             raise ConfigError(f"{where}: {node!r} sets Hydra itself; do that on the command line, e.g. hydra.run.dir=FOLDER")
+
+
+def foreign_targets(settings: Any) -> list[str]:
+    """The classes that settings name and conf/ does not, sorted."""
+    nodes = list(settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ())
+    own = [str(settings["_target_"])] if isinstance(settings, dict) and "_target_" in settings else []
+    return sorted({*(t for t in own if t not in conf_targets()), *(t for node in nodes for t in foreign_targets(node))})
 
 
 @lru_cache

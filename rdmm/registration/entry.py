@@ -15,6 +15,7 @@ import torch
 from rdmm.config.build import build
 from rdmm.config.compose import compose
 from rdmm.config.node import without_origins
+from rdmm.config.plugins import allowing
 from rdmm.data.given import AFFINE_STARTS
 from rdmm.data.inputs import Inputs, ShapeInputs, read_inputs, read_shapes
 from rdmm.data.intensity import Normalize
@@ -179,7 +180,7 @@ def _similarities(similarity: Similarity | None, pair: Pair, transform: Transfor
 
 
 def _compose_arguments(
-    name: str, overrides: Any, keys: Mapping[str, Any], *, device: Any, threads: Any, seed: Any, **options: Any
+    name: str, overrides: Any, keys: Mapping[str, Any], *, device: Any, threads: Any, seed: Any, allow: Any, **options: Any
 ) -> Settings:
     """The settings that the arguments of ``register`` and ``register_shapes`` describe; all of them are checked before data are read."""
     set_threads(threads)
@@ -192,8 +193,11 @@ def _compose_arguments(
         raise ConfigError(f"init must be one of {', '.join(AFFINE_STARTS)}; got {init!r}")
     if not isinstance(guide_labels, bool):
         raise ConfigError(f"guide_labels must be True or False; got {guide_labels!r}")
+    if not isinstance(allow, str | Sequence):
+        raise ConfigError(f'allow must be the name of a package or a list of names, e.g. ["my_package"]; got {allow!r}')
     typed = [*overrides, *to_overrides(keys)]
-    return compose_settings([*typed, *option_overrides(typed, **options, for_shapes=name == "shapes")], name)
+    with allowing(allow):
+        return compose_settings([*typed, *option_overrides(typed, **options, for_shapes=name == "shapes")], name)
 
 
 @contextlib.contextmanager
@@ -238,6 +242,7 @@ def register(
     volume: int | None = None,
     strict: bool = False,
     verbose: bool | None = None,
+    allow: str | Sequence[str] = (),
     **keys: Any,
 ) -> Registration:
     """Register ``moving`` to ``fixed``.
@@ -261,6 +266,7 @@ def register(
             transform of world millimeters, or a list of these.
         verbose: show the progress on stderr. None: as a bar in notebooks and interactive sessions, not in scripts; True: always, as
             lines where a bar cannot be drawn; False: never. Warnings go to the logger "rdmm" of Python's logging.
+        allow: packages outside rdmm whose classes the settings, and a model, may name.
         others: like the options of ``rdmm register``.
 
     Raises:
@@ -277,6 +283,7 @@ def register(
         transform=transform,
         init=init,
         guide_labels=guide_labels,
+        allow=allow,
     )
     if nan not in get_args(NanPolicy):
         raise ConfigError(f"nan must be one of {', '.join(get_args(NanPolicy))}; got {nan!r}")
@@ -322,6 +329,7 @@ def register_shapes(
     threads: int | None = None,
     seed: int = 0,
     verbose: bool | None = None,
+    allow: str | Sequence[str] = (),
     **keys: Any,
 ) -> ShapeRegistration:
     """Register the shape ``moving`` to the shape ``fixed``.
@@ -332,11 +340,11 @@ def register_shapes(
         transform: translation, rigid, similarity or affine (a matrix alone), or lddmm (also a deformation, the default).
         landmarks: CSV, or two arrays, as for images. They measure the error; with landmark_weight > 0 they also guide the registration.
         features: name of the files' point data that similarity__cost="features" compares.
-        verbose: as for ``rdmm.register``.
+        verbose, allow: as for ``rdmm.register``.
 
     Raises:
         RdmmError: settings or inputs cannot be used; its subclasses in rdmm.types say which.
     """
-    settings = _compose_arguments("shapes", overrides, keys, device=device, threads=threads, seed=seed, transform=transform)
+    settings = _compose_arguments("shapes", overrides, keys, device=device, threads=threads, seed=seed, transform=transform, allow=allow)
     with shown_progress(verbose):
         return run(read_shapes(fixed, moving, landmarks, features), settings, device=device, seed=seed)

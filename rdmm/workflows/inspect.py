@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 
 from rdmm import io, metrics
+from rdmm.config.build import resolve
+from rdmm.config.plugins import hint, is_trusted
+from rdmm.config.renamed import current
+from rdmm.config.trust import foreign_targets
 from rdmm.io.files import require_file
 from rdmm.io.formats.choice import ENDINGS, is_image_name, read_raw
 from rdmm.io.formats.header import axis_codes
@@ -232,8 +236,21 @@ def _model_facts(path: Path) -> dict[str, Any]:
         "shape": "x".join(map(str, shape)) if isinstance(shape, list) else "",
         "steps": model.settings.get("steps", 1),
         "parameters": sum(x.numel() for x in model.tensors.values()),
+        **_needed_classes(model.settings),
         **dict(model.facts),
     }
+
+
+def _needed_classes(settings: Any) -> dict[str, Any]:
+    """The classes from outside rdmm that a model needs, if any. Those of trusted packages are looked up.
+
+    Raises:
+        ConfigError: a trusted package has no such class.
+    """
+    needed = foreign_targets(current(settings))
+    for name in filter(is_trusted, needed):
+        resolve(name, "the model")
+    return {"needs": [name if is_trusted(name) else f"{name}{hint(name)}" for name in needed]} if needed else {}
 
 
 def _geometry(grid: Grid) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmm.config.compose import changed_settings, quoted
+from rdmm.config.plugins import allowing
 from rdmm.data.given import OPTIONAL_INPUTS, PAIR_FILES, Also, file_of, files_of, values_of
 from rdmm.data.inputs import Inputs, ShapeInputs, check_memory, estimate_memory, read_inputs, read_shapes
 from rdmm.io import Outputs, is_mesh, sha256
@@ -56,6 +57,7 @@ class Job:
         features: name of the point data of two shapes that similarity.cost=features compares; None: none.
         max_folding: largest percentage of folded cells that is accepted; None: any.
         report: whether report.html and its pictures are made.
+        allow: packages outside rdmm whose classes the settings, and the model, may name.
         config: the composed settings, where they are known: all pairs of a batch share them.
     """
 
@@ -74,6 +76,7 @@ class Job:
     features: str | None = None
     max_folding: float | None = None
     report: bool = True
+    allow: Sequence[str] = ()
     config: Mapping[str, Any] | None = None
 
     @property
@@ -98,6 +101,7 @@ class Job:
             "weights": self.weights,
             "features": self.features,
             "max_folding": self.max_folding,
+            "allow": self.allow,
         }
         options |= {"device": self.device if self.device != "cpu" else None, "seed": self.seed or None}
         words = ["rdmm", "register", self.fixed, self.moving]
@@ -111,10 +115,12 @@ class Job:
         """Compose and build the settings. Call this before any data is read.
 
         Raises:
-            ConfigError: an unknown key, a value that cannot be used, or a device that does not exist.
+            ConfigError: an unknown key, a value that cannot be used, a package to allow or a device that does not exist.
         """
-        if self.config is not None:
-            return build_settings(self.config)
+        with allowing(self.allow):
+            return self._compose() if self.config is None else build_settings(self.config)
+
+    def _compose(self) -> Settings:
         more = [] if self.weights is None else [f"weights={quoted(self.weights)}"]
         options = {"init": self.init, "transform": self.transform, "guide_labels": self.guide_labels}
         more += option_overrides([*self.overrides, *more], **options, for_shapes=self.for_shapes)  # type: ignore[arg-type]
