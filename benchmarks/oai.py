@@ -9,6 +9,7 @@ RDMM_DATA is the folder of the data (default ../shared/data). Everything is writ
 - peers: SyN (antspyx) and greedy (picsl_greedy), each at the strengths of ``PEERS``. A tool that is not installed is left out.
 - slices/chosen/table.md and knees/chosen/table.md: every result, measured by ``python eval.py experiment=oai``. The strength of each
   optimization's regularizer is the one with the best Dice on all other pairs. The volumes are too few to train on.
+- sigma.csv: sigma(x) in bones and in cartilage, of RDMM's networks on the slices and of optimized pre-weights on the volumes.
 
 All runs use one thread. Seconds are wall time, without reading files.
 """
@@ -32,9 +33,12 @@ import numpy as np
 import torch
 
 from rdmm import convert
+from rdmm.data.inputs import Inputs
 from rdmm.data.studies.knees import subsample_labels
+from rdmm.data.studies.pair_table import PairTable
 from rdmm.data.synthetic.label_images import tissue_image
 from rdmm.io import read_labels, write_image
+from rdmm.registration.entry import Settings, compose_settings, run
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 
@@ -46,6 +50,8 @@ CARTILAGE, BONE, OTHER = 0.85, 0.25, 0.5
 SLICE_TABLE = (OTHER, CARTILAGE, CARTILAGE, BONE)
 KNEE_TABLE = (OTHER, BONE, CARTILAGE, BONE, CARTILAGE, BONE, CARTILAGE, BONE, BONE, BONE)
 """Intensities of the background and of each label: bones are alike, and so are cartilages."""
+
+OPTIMIZED = ["dynamics=rdmm", "penalty=omt", "penalty.omt=0.3"]
 
 ROWS = slice(128, 288)
 """The part of a slice that is kept, along its second axis: the joint, and 20 mm above and below it."""
@@ -217,23 +223,25 @@ def present() -> dict[str, Peer]:
     return {name: peer for name, peer in PEERS.items() if find_spec(peer.package)}
 
 
-def peer_calls(out: Path, pairs: Pairs) -> list[list[str]]:
-    """The commands by which this program runs the other tools: one for each tool, strength and pair that has not run yet."""
-    wanted = [(n, s, pair) for pair in pairs for n, p in present().items() for s in p.strengths]
-    return [
-        [sys.executable, __file__, str(out), "--peer", n, s, pair, *map(str, pairs[pair])]
-        for n, s, pair in wanted
-        if not (out / f"peers/{n}_{s}/{pair}/seconds.txt").exists()
-    ]
+def peer_calls(out: Path, parts: Sequence[str]) -> list[list[str]]:
+    """The commands by which this program runs the other tools: one for each tool, strength and part of the data."""
+    ready = [(name, strength) for name, peer in present().items() for strength in peer.strengths]
+    return [[sys.executable, __file__, str(out), "--peer", *how, part] for part in parts for how in ready]
 
 
-def run_peer(out: Path, name: str, strength: str, pair: str, fixed: Path, moving: Path) -> None:
-    """One tool on one pair: its map, and its wall time."""
-    folder = out / f"peers/{name}_{strength}/{pair}"
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    PEERS[name].run(fixed, moving, PEERS[name].strengths[strength], read_labels(labels_of(fixed)).grid.ndim, folder)
-    (folder / "seconds.txt").write_text(f"{time.perf_counter() - start:.3f}\n")
+def run_peer(out: Path, name: str, strength: str, part: str) -> None:
+    """One tool on the pairs of a part: maps, and wall times. What is there is not made again."""
+    with open(out / f"data/{part}.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        folder = out / f"peers/{name}_{strength}/{row['id']}"
+        if (folder / "seconds.txt").exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        ndim = read_labels(row["fixed_labels"]).grid.ndim
+        start = time.perf_counter()
+        PEERS[name].run(Path(row["fixed"]), Path(row["moving"]), PEERS[name].strengths[strength], ndim, folder)
+        (folder / "seconds.txt").write_text(f"{time.perf_counter() - start:.3f}\n")
 
 
 def run_all(calls: Sequence[Sequence[str]], jobs: int) -> None:
@@ -273,26 +281,48 @@ def measure(out: Path, data: str, part: str, nets: Path | None, more: Sequence[s
     return [sys.executable, "eval.py", "experiment=oai", *keys, *own, *families, *more]
 
 
+def sigma_of_tissues(settings: Settings, inputs: Inputs) -> dict[str, float]:
+    """The mean of sigma(x) at t = 1 in bones, in cartilage and in all else, mm."""
+    assert inputs.fixed_labels is not None
+    sigmas = run(inputs, settings).sigmas()
+    assert sigmas is not None
+    tissues = with_bones(inputs.fixed_labels) if inputs.fixed_labels.grid.ndim == 2 else inputs.fixed_labels
+    table = SLICE_TABLE if tissues.grid.ndim == 2 else KNEE_TABLE
+    kind = torch.tensor(table)[tissues.data.long()]
+    return {name: float(sigmas[1][kind == value].mean()) for name, value in (("bone", BONE), ("cartilage", CARTILAGE), ("other", OTHER))}
+
+
+def write_sigmas(out: Path, parts: Mapping[str, Pairs], nets: Mapping[str, Path]) -> None:
+    """``sigma.csv``: sigma(x) by tissue, of RDMM's networks on the slices and of optimized pre-weights on the volumes."""
+    rows = []
+    for part in parts:
+        own = [f"weights={nets[part]}/rdmm/best.safetensors"] if part in nets else OPTIMIZED
+        settings = compose_settings(["experiment=oai", *own])
+        for pair, read in PairTable(str(out / f"data/{part}.csv")).cases().items():
+            rows.append({"part": part, "pair": pair, **sigma_of_tissues(settings, read())})
+            write_csv(out / "sigma.csv", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="how many programs run at a time, each with one thread")
-    parser.add_argument("--peer", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     out = args.out.resolve()
     if args.peer:
-        name, strength, pair, fixed, moving = args.peer
-        run_peer(out, name, strength, pair, Path(fixed), Path(moving))
+        run_peer(out, *args.peer)
         return
     parts = {f"slices{k}": pairs for k, pairs in enumerate(write_folds(out, write_slices(out)))} | {"knees": write_knees(out)}
     nets = {f"slices{k}": out / f"nets/{k}" for k in range(FOLDS)}
     for part, pairs in parts.items():
         write_pairs(out / f"data/{part}.csv", pairs)
     run_all([training(out, k) for k in range(FOLDS) if not (out / f"nets/{k}/table.md").exists()], args.jobs)
-    run_all([call for pairs in parts.values() for call in peer_calls(out, pairs)], args.jobs)
+    run_all(peer_calls(out, list(parts)), args.jobs)
     run_all([measure(out, part.rstrip("012"), part, nets.get(part)) for part in parts if not (out / part / "table.md").exists()], args.jobs)
     whole = f"study.parts=[{','.join(str(out / part) for part in nets)}]"
     run_all([[*measure(out, "slices", "slices0", nets["slices0"], [whole]), f"hydra.run.dir={out}/slices"]], args.jobs)
+    write_sigmas(out, parts, nets)
 
 
 if __name__ == "__main__":
