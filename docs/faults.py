@@ -148,7 +148,10 @@ FAULTS = {
         78: ("links out of the data, missing columns, wrong JSON, BOM, CRLF", "ConfigError with the line; BOM and CRLF work"),
         97: ("a second training in a folder", "refused, or the earlier models, state and log are moved aside; never deleted"),
         98: ("a cluster's time limits and lost jobs", "the best result so far; every pair has a status; never waited for without end"),
-        111: ("one image in two splits, a name with two subjects", "ConfigError with both files, or both readings"),
+        111: (
+            "one image in two splits, a name with two subjects, two images of one name",
+            "ConfigError with both files, or both readings; in a list of pairs, names get their folders",
+        ),
     },
     "Security": {
         79: ("pickled checkpoint", "refused, not opened"),

@@ -205,6 +205,7 @@ def _train_networks(
     config, path, start = plan.config, out / plan.name, _start_of(plan, out)
     path.mkdir(parents=True, exist_ok=True)
     settings = flatten({"data": config["data"], "seed": config["seed"], "settings": dict(plan.settings), "loss": config["loss"]})
+    settings = {key: value for key, value in settings.items() if key.rpartition(".")[2] != "cache"}  # it does not change the weights
     folder = RunFolder(path, plan.settings, {**settings, **resume_settings(plan.trainer), "processes": ranks.size})
     dynamics = None if plan.name == AFFINE else build(config["dynamics"], "dynamics")
     run = Run(path, plan.name, folder.identity, yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)) if ranks.first else None

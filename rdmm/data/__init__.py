@@ -17,6 +17,7 @@ __all__, __getattr__ = lazy_names(
         "synthetic.scenes": ["SyntheticShapes"],
         "synthetic.strain": ["StrainScenes"],
         "training.augment": ["Augment"],
+        "training.mixture": ["Mixture"],
         "training.pairs": ["ContrastPairs", "ImagePairs", "StrainPairs", "SyntheticPairs"],
         "training.sources": ["FolderSource"],
         "training.tables": ["PairSource", "TableSource"],

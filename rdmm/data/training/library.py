@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from rdmm.data.synthetic.label_images import intensities_of
 from rdmm.data.training.sources import Item
+from rdmm.data.training.store import Store, content_of
 from rdmm.data.training.survey import read_item
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
@@ -92,7 +94,7 @@ def _center_of_mass(image: Image) -> np.ndarray:
 
 @dataclass(eq=False)
 class ImageCache:
-    """Reads items onto the common grid and keeps them in memory, so each file is read once.
+    """Reads items onto the common grid and keeps them, in memory or in a folder, so each file is read once.
 
     Args:
         items: the items from which the common grid is chosen.
@@ -100,6 +102,8 @@ class ImageCache:
         prepare: applied to each image, with its file's name; normalizes the intensities.
         skip_bad: leave out files that cannot be read and log a warning, instead of raising InputError.
         unreadable: error messages of the items left out so far, by the item's name.
+        contents: checksums of the items' files (survey), by name; for ``folder``.
+        folder: where prepared images are kept (Store); None: in memory.
     """
 
     items: Sequence[Item]
@@ -107,6 +111,8 @@ class ImageCache:
     prepare: Callable[[Image, str], Image]
     skip_bad: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None
     _read: dict[str, LabeledImage] = field(default_factory=dict)
 
     @cached_property
@@ -114,7 +120,7 @@ class ImageCache:
         """The common grid. It is set by the first item that can be read."""
         for item in (i for i in self.items if i.name not in self.unreadable):
             try:
-                return self.common.grid(self._read_files(item)[0])
+                return self.common.grid(_with_image(*read_item(item))[0])
             except InputError as error:
                 self._leave_out(item, error)
         raise InputError(f"none of the {len(self.items)} images can be read; the first: {next(iter(self.unreadable.values()))}")
@@ -123,16 +129,35 @@ class ImageCache:
         """Image and labels of an item on the common grid; None if it is left out."""
         if item.name in self.unreadable:
             return None
-        if item.name not in self._read:
-            grid = self.grid
-            try:
-                image, labels = self._read_files(item)
-                moved, moved_labels = self.common.resample(grid, image, labels)
-                self._read[item.name] = (self.prepare(moved, str(item.image or item.labels)), moved_labels)
-            except InputError as error:
-                self._leave_out(item, error)
-                return None
+        if item.name in self._read:
+            return self._read[item.name]
+        try:
+            if self.folder is not None:
+                return self._stored(item)
+            self._read[item.name] = self._prepare(item, *read_item(item))
+        except InputError as error:
+            self._leave_out(item, error)
+            return None
         return self._read[item.name]
+
+    @cached_property
+    def _store(self) -> Store:
+        assert self.folder is not None
+        return Store(Path(self.folder), self.grid, f"{self.common} {self.prepare}")
+
+    def _stored(self, item: Item) -> LabeledImage:
+        """An item from the folder of prepared images; it is put there first if need be."""
+        found = self._store.read(self.contents[item.name])
+        if found is None:
+            files = read_item(item)
+            found = self._prepare(item, *files)
+            self._store.write(content_of(files), *found)  # not the survey's checksum: the file may have changed since
+        return found
+
+    def _prepare(self, item: Item, image: Image | None, labels: Image | None) -> LabeledImage:
+        """The image and the labels of an item's files on the common grid, with normalized intensities."""
+        moved, moved_labels = self.common.resample(self.grid, *_with_image(image, labels))
+        return self.prepare(moved, str(item.image or item.labels)), moved_labels
 
     def _leave_out(self, item: Item, error: InputError) -> None:
         if not self.skip_bad:
@@ -141,14 +166,13 @@ class ImageCache:
             self.unreadable[item.name] = str(error)
             log.warning("file left out (%d so far): %s", len(self.unreadable), error)
 
-    @staticmethod
-    def _read_files(item: Item) -> LabeledImage:
-        """Read an item's files. Without an image, one is made from the labels."""
-        image, labels = read_item(item)
-        if image is None:
-            assert labels is not None
-            return intensities_of(labels), labels
-        return image, labels
+
+def _with_image(image: Image | None, labels: Image | None) -> LabeledImage:
+    """An image and its labels. Without an image, one is made from the labels."""
+    if image is None:
+        assert labels is not None
+        return intensities_of(labels), labels
+    return image, labels
 
 
 def stack(images: Sequence[Image]) -> Image:

@@ -19,13 +19,14 @@ from rdmm.data.synthetic.strain import LEAST_SIZE, strain_scene
 from rdmm.data.training.augment import Augment
 from rdmm.data.training.library import CenterMode, CommonGrid, ImageCache, LabeledImage
 from rdmm.data.training.sources import Item, Items, by_subject
-from rdmm.data.training.splits import ItemPair, PairSampler, seeded_generator, split
+from rdmm.data.training.splits import ItemPair, PairSampler, seeded_generator, split, split_beside
+from rdmm.data.training.store import make_folder
 from rdmm.data.training.survey import survey
 from rdmm.data.training.tables import PairSource
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
-from rdmm.types import ConfigError, InputError
+from rdmm.types import ConfigError, InputError, nearest
 
 Part = Literal["validation", "test"]
 
@@ -73,12 +74,14 @@ class ImagePairs:
     Args:
         source: the images, or a list of pairs (for sampling=listed).
         shape, spacing, centre: the common grid (see CommonGrid).
-        sampling: which pairs are used: all, within, between, longitudinal (see PairSampler), or listed.
+        sampling: which pairs are used: all, within, between, longitudinal (see PairSampler), listed, or atlas.
+        atlas: for sampling=atlas, the name of the image that is the fixed one of every pair. Its subject is not held out.
         shares: fractions of the subjects for training, validation and test.
         seed: random seed of the split, of the pairs and of the augmentation.
         limit: number of held-out pairs per part, spread evenly over all.
         augment: augmentation of training images; None: none.
         labels: labels to compute Dice of; None: all.
+        cache: a folder of prepared images for all processes and later runs (Store); None: each process keeps its own in memory.
         skip_bad: leave out files that cannot be read and log a warning.
         intensity: normalizes the intensities.
     """
@@ -87,12 +90,14 @@ class ImagePairs:
     shape: Sequence[int]
     spacing: Sequence[float] | None = None
     centre: CenterMode = "world"
-    sampling: Literal["all", "within", "between", "longitudinal", "listed"] = "all"
+    sampling: Literal["all", "within", "between", "longitudinal", "listed", "atlas"] = "all"
+    atlas: str | None = None
     shares: Sequence[float] = (0.8, 0.1, 0.1)
     seed: int = 0
     limit: int = 20
     augment: Augment | None = None
     labels: Sequence[int] | None = None
+    cache: str | None = None
     skip_bad: bool = False
     intensity: Normalize = field(default_factory=Normalize)
 
@@ -101,18 +106,40 @@ class ImagePairs:
             raise ConfigError(f"data.limit must be at least 1; got {self.limit}")
         if self.sampling == "listed" and not isinstance(self.source, PairSource):
             raise ConfigError("data.sampling=listed needs a list of pairs: data/source=pairs")
+        if (self.sampling == "atlas") != (self.atlas is not None):
+            raise ConfigError("data.sampling=atlas and data.atlas=NAME, the name of an image, go together: give both or none")
+
+    @cached_property
+    def _items(self) -> list[Item]:
+        return self.source.items()
 
     @cached_property
     def parts(self) -> dict[str, list[Item]]:
         """The images of train, validation and test."""
-        return split(self.source.items(), self.shares, self.seed)
+        if self.atlas is None:
+            return split(self._items, self.shares, self.seed)
+        return split_beside(self._items, self._atlas, self.shares, self.seed)
+
+    @cached_property
+    def _atlas(self) -> Item:
+        """The image that is in every pair."""
+        assert self.atlas is not None
+        names = [i.name for i in self._items]
+        if self.atlas not in names:
+            known = f"{', '.join(names[:SHOWN_SUBJECTS])}{', ...' if len(names) > SHOWN_SUBJECTS else ''}"
+            raise ConfigError(f"data.atlas={self.atlas}: no image has this name{nearest(self.atlas, names)}; there are {known}")
+        return self._items[names.index(self.atlas)]
 
     @cached_property
     def _cache(self) -> ImageCache:
         common = CommonGrid(self.shape, self.spacing, self.centre)
         items = sorted((i for part in self.parts.values() for i in part), key=lambda i: i.name)
-        unreadable = survey(items, len(self.shape), self.skip_bad)
-        return ImageCache(self.parts["train"], common, self.intensity, self.skip_bad, unreadable)
+        unreadable, contents = survey(items, len(self.shape), self.skip_bad)
+        if self.atlas in unreadable:
+            raise InputError(f"{unreadable[self.atlas]} (it is the atlas, which cannot be left out)")
+        if self.cache is not None:
+            make_folder(self.cache)
+        return ImageCache(self.parts["train"], common, self.intensity, self.skip_bad, unreadable, contents, self.cache)
 
     @property
     def grid(self) -> Grid:
@@ -125,6 +152,8 @@ class ImagePairs:
 
     def image_pairs(self, part: str) -> Sequence[ItemPair]:
         """All pairs (fixed, moving) of a part: train, validation or test."""
+        if self.sampling == "atlas":
+            return [(self._atlas, item) for item in self.parts[part] if item != self._atlas]
         if self.sampling != "listed":
             try:
                 return PairSampler(self.parts[part], self.sampling)
@@ -175,6 +204,7 @@ class ImagePairs:
 
     def describe(self) -> str:
         texts = [f"{part}: {_list_subjects([i for i in self.parts[part] if i.name not in self.unreadable])}" for part in SPLITS]
+        texts += [] if self.atlas is None else [f"all are paired with {self.atlas}"]
         return f"{'; '.join(texts)}; {_count_held_out(self)}"
 
     def _read_pair(self, fixed: Item, moving: Item) -> Inputs:

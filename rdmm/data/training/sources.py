@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rdmm.data.pair_list import require_unique
 from rdmm.data.paths import require_folder
 from rdmm.types import ConfigError, InputError, nearest
 
@@ -96,6 +97,7 @@ class FolderSource:
             out.append(Item(name, fields["subject"], image, labels, fields.get("time", ""), where=str(path)))
         if not out:
             raise InputError(f"{root}: no file matches the pattern {first}")
+        require_unique([(i.name, f"{i.where} (rename one)") for i in out], "the name of an image,")
         return out
 
 

@@ -50,6 +50,23 @@ def split(items: Sequence[Item], shares: Sequence[float], seed: int) -> dict[str
     return {k: [i for name in sorted(part) for i in subjects[name]] for k, part in zip(SPLITS, parts, strict=True)}
 
 
+def split_beside(items: Sequence[Item], atlas: Item, shares: Sequence[float], seed: int) -> dict[str, list[Item]]:
+    """``split`` of all subjects but that of the atlas, which is in every pair: its images are for training.
+
+    Raises:
+        ConfigError: as ``split``, or the atlas has a split of its own other than training.
+    """
+    own = [i for i in items if i.subject == atlas.subject]
+    held_out = next((i for i in own if i.split not in ("", SPLITS[0])), None)
+    if held_out is not None:
+        raise ConfigError(
+            f"data.atlas={atlas.name}: its subject is in the split {held_out.split!r} ({held_out.where}), but training sees the atlas; "
+            "choose an image of the split 'train'"
+        )
+    parts = split([i for i in items if i.subject != atlas.subject], shares, seed)
+    return parts | {SPLITS[0]: [*own, *parts[SPLITS[0]]]}
+
+
 def _use_given_splits(items: Sequence[Item], subjects: dict[str, list[Item]]) -> dict[str, list[Item]]:
     """The split that the items have themselves."""
     for subject, own in subjects.items():

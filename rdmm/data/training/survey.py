@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rdmm import io
 from rdmm.data.training.sources import Item
+from rdmm.data.training.store import content_of
 from rdmm.spatial.image import Image
 from rdmm.types import ConfigError, InputError
 
@@ -22,10 +23,12 @@ READERS = 4
 
 @dataclass(frozen=True)
 class Seen:
-    """What is noted of an image: its shape and the checksum of its voxels; or the error, if it cannot be used."""
+    """What is noted of an item: the shape and the checksum of the voxels of its image, the checksum of all its files' content (Store); or
+    the error, if it cannot be used."""
 
     shape: tuple[int, ...] = ()
     voxels: str = ""
+    content: str = ""
     error: str = ""
 
 
@@ -36,7 +39,7 @@ def read_item(item: Item) -> tuple[Image | None, Image | None]:
     return None if image is None else image.canonical(), None if labels is None else labels.canonical()
 
 
-def survey(items: Sequence[Item], ndim: int, skip_bad: bool) -> dict[str, str]:
+def survey(items: Sequence[Item], ndim: int, skip_bad: bool) -> tuple[dict[str, str], dict[str, str]]:
     """Read all items once.
 
     Args:
@@ -44,7 +47,7 @@ def survey(items: Sequence[Item], ndim: int, skip_bad: bool) -> dict[str, str]:
         skip_bad: leave out what cannot be used, with a warning.
 
     Returns:
-        The error messages of the items left out, by the item's name.
+        The error messages of the items left out, and the checksums of all others' content, by the item's name.
 
     Raises:
         InputError: an item cannot be read, or is 2D among 3D images; with ``skip_bad``: if this is so of all items.
@@ -69,8 +72,9 @@ def survey(items: Sequence[Item], ndim: int, skip_bad: bool) -> dict[str, str]:
         log.warning("file left out (%d so far): %s", len(out), error)
     if items and len(out) == len(items):
         raise InputError(f"none of the {len(items)} images can be used; the first: {next(iter(out.values()))}")
-    _require_distinct([(i, s) for i, s in zip(items, seen, strict=True) if i.name not in out])
-    return out
+    used = [(i, s) for i, s in zip(items, seen, strict=True) if i.name not in out]
+    _require_distinct(used)
+    return out, {i.name: s.content for i, s in used}
 
 
 def _look_at(item: Item) -> Seen:
@@ -80,7 +84,7 @@ def _look_at(item: Item) -> Seen:
         return Seen(error=str(error))
     shown = image if image is not None else labels
     assert shown is not None
-    return Seen(shown.grid.shape, hashlib.sha256(shown.data.numpy().tobytes()).hexdigest())
+    return Seen(shown.grid.shape, hashlib.sha256(shown.data.numpy().tobytes()).hexdigest(), content_of((image, labels)))
 
 
 def _require_distinct(seen: Sequence[tuple[Item, Seen]]) -> None:

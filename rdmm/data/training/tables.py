@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,18 @@ class PairSource:
                         f"{image} is in {old.split or 'no split'!r} ({old.where}) and in {new.split or 'no split'!r} ({new.where}): "
                         "an image must not be in both training and test data"
                     )
-        return out, rows
+        names = _distinct_names(list(out))
+        return {path: replace(item, name=names[path]) for path, item in out.items()}, rows
+
+
+def _distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each image: that of its file, with as many of its folders as it takes to tell all images apart."""
+    for count in range(1, max((len(p.parts) for p in paths), default=0) + 1):
+        names = {p: "_".join([*p.parts[-count:-1], image_stem(p)]) for p in paths}
+        if len({*names.values()}) == len(paths):
+            break
+    require_unique([(name, str(path)) for path, name in names.items()], "the name of an image,")
+    return names
 
 
 def _read_table(path: Path, root: Path) -> list[Item]:
