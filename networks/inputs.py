@@ -1,10 +1,13 @@
-"""The input of a network."""
+"""The input of a network, and pre-weights from its output."""
 
 from __future__ import annotations
 
+import torch
+
+from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
-from rdmm.types import InputError, option
+from rdmm.types import InputError, Tensor, option
 
 
 def require_trained_kind(pair: Pair, ndim: int, channels: int) -> None:
@@ -31,3 +34,9 @@ def at_training_resolution(pair: Pair[Image], ndim: int, channels: int, resoluti
     """
     require_trained_kind(pair, ndim, channels)
     return pair.scaled(min(1.0, resolution / max(pair.fixed.grid.shape)))
+
+
+def preweights(logits: Tensor, smoother: MultiGaussian) -> Tensor:
+    """h (b, n, *s) with h^2 = softmax(log w^2 + logits), w^2 the smoother's squared weights."""
+    own = torch.tensor(smoother.weights, dtype=logits.dtype, device=logits.device).clamp_min(1e-4).log()
+    return torch.softmax(logits + own.view(1, -1, *(1,) * (logits.ndim - 2)), 1).clamp_min(1e-12).sqrt()

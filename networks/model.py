@@ -13,6 +13,7 @@ from torch import nn
 
 from networks.affine import AffineNet
 from networks.predictor import Predictor
+from networks.pyramid import Pyramid
 from rdmm.config import build, require_trusted
 from rdmm.config.location import model_path
 from rdmm.io.models import Model, read_model, write_model
@@ -22,7 +23,7 @@ from rdmm.types import ConfigError, InputError, nearest
 class Networks(nn.Module):
     """An affine network, a predictor of initial conditions, or both."""
 
-    def __init__(self, affine: AffineNet | None = None, predictor: Predictor | None = None) -> None:
+    def __init__(self, affine: AffineNet | None = None, predictor: Predictor | Pyramid | None = None) -> None:
         super().__init__()
         self.affine, self.predictor = affine, predictor
 
@@ -34,9 +35,10 @@ def build_networks(settings: Mapping[str, Any]) -> Networks:
         ConfigError: a node describes something else.
     """
     parts = {k: build(settings.get(k), k) for k in ("affine", "predictor")}
-    for name, kind in (("affine", AffineNet), ("predictor", Predictor)):
+    for name, kind in (("affine", AffineNet), ("predictor", Predictor | Pyramid)):
         if parts[name] is not None and not isinstance(parts[name], kind):
-            raise ConfigError(f"{name}: a network ({kind.__name__}) is wanted, not {type(parts[name]).__name__}")
+            wanted = getattr(kind, "__name__", "Predictor or Pyramid")
+            raise ConfigError(f"{name}: a network ({wanted}) is wanted, not {type(parts[name]).__name__}")
     return Networks(**parts)
 
 
@@ -81,7 +83,7 @@ def _load(path: str, _: tuple[int, int] | None) -> Networks:
     return networks.eval().requires_grad_(False)
 
 
-def predictor(file: str | None = None) -> Predictor:
+def predictor(file: str | None = None) -> Predictor | Pyramid:
     """The predictor of a model file (``initializer=unet``). None: the bundled model."""
     part = load(file).predictor
     if part is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.inputs import at_training_resolution, require_trained_kind
+from networks.inputs import at_training_resolution, preweights, require_trained_kind
 from networks.unet import Backbone, CoarseUNet, run_checkpointed, to_float32
 from rdmm.dynamics.base import InitialConditions
 from rdmm.regularizer.smoother import MultiGaussian
@@ -68,7 +68,7 @@ class Predictor(nn.Module):
         logits = None if self.weights is None else self._run(self.weights, x)
         with torch.autocast(x.device.type, enabled=False):  # only the networks may be in half precision
             m = self.smoother.precondition(to_float32(z), level.fixed.grid.resized(z.shape[2:]))
-            return InitialConditions(m, None if logits is None else self.preweights(to_float32(logits)))
+            return InitialConditions(m, None if logits is None else preweights(to_float32(logits), self.smoother))
 
     def network_input(self, pair: Pair[Image]) -> tuple[Tensor, Pair[Image]]:
         """(b, 2c, *s): the pre-aligned moving image and the fixed one; and the resampled pair."""
@@ -81,8 +81,3 @@ class Predictor(nn.Module):
     def _run(self, net: CoarseUNet, x: Tensor) -> Tensor:
         x = x.to(next(net.parameters()).dtype)
         return run_checkpointed(net, x) if self.recompute else net(x)
-
-    def preweights(self, logits: Tensor) -> Tensor:
-        """h with h^2 = softmax(log w^2 + logits), w^2 the smoother's squared weights."""
-        own = torch.tensor(self.smoother.weights, dtype=logits.dtype, device=logits.device).clamp_min(1e-4).log()
-        return torch.softmax(logits + own.view(1, -1, *(1,) * self.ndim), 1).clamp_min(1e-12).sqrt()

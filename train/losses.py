@@ -11,14 +11,17 @@ from torch import nn
 
 from networks.affine import AffineNet
 from networks.predictor import Predictor
+from networks.pyramid import Pyramid
 from rdmm import metrics
 from rdmm.data.inputs import Inputs
 from rdmm.dynamics.base import InitialConditions
+from rdmm.optim.initializers import Initializer
 from rdmm.optim.problem import BARRIER_THRESHOLD, Energy, Problem, Similarity
 from rdmm.spatial import ops
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
 from rdmm.spatial.transform import Affine, Dense, Identity, Transform, displacement
+from rdmm.stages.halfway import HalfwayPredictor, halfway_energy, walk
 from rdmm.types import ConfigError, DivergenceError, Tensor
 
 log = logging.getLogger(__name__)
@@ -127,9 +130,28 @@ class AffineObjective:
 
 
 @dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network predicts for a batch.
+
+    Attributes:
+        loss: the objective of its steps, a scalar.
+        energy: that of the last step; None: it diverged, and ``loss`` is its velocity energy.
+        pair: its initial map is the total one.
+        ic: initial conditions of each step.
+    """
+
+    loss: Tensor
+    energy: Energy | None
+    pair: Pair[Image]
+    ic: list[InitialConditions]
+
+
+@dataclass(frozen=True, eq=False)
 class DeformationObjective:
     """sum over steps of Problem.energy + dice_weight * (1 - Dice) + inverse_consistency * |phi_ab ∘ phi_ba - id|^2 (RDMM paper,
     section 3.3). Each step predicts from the result of the one before. The affine network, if there is one, is frozen.
+
+    A network that predicts half-way (HalfwayPredictor) has levels instead of steps, and one similarity, of the images that meet half-way.
 
     If a predicted geodesic diverges, the steps end there and its energy alone is the loss, which makes the flow slower.
 
@@ -141,7 +163,7 @@ class DeformationObjective:
         dice_labels: number of labels in each batch's Dice.
     """
 
-    network: Predictor
+    network: Predictor | Pyramid
     problem: Problem
     affine: AffineNet | None = None
     steps: int = 2
@@ -149,6 +171,10 @@ class DeformationObjective:
     folding: float = 20.0
     dice_weight: float = 0.0
     dice_labels: int = 8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.network, HalfwayPredictor) and self.steps != 1:
+            raise ConfigError(f"network/predictor=pyramid has steps of its own, its levels: set network.steps=1, not {self.steps}")
 
     @property
     def trained(self) -> nn.Module:
@@ -159,28 +185,42 @@ class DeformationObjective:
         if self.affine is not None:
             with torch.no_grad():
                 pair = pair.with_initial(Affine(self.affine.matrices(pair)[-1]))
-        loss, conditions = pair.fixed.data.new_zeros(()), []
+        found = self._halfway(pair, epoch) if isinstance(self.network, HalfwayPredictor) else self._stepwise(self.network, pair, epoch)
+        loss, total_map = found.loss, found.pair.initial
+        if found.energy is None:
+            return Outcome(loss, {"loss": float(loss.detach()), "diverged": 1.0}, total_map, found.ic)
+        terms = {k: v for k, v in found.energy.as_dict().items() if k not in ("total", "landmarks")}
+        if self.dice_weight:
+            loss = loss + self.dice_weight * log_term(terms, "dice_loss", soft_dice(batch, total_map, self.dice_labels, seed))
+        if both and self.inverse_consistency:
+            loss = loss + self.inverse_consistency * log_term(terms, "inverse_consistency", inverse_consistency(total_map, found.pair))
+        if self.folding:
+            grid = pair.fixed.grid
+            squeezed = ops.barrier(displacement(total_map, grid, pair.fixed.data), grid, BARRIER_THRESHOLD).mean()
+            loss = loss + self.folding * log_term(terms, "squeezed", squeezed)
+        return Outcome(loss, {"loss": float(loss.detach()), **terms}, total_map, found.ic)
+
+    def _stepwise(self, network: Initializer, pair: Pair[Image], epoch: int) -> Prediction:
+        loss, conditions = pair.fixed.data.new_zeros(()), list[InitialConditions]()
         for _ in range(self.steps):
-            ic = self.network(pair)
+            ic = network(pair)
             conditions.append(ic)
             try:
                 energy, pair = self._step(ic, pair, epoch)
             except DivergenceError as error:
                 log.warning("%s", error)
-                loss = 0.5 * self.problem.dynamics.energy(ic, pair.source).mean()
-                return Outcome(loss, {"loss": float(loss.detach()), "diverged": 1.0}, pair.initial, conditions)
+                return Prediction(0.5 * self.problem.dynamics.energy(ic, pair.source).mean(), None, pair, conditions)
             loss = loss + energy.total.mean()
-        terms = {k: v for k, v in energy.as_dict().items() if k not in ("total", "landmarks")}
-        total_map = pair.initial
-        if self.dice_weight:
-            loss = loss + self.dice_weight * log_term(terms, "dice_loss", soft_dice(batch, total_map, self.dice_labels, seed))
-        if both and self.inverse_consistency:
-            loss = loss + self.inverse_consistency * log_term(terms, "inverse_consistency", inverse_consistency(total_map, pair))
-        if self.folding:
-            grid = pair.fixed.grid
-            squeezed = ops.barrier(displacement(total_map, grid, pair.fixed.data), grid, BARRIER_THRESHOLD).mean()
-            loss = loss + self.folding * log_term(terms, "squeezed", squeezed)
-        return Outcome(loss, {"loss": float(loss.detach()), **terms}, total_map, conditions)
+        return Prediction(loss, energy, pair, conditions)
+
+    def _halfway(self, pair: Pair[Image], epoch: int) -> Prediction:
+        """All levels of a pyramid: one similarity at the end, and the velocity energies of all."""
+        assert isinstance(self.network, HalfwayPredictor)
+        levels, halves = walk(self.network, pair, self.problem.dynamics)
+        energy = halfway_energy(self.problem, pair, levels, halves, epoch)
+        grid = pair.fixed.grid
+        total_map = Dense(displacement(pair.total_map(halves.total), grid, pair.fixed.data), grid)
+        return Prediction(energy.total.mean(), energy, pair.with_initial(total_map), [level.ic for level in levels])
 
     def _step(self, ic: InitialConditions, pair: Pair[Image], epoch: int) -> tuple[Energy, Pair[Image]]:
         """Problem.energy at ``ic``, and the pair whose initial map is the total one."""

@@ -126,3 +126,14 @@ def with_field_of_view(pair: Pair[Image]) -> Pair[Image]:
     if moving.mask is None:
         moving = replace(moving, mask=torch.ones_like(moving.data[:, :1]))
     return replace(pair, moving=moving)
+
+
+FULL_OVERLAP = 0.999
+"""Fraction of the fixed image's voxels that must lie inside the moving image; below it, voxels outside are masked. Just under 1, so that
+rounding at the border makes no mask. Not measured."""
+
+
+def ready_for_overlap(pair: Pair[Image]) -> Pair[Image]:
+    """The pair as similarities compare it: filled in outside of masks, and masked to the field of view where the images overlap in part."""
+    pair = replace(pair, fixed=pair.fixed.inpainted(), moving=pair.moving.inpainted())
+    return pair if overlap_fraction(pair) >= FULL_OVERLAP else with_field_of_view(pair)

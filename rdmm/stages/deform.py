@@ -15,14 +15,11 @@ from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
 from rdmm.optim.problem import Energy, Problem, Similarity
 from rdmm.regularizer.weights import BACKGROUND
 from rdmm.spatial.image import Image
-from rdmm.spatial.pair import Pair, overlap_fraction, with_field_of_view
+from rdmm.spatial.pair import Pair, ready_for_overlap
 from rdmm.spatial.transform import Dense, Identity, on_device, polished
 from rdmm.stages.base import Chain, Result, Stage
+from rdmm.stages.halfway import Halfway, HalfwayPredictor
 from rdmm.types import ConfigError, DivergenceError
-
-FULL_OVERLAP = 0.999
-"""Fraction of the fixed image's voxels that must lie inside the moving image; below it, voxels outside are masked. Just under 1, so that
-rounding at the border makes no mask. Not measured."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,7 @@ class Deform:
         dynamics = self.problem.dynamics
         self.check(pair)
         if isinstance(pair.fixed, Image):
-            pair = pair.with_initial(on_device(pair.initial, pair.fixed.data.device))
-            pair = replace(pair, fixed=pair.fixed.inpainted(), moving=pair.moving.inpainted())
-            if overlap_fraction(pair) < FULL_OVERLAP:
-                pair = with_field_of_view(pair)
+            pair = ready_for_overlap(pair.with_initial(on_device(pair.initial, pair.fixed.data.device)))
         with torch.no_grad():
             ic = self.initializer(pair)
         if not self.optimizer.searches and not bool(ic.momentum.any()):
@@ -97,9 +91,15 @@ def _finite(energy: Energy) -> dict[str, float]:
 
 def learned(affine: Stage, deform: Deform, steps: int) -> Chain:
     """``affine``, then ``deform`` ``steps`` times. Each step predicts from the result of the one before; the optimizer refines the last
-    prediction only (none: learned mode)."""
+    prediction only (none: learned mode). A network that predicts half-way (HalfwayPredictor) has steps of its own; the optimizer goes on
+    from its whole map."""
     if not 1 <= steps <= 100:
         raise ConfigError(f"stages.steps must be at least 1, and at most 100; got {steps}")
+    if isinstance(deform.initializer, HalfwayPredictor):
+        if steps != 1:
+            raise ConfigError(f"this network has steps of its own, its levels: train it with network.steps=1, not {steps}")
+        whole: list[Stage] = [affine, Halfway(deform.problem, deform.initializer)]
+        return Chain([*whole, replace(deform, initializer=Zero())] if deform.optimizer.searches else whole)
     predicted = replace(deform, optimizer=NoOptimizer())
     return Chain([affine, *[predicted] * (steps - 1), deform])
 
