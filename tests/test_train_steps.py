@@ -83,7 +83,7 @@ def test_a_run_can_be_extended(tmp_path):
         train(out, "resume=true", "trainer.max_steps=1")
     with pytest.raises(ConfigError, match=r"was trained with trainer\.learning_rate"):
         train(out, "resume=true", "trainer.learning_rate=1e-4")
-    assert train(out, "resume=true", "trainer.max_steps=5", "trainer.learning_rate=5e-4", "trainer.warmup=1") == 0
+    assert train(out, "resume=true", "trainer.max_steps=5", "trainer.learning_rate=5e-4", "trainer.warmup=1").code == 0
     after = state_of(out / NET)
     assert (before["progress"]["step"], after["progress"]["step"], after["progress"]["begin"]) == (2, 5, 2)
     assert float(after["optimizer"]["state"][0]["step"]) == 5  # of Adam: its moments were not made anew
@@ -98,7 +98,7 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path):
     first = tmp_path / "first" / NET
     for name, steps in ((LAST, 1), (STATE, 3)):
         out = tmp_path / name
-        assert train(out, f"start={first / name}", "seed=5", "trainer.max_steps=1", "trainer.learning_rate=1e-9") == 0
+        assert train(out, f"start={first / name}", "seed=5", "trainer.max_steps=1", "trainer.learning_rate=1e-9").code == 0
         own = tensors(out / NET / LAST)
         assert all(torch.allclose(own[k], v, atol=1e-8) for k, v in tensors(first / LAST).items())
         assert float(state_of(out / NET)["optimizer"]["state"][0]["step"]) == steps

@@ -238,6 +238,7 @@ def test_batches_do_not_depend_on_the_workers(folder):
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.pair.fixed.data, b.pair.fixed.data)
     assert alone[0].pair.fixed.data.shape == (2, 1, 16, 16, 16)
+    assert all(b.pair.fixed.data.is_shared() for b in helped)  # stacked by the worker, and not copied since
 
 
 def test_both_ways_swaps_images_and_labels():

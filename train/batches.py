@@ -64,6 +64,11 @@ class _Numbered(Dataset):
             return error
 
 
+def _collate(samples: list[Inputs | RdmmError]) -> Inputs | RdmmError:
+    """The batch, or the first error. A worker stacks its pairs, so that they are copied once: into the memory that processes share."""
+    return next((s for s in samples if isinstance(s, RdmmError)), None) or stack_pairs([s for s in samples if isinstance(s, Inputs)])
+
+
 def _use_one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
@@ -81,27 +86,22 @@ def stream(data: TrainingData, numbers: Sequence[list[int]], workers: int) -> It
         _Numbered(data, notes),
         batch_sampler=numbers,
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=_collate,
         worker_init_fn=_use_one_thread,
         multiprocessing_context=spawn if workers else None,
     )
     batches = iter(loader)  # a name keeps it alive: without it the living workers would end, and the error would name them too
     try:
         try:
-            for samples in batches:
-                yield stack_pairs([_unwrap(s) for s in samples])
+            for batch in batches:
+                if isinstance(batch, RdmmError):
+                    raise batch
+                yield batch
         except (ConnectionError, EOFError):  # a worker is about to die
             time.sleep(5)  # until it has died: then DataLoader raises a RuntimeError
             raise
     except (RuntimeError, ConnectionError, EOFError) as error:
         raise _name_dead_worker(error, data, list(notes)) from error
-
-
-def _unwrap(sample: Any) -> Inputs:
-    if isinstance(sample, RdmmError):
-        raise sample
-    assert isinstance(sample, Inputs)
-    return sample
 
 
 def _name_dead_worker(error: Exception, data: TrainingData, notes: list[int]) -> Exception:
