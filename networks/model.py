@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,22 @@ import torch
 from torch import nn
 
 from networks.affine import AffineNet
-from networks.predictor import Predictor
-from networks.pyramid import Pyramid
 from rdmm.config import build, require_trusted
 from rdmm.config.location import model_path
+from rdmm.config.plugins import trusted_packages
+from rdmm.config.trust import foreign_targets
 from rdmm.io.models import Model, read_model, write_model
 from rdmm.types import ConfigError, InputError, nearest
 
 
 class Networks(nn.Module):
-    """An affine network, a predictor of initial conditions, or both."""
+    """An affine network, a predictor of initial conditions, or both.
 
-    def __init__(self, affine: AffineNet | None = None, predictor: Predictor | Pyramid | None = None) -> None:
+    Args:
+        predictor: an Initializer: a pair of images to initial conditions. ``Predictor``, or any other module.
+    """
+
+    def __init__(self, affine: AffineNet | None = None, predictor: nn.Module | None = None) -> None:
         super().__init__()
         self.affine, self.predictor = affine, predictor
 
@@ -35,9 +40,9 @@ def build_networks(settings: Mapping[str, Any]) -> Networks:
         ConfigError: a node describes something else.
     """
     parts = {k: build(settings.get(k), k) for k in ("affine", "predictor")}
-    for name, kind in (("affine", AffineNet), ("predictor", Predictor | Pyramid)):
+    for name, kind in (("affine", AffineNet), ("predictor", nn.Module)):
         if parts[name] is not None and not isinstance(parts[name], kind):
-            wanted = getattr(kind, "__name__", "Predictor or Pyramid")
+            wanted = "a torch.nn.Module" if kind is nn.Module else kind.__name__
             raise ConfigError(f"{name}: a network ({wanted}) is wanted, not {type(parts[name]).__name__}")
     return Networks(**parts)
 
@@ -59,14 +64,15 @@ def load(file: str | None) -> Networks:
     """
     path = Path(model_path(file))
     status = path.stat() if path.is_file() else None
-    return _load(str(path), (status.st_mtime_ns, status.st_size) if status else None)
+    return _load(str(path), (status.st_mtime_ns, status.st_size) if status else None, trusted_packages())
 
 
 @lru_cache(maxsize=4)
-def _load(path: str, _: tuple[int, int] | None) -> Networks:
+def _load(path: str, _status: tuple[int, int] | None, _trusted: tuple[str, ...]) -> Networks:
     model = read_model(path)
     settings = require_trusted(model.settings, path)
-    with torch.device("meta"):  # sizes only: settings that do not fit the tensors may want any memory
+    # sizes only: settings that do not fit the tensors may want any memory. Trusted classes may not know how to be built so
+    with nullcontext() if foreign_targets(settings) else torch.device("meta"):
         expected = build_networks(settings).state_dict()
     for name in [*expected, *model.tensors]:
         if name not in model.tensors:
@@ -83,7 +89,7 @@ def _load(path: str, _: tuple[int, int] | None) -> Networks:
     return networks.eval().requires_grad_(False)
 
 
-def predictor(file: str | None = None) -> Predictor | Pyramid:
+def predictor(file: str | None = None) -> nn.Module:
     """The predictor of a model file (``initializer=unet``). None: the bundled model."""
     part = load(file).predictor
     if part is None:

@@ -27,7 +27,13 @@ from train.average import AveragedModel
 STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
 
-ADDED = {"trainer.accumulate": 1, "trainer.ema": 0.0}
+ADDED = {
+    "trainer.accumulate": 1,
+    "trainer.ema": 0.0,
+    "trainer.optimizer._target_": "train.trainer.Adam",
+    "trainer.optimizer._partial_": True,
+    "trainer.schedule": None,
+}
 """Settings that the states of earlier versions lack, with the value that these runs had."""
 
 SCHEDULE = ("trainer.max_steps", "trainer.learning_rate", "trainer.warmup", "trainer.floor")

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 
 from networks.affine import AffineNet
-from networks.predictor import Predictor
-from networks.pyramid import Pyramid
 from rdmm import metrics
 from rdmm.data.inputs import Inputs
 from rdmm.dynamics.base import InitialConditions
@@ -163,7 +161,7 @@ class DeformationObjective:
         dice_labels: number of labels in each batch's Dice.
     """
 
-    network: Predictor | Pyramid
+    network: nn.Module
     problem: Problem
     affine: AffineNet | None = None
     steps: int = 2

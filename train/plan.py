@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from networks.model import Networks, build_networks, load
-from rdmm.config.build import build
+from rdmm.config.build import build, build_as
 from rdmm.config.compose import MODEL_KEYS, compose
 from rdmm.data.training.pairs import TrainingData
 from rdmm.io.files import require_file
@@ -27,6 +27,7 @@ from train.log import Log
 from train.loggers import Run
 from train.losses import AffineObjective, DeformationObjective, Objective
 from train.parallel import World, local_device
+from train.terms import LossTerm, WithTerms
 from train.trainer import Trainer, Training, resume_settings
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def plan_trainings(config: Mapping[str, Any], overrides: Sequence[str]) -> list[
         own = compose([*settings, *overrides], "train") if settings else config  # typed settings come last, so they win
         plans.append(_plan_deformation(name, own, with_affine))
     for plan in plans:
-        build_networks(plan.settings)
+        plan.trainer.make_optimizer([*build_networks(plan.settings).parameters()])
     return plans
 
 
@@ -110,6 +111,7 @@ def _plan_deformation(name: str, config: Mapping[str, Any], with_affine: bool) -
     if with_affine:
         settings[AFFINE] = config["network"][AFFINE]
     build(config["deform"]["problem"], "deform.problem")
+    build_terms(config)
     return TrainingPlan(name, config, settings, build(config["trainer"], "trainer"))
 
 
@@ -123,7 +125,7 @@ def _with_adjoint(node: Any) -> Any:
 def _decide_weights(config: Mapping[str, Any]) -> None:
     """Set whether pre-weights are predicted where the configuration leaves it open (null): where the dynamics uses them."""
     node = config["network"]["predictor"]
-    if node.get("weights") is None:
+    if "weights" in node and node["weights"] is None:
         node["weights"] = build(config["dynamics"], "dynamics").has_preweights
 
 
@@ -141,7 +143,21 @@ def build_objective(plan: TrainingPlan, networks: Networks) -> Objective:
         return AffineObjective(networks.affine, similarity, loss["stretch_weight"], **dice)
     problem = build(plan.config["deform"]["problem"], "deform.problem")
     weights = {k: loss[k] for k in ("inverse_consistency", "folding")}
-    return DeformationObjective(networks.predictor, problem, networks.affine, node["steps"], **weights, **dice)
+    objective = DeformationObjective(networks.predictor, problem, networks.affine, node["steps"], **weights, **dice)
+    terms = build_terms(plan.config)
+    return WithTerms(objective, terms) if terms else objective
+
+
+def build_terms(config: Mapping[str, Any]) -> Mapping[str, LossTerm]:
+    """The further terms of the deformation's loss.
+
+    Raises:
+        ConfigError: one of them cannot be called.
+    """
+    terms: Mapping[str, LossTerm] = build(config["loss"]["terms"], "loss.terms")
+    if not isinstance(terms, dict) or not all(map(callable, terms.values())):
+        raise ConfigError(f"loss.terms must be terms by name, each with the _target_ of a class whose objects can be called; got {terms!r}")
+    return terms
 
 
 def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks: World) -> dict[str, Trained]:
@@ -162,7 +178,7 @@ def train(config: Mapping[str, Any], overrides: Sequence[str], out: Path, ranks:
     check_folder(out, names, resume=config["resume"], overwrite=config["overwrite"])
     _check_starts(plans, out)
     build(config["logger"], "logger")  # a library that is missing is found before data are read
-    data: TrainingData = build(config["data"], "data")
+    data: TrainingData = build_as(TrainingData, config["data"], "data")
     log.info("%s", data.describe())
     ranks.total([0.0])  # all processes have checked everything: from here on the first one writes
     if ranks.first and config["overwrite"]:
@@ -198,14 +214,22 @@ def _initial_networks(plan: TrainingPlan, affine_tensors: Mapping[str, Any], out
     return networks
 
 
+def _settings_of_weights(plan: TrainingPlan) -> dict[str, Any]:
+    """The settings that decide the weights, beside those of the trainer that are numbers, as dotted keys. A cache decides nothing."""
+    config = plan.config
+    trainer = config["trainer"] | (config["affine_trainer"] if plan.name == AFFINE else {})
+    nodes = {k: config[k] for k in ("data", "seed", "loss")} | {"settings": dict(plan.settings)}
+    nodes |= {"trainer": {k: trainer[k] for k in ("optimizer", "schedule")}}
+    return {key: value for key, value in flatten(nodes).items() if key.rpartition(".")[2] != "cache"}
+
+
 def _train_networks(
     plan: TrainingPlan, networks: Networks, data: TrainingData, out: Path, ranks: World, device: torch.device
 ) -> tuple[Progress, Networks]:
     """Train a plan's networks; their files go to the folder of the plan's name in ``out``. Returns the networks that were saved last."""
     config, path, start = plan.config, out / plan.name, _start_of(plan, out)
     path.mkdir(parents=True, exist_ok=True)
-    settings = flatten({"data": config["data"], "seed": config["seed"], "settings": dict(plan.settings), "loss": config["loss"]})
-    settings = {key: value for key, value in settings.items() if key.rpartition(".")[2] != "cache"}  # it does not change the weights
+    settings = _settings_of_weights(plan)
     folder = RunFolder(path, plan.settings, {**settings, **resume_settings(plan.trainer), "processes": ranks.size})
     dynamics = None if plan.name == AFFINE else build(config["dynamics"], "dynamics")
     run = Run(path, plan.name, folder.identity, yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)) if ranks.first else None

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim import Adam
 
 from networks.model import Networks
 from rdmm.data.inputs import Inputs
@@ -39,16 +40,24 @@ MAX_SKIPPED_IN_A_ROW = 20
 """A run ends with an error after this many steps in a row without a finite gradient."""
 
 
+class Schedule(Protocol):
+    """The factor of the learning rate at ``step`` of ``steps`` steps, counted from 0."""
+
+    def __call__(self, step: int, steps: int) -> float: ...
+
+
 @dataclass(frozen=True)
 class Trainer:
     """How a network is trained.
 
     Args:
-        max_steps: steps of the optimizer (Adam).
+        max_steps: steps of the optimizer.
         batch: pairs in memory at a time, on each process.
         accumulate: batches per step; their gradients are averaged.
         learning_rate, warmup, floor: the rate rises to ``learning_rate`` over ``warmup`` steps, then falls along a cosine to
             ``floor`` times ``learning_rate``.
+        optimizer: makes the optimizer of parameters, at a learning rate: a class of ``torch.optim``, or one that derives from its.
+        schedule: what the learning rate is multiplied by after the warm-up, instead of the cosine.
         ema: decay of the running mean of the weights; 0: none. The mean is validated and saved in every model file.
         clip: largest norm of a gradient, relative to the running mean of the norms. A relative bound suits energies of any scale. It
             keeps one pair that almost diverges from undoing earlier steps.
@@ -68,6 +77,8 @@ class Trainer:
     learning_rate: float = 1e-3
     warmup: int = 100
     floor: float = 0.01
+    optimizer: Callable[..., torch.optim.Optimizer] = Adam
+    schedule: Schedule | None = None
     clip: float = 2.0
     ema: float = 0.0
     both_directions: bool = True
@@ -93,14 +104,38 @@ class Trainer:
             raise ConfigError(f"trainer.ema must be at least 0 and below 1, e.g. 0.999; got {self.ema}")
         if min(self.warmup, self.patience, self.workers) < 0:
             raise ConfigError("trainer: warmup, patience and workers must be >= 0")
+        if "lr" in getattr(self.optimizer, "keywords", {}):
+            raise ConfigError("trainer.optimizer.lr: the learning rate is trainer.learning_rate; leave lr out")
+        for step in (0, self.warmup, self.max_steps - 1):
+            rate = self.rate(step)
+            if not (isinstance(rate, float) and 0 <= rate < math.inf):
+                raise ConfigError(f"trainer.schedule: the learning rate of step {step} is {rate!r}; finite numbers >= 0 are wanted")
 
     def rate(self, step: int, begin: int = 0) -> float:
         """Learning rate of a step, counted from 0. ``begin``: the step at which the schedule began (Progress)."""
         taken = step - begin
         if taken < self.warmup:
             return self.learning_rate * (taken + 1) / self.warmup
-        fraction = (taken - self.warmup) / max(1, self.max_steps - begin - self.warmup)
+        whole = max(1, self.max_steps - begin - self.warmup)
+        if self.schedule is not None:
+            return self.learning_rate * self.schedule(taken - self.warmup, whole)
+        fraction = (taken - self.warmup) / whole
         return self.learning_rate * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0))))
+
+    def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of ``parameters``.
+
+        Raises:
+            ConfigError: it cannot be made, or its step needs a closure, as that of torch.optim.LBFGS does.
+        """
+        try:
+            made = self.optimizer(parameters, lr=self.learning_rate)
+        except Exception as error:  # a class of anyone
+            raise ConfigError(f"trainer.optimizer: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+            found = type(made).__name__
+            raise ConfigError(f"trainer.optimizer: a torch.optim.Optimizer whose step needs no closure is wanted, not {found}")
+        return made
 
 
 RESUME_KEYS = (
@@ -159,7 +194,7 @@ class Training:
         self.networks.to(self.device)
         objective = self.make(self.networks)
         parameters = [p for p in objective.trained.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.trainer.learning_rate)
+        optimizer = self.trainer.make_optimizer(parameters)
         progress = self._restore(optimizer)
         judged = objective if self.averaged is None else self.make(self.model)
         validation = list(self.data.held_out("validation").values())[self.world.rank :: self.world.size]

@@ -18,6 +18,7 @@ from rdmm.config.location import share
 from rdmm.config.node import typed_key
 from rdmm.config.plugins import LIBRARIES, OWN, hint, is_trusted
 from rdmm.config.renamed import RENAMED
+from rdmm.config.trust import foreign_targets
 from rdmm.types import ConfigError, RdmmError, nearest
 
 ALLOWED = tuple(f"{package}." for package in (*OWN, *LIBRARIES))
@@ -61,9 +62,21 @@ def build(node: Any, where: str = "") -> Any:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
     except Exception as error:
-        if _is_own(name):
+        if not foreign_targets(node):
             raise
-        raise ConfigError(f"{where}: {name} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where}: {name} raised {_in_short(error)}") from error
+
+
+def build_as(kind: Any, node: Any, where: str) -> Any:
+    """``build``, for an object of the class ``kind``, or with what the protocol ``kind`` names.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    found = build(node, where)
+    if not _fits(found, kind):
+        raise ConfigError(f"{where} must be {_words(kind)}; got {brief(repr(found))}")
+    return found
 
 
 def _build_entry(node: dict[str, Any], where: str, name: str) -> Any:
@@ -151,7 +164,12 @@ def resolve(name: str, where: str) -> Any:
     except Exception as error:
         if _is_own(name):
             raise
-        raise ConfigError(f"{where}: {module} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where}: {module} cannot be imported: {_in_short(error)}") from error
+
+
+def _in_short(error: Exception) -> str:
+    """The kind of an error, and the first line of its message."""
+    return f"{type(error).__name__}: {brief(next(iter(str(error).splitlines()), ''))}"
 
 
 def _is_own(name: str) -> bool:
@@ -191,8 +209,14 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
         return callable(value)
     if not getattr(kind, "_is_protocol", False):
         return not isinstance(kind, type) or isinstance(value, kind)
-    names = {*vars(kind).get("__annotations__", {}), *(k for k, v in vars(kind).items() if callable(v))}
-    return all(hasattr(value, name) for name in names if name == "__call__" or not name.startswith("_"))
+    return all(hasattr(value, name) for name in _members(kind))
+
+
+def _members(protocol: type) -> list[str]:
+    """What a protocol names, and the protocols that it extends."""
+    parts = [vars(kind) for kind in protocol.__mro__ if getattr(kind, "_is_protocol", False) and kind is not typing.Protocol]
+    names = {name for part in parts for name in (*part.get("__annotations__", {}), *(k for k, v in part.items() if callable(v)))}
+    return sorted(name for name in names if name == "__call__" or not name.startswith("_"))
 
 
 WORDS = {
@@ -217,4 +241,6 @@ def _words(hint: Any, plural: bool = False) -> str:
         return f"{'lists' if plural else 'a list'} of {_words(arguments[0], plural=True)}"
     if origin is collections.abc.Mapping:
         return "settings by name"
-    return WORDS.get(hint, ("settings with a _target_", "settings with a _target_"))[plural]
+    methods = [name for name in _members(hint) if name != "__call__"] if getattr(hint, "_is_protocol", False) else []
+    of = f" whose class has {', '.join(methods)}" if methods else ""
+    return WORDS[hint][plural] if hint in WORDS else f"settings with a _target_{of}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +12,12 @@ from rdmm.data.synthetic.random_maps import random_affine, random_diffeomorphism
 from rdmm.spatial.image import Image
 from rdmm.spatial.transform import Transform, composed
 from rdmm.types import ConfigError, require_finite_fields
+
+
+class Augmentation(Protocol):
+    """An image, its labels (or None) and a random generator to the image and labels to train on, on the same grid."""
+
+    def __call__(self, image: Image, labels: Image | None, rng: np.random.Generator) -> tuple[Image, Image | None]: ...
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from rdmm.data.pair_list import SPLITS
 from rdmm.data.synthetic.contrasts import Contrasts
 from rdmm.data.synthetic.scenes import shapes_pair
 from rdmm.data.synthetic.strain import LEAST_SIZE, strain_scene
-from rdmm.data.training.augment import Augment
+from rdmm.data.training.augment import Augmentation
 from rdmm.data.training.library import CenterMode, CommonGrid, ImageCache, LabeledImage
-from rdmm.data.training.sources import Item, Items, by_subject
+from rdmm.data.training.sources import Item, Items, ListedItems, by_subject
 from rdmm.data.training.splits import ItemPair, PairSampler, seeded_generator, split, split_beside
 from rdmm.data.training.store import make_folder
 from rdmm.data.training.survey import survey
-from rdmm.data.training.tables import PairSource
 from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair
@@ -95,7 +94,7 @@ class ImagePairs:
     shares: Sequence[float] = (0.8, 0.1, 0.1)
     seed: int = 0
     limit: int = 20
-    augment: Augment | None = None
+    augment: Augmentation | None = None
     labels: Sequence[int] | None = None
     cache: str | None = None
     skip_bad: bool = False
@@ -104,7 +103,7 @@ class ImagePairs:
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise ConfigError(f"data.limit must be at least 1; got {self.limit}")
-        if self.sampling == "listed" and not isinstance(self.source, PairSource):
+        if self.sampling == "listed" and not isinstance(self.source, ListedItems):
             raise ConfigError("data.sampling=listed needs a list of pairs: data/source=pairs")
         if (self.sampling == "atlas") != (self.atlas is not None):
             raise ConfigError("data.sampling=atlas and data.atlas=NAME, the name of an image, go together: give both or none")
@@ -162,7 +161,7 @@ class ImagePairs:
                     f"{part}: {error}; change data.shares ({list(self.shares)} of the subjects for training, validation and test), "
                     "e.g. [.6,.2,.2]; 0 leaves a part out"
                 ) from error
-        assert isinstance(self.source, PairSource)
+        assert isinstance(self.source, ListedItems)
         names = {i.name for i in self.parts[part]}
         return [c for c in self.source.image_pairs() if c[0].name in names and c[1].name in names]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rdmm.data.pair_list import require_unique
 from rdmm.data.paths import require_folder
@@ -42,6 +42,15 @@ class Items(Protocol):
 
     def items(self) -> list[Item]:
         """The images, in an order that does not depend on the disk. No image is read."""
+        ...
+
+
+@runtime_checkable
+class ListedItems(Items, Protocol):
+    """A source that also says which images are pairs (data.sampling=listed)."""
+
+    def image_pairs(self) -> list[tuple[Item, Item]]:
+        """Fixed and moving image of each pair."""
         ...
 
 
