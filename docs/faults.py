@@ -169,6 +169,10 @@ FAULTS = {
             "ConfigError that names it, and the option to give",
         ),
         151: ("a mistake in one value of a sweep; a job of a sweep that fails", "ConfigError before the first job; the others still run"),
+        152: (
+            "a class of another kind than its key wants: an optimizer, a schedule, a source, a network, a term",
+            "ConfigError before data are read",
+        ),
     },
     "Any file, setting and command": {
         116: ("values that do not fit the type of a result", "the input's type is widened, with a warning; OutputError with --dtype"),

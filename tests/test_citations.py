@@ -22,7 +22,7 @@ EQUATION = re.compile(r'^<a id="eq-(\d+)"></a>\*\*\((\d+)\)\*\* (.*)$', re.M)
 NAMED_FILE = re.compile(r"(?<![\w/.{}<>*-])((?:\.{1,2}/)*[\w-]+(?:/[\w-]+)*\.(?:md|py))\b")
 WRITTEN = {"table.md", "front.md", "runs/mine/table.md", "mine.py"}
 """Files that programs write, or that a text takes as an example."""
-MADE_BY_EXTENDING = "extending.md"  # it tells which files to make; tests/test_docs.py makes them
+MADE_BY_EXTENDING = "extending.md"  # it tells which files to make; tests/test_extending.py makes them
 
 
 def texts() -> Iterator[tuple[Path, str]]:

@@ -1,21 +1,16 @@
-"""What the documentation shows is run: the gallery's scripts on small data, and docs/extending.md in a copy of the checkout."""
+"""What the documentation shows is run: the gallery's scripts on small data."""
 
 from __future__ import annotations
 
 import re
 import runpy
-import shlex
-import shutil
 import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
 
-from rdmm import io
 from rdmm.cli import main
 from rdmm.config.compose import share
-from rdmm.data.synthetic.scenes import shapes_pair
 
 DOCS = share() / "docs"
 SMALL = {
@@ -46,38 +41,6 @@ def test_the_gallery(tmp_path, monkeypatch, name):
     runpy.run_path(str(DOCS / "gallery" / f"{name}.py"))["main"](tmp_path, **SMALL[name])
     assert list(tmp_path.rglob("run.json"))
     assert name in (DOCS / "gallery" / "README.md").read_text()
-
-
-def test_extending(tmp_path):
-    """The files of docs/extending.md, put where it says, do what it says."""
-    checkout, data = tmp_path / "checkout", tmp_path / "work"
-    for part in ("rdmm", "networks", "eval", "train", "conf"):
-        shutil.copytree(share() / part, checkout / part)
-    shutil.copy2(share() / "eval.py", checkout)
-    text = (DOCS / "extending.md").read_text()
-    for name, where, code in re.findall(r"^`([\w/.]+)`( \(at its end\))?:\n\n```\w+\n(.*?)^```", text, re.M | re.S):
-        path = checkout / name
-        path.write_text((path.read_text() + "\n\n" if where else "") + code)
-    for subject, seed in (("a", 1), ("b", 2)):
-        pair, _, _ = shapes_pair(seed, (32, 32))
-        (data / "data" / subject).mkdir(parents=True)
-        for name, image in (("baseline", pair.fixed), ("followup", pair.moving)):
-            io.write_image(data / "data" / subject / f"{name}.nii.gz", image.data, image.grid)
-    for name, visit in (("fixed", "baseline"), ("moving", "followup")):
-        shutil.copy2(data / "data" / "a" / f"{visit}.nii.gz", data / f"{name}.nii.gz")
-    environment = {"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin", "OMP_WAIT_POLICY": "passive"}
-    commands = re.findall(r"^```sh\n(.*?)\n```", text, re.M | re.S)
-    assert len(commands) == 3
-    for command in commands:
-        words = [*shlex.split(command), "optimizer.iterations=[2,2,2]"]
-        if words[0] == "rdmm":
-            start = [sys.executable, "-m", "rdmm", *words[1:], "--overwrite"]
-        else:
-            start = [sys.executable, str(checkout / "eval.py"), *words[2:], f"hydra.run.dir={data}/table"]
-        done = subprocess.run(start, cwd=data, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert '"_target_": "rdmm.dynamics.small.Small"' in (data / "out" / "run.json").read_text()
-    assert (data / "table" / "table.csv").read_text().count(",done") == 4
 
 
 def test_the_readme_example_runs_as_printed(tmp_path, monkeypatch, capsys):
