@@ -170,7 +170,7 @@ FAULTS = {
         ),
         151: ("a mistake in one value of a sweep; a job of a sweep that fails", "ConfigError before the first job; the others still run"),
         152: (
-            "a class of another kind than its key wants: an optimizer, a schedule, a source, a network, a term",
+            "a class of another kind than its key wants: an optimizer, a schedule, a source, a network, a term of the loss",
             "ConfigError before data are read",
         ),
     },

@@ -111,9 +111,11 @@ def test_backbones_of_monai(folder, name):
 def test_classes_of_another_kind_are_named_before_any_data_are_read(folder, words, says):
     from train.plan import plan_trainings
 
-    with allowing("my_package"), pytest.raises(ConfigError, match=says) as caught:
-        typed = ["experiment=mine", "data.source.root=nowhere", "shape=[16,16]", *words]
+    def check(typed):
         config = compose(typed, "train")
         plan_trainings(config, typed)
         build(config["data"], "data")
+
+    with allowing("my_package"), pytest.raises(ConfigError, match=says) as caught:
+        check(["experiment=mine", "data.source.root=nowhere", "shape=[16,16]", *words])
     assert "\n" not in str(caught.value)
