@@ -278,7 +278,8 @@ def measure(out: Path, data: str, part: str, nets: Path | None, more: Sequence[s
     families = [f"+study.families.{n}=[{','.join(f'{n}_{s}' for s in p.strengths)}]" for n, p in present().items()]
     path, other = out / f"data/{part}.csv", "knees" if data == "slices" else "slices"
     keys = [f"study.data.{data}.path={path}", f"~study.data.{other}", f"hydra.run.dir={out}/{part}", "threads=1"]
-    return [sys.executable, "eval.py", "experiment=oai", *keys, *own, *families, *more]
+    refined = [] if data == "slices" else ["output.refined=false"]  # a volume of half the voxel's size takes eight times the memory
+    return [sys.executable, "eval.py", "experiment=oai", *keys, *refined, *own, *families, *more]
 
 
 def sigma_of_tissues(settings: Settings, inputs: Inputs) -> dict[str, float]:

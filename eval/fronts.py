@@ -35,7 +35,7 @@ def compare_fronts(fronts: Mapping[str, Front]) -> tuple[float, dict[str, float]
 def compared_rows(rows: Sequence[Row], study: Study) -> list[Row]:
     """A row for each case and family: both measures at the level of the case. Cases that a family failed have none."""
     first, second = study.front
-    done = {(r["data"], r["case"], r["method"]): r for r in rows if r["status"] == "done" and first in r and second in r}
+    done = {(r["data"], r["case"], r["method"]): r for r in rows if _has(r, study.front)}
     out = []
     for data, case in dict.fromkeys((r["data"], r["case"]) for r in rows):
         fronts = {
@@ -73,7 +73,8 @@ def _markdown(compared: Sequence[Row], study: Study) -> str:
         ours = grouped.get((data, study.baseline or ""), [])
         pairs = [(a[second], b[second]) for a, b in zip(ours, group, strict=False)]
         mean = f"{statistics.fmean(ys):.4g} ± {statistics.stdev(ys) if len(ys) > 1 else math.nan:.2g}"
-        share = f"{statistics.fmean(ys) / statistics.fmean(a for a, _ in pairs):.2f}" if pairs else ""
+        theirs = statistics.fmean(a for a, _ in pairs) if pairs else 0.0
+        share = f"{statistics.fmean(ys) / theirs:.2f}" if theirs else ""
         lower = f"{sum(b < a for a, b in pairs)} of {len(pairs)}" if pairs and method != study.baseline else ""
         p = f"{tests[data, method]['p']:.2g}" if (data, method) in tests else ""
         lines.append(f"| {data} | {method} | {len(group)} | {statistics.fmean(xs):.4g} | {mean} | {share} | {lower} | {p} |")
@@ -82,7 +83,13 @@ def _markdown(compared: Sequence[Row], study: Study) -> str:
 
 
 def _mean_front(rows: Sequence[Row], methods: Sequence[str], measures: Sequence[str]) -> Front:
-    """The means over the cases at each setting."""
-    grouped = {m: g for (_, m), g in tables.group_rows(rows).items() if m in methods}
-    numbers = [[tables.values(group, k) for k in measures] for group in grouped.values()]
-    return [(statistics.fmean(xs), statistics.fmean(ys)) for xs, ys in numbers if xs and ys]
+    """The means at each setting, in the order of the methods, over the cases that all of them have."""
+    measured = {m: {r["case"]: r for r in rows if r["method"] == m and _has(r, measures)} for m in methods}
+    cases = [case for case in measured[methods[0]] if all(case in own for own in measured.values())]
+    means = {m: [statistics.fmean(own[case][k] for case in cases) for k in measures] for m, own in measured.items() if cases}
+    return [(x, y) for x, y in means.values()]
+
+
+def _has(row: Row, measures: Sequence[str]) -> bool:
+    """Whether a row has numbers for all measures."""
+    return row["status"] == "done" and all(math.isfinite(row.get(k, math.nan)) for k in measures)

@@ -188,8 +188,19 @@ def _expanded(methods: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, lis
 
 
 def read_parts(folders: Sequence[str]) -> list[tables.Row]:
-    """The rows of the parts of a study, in their order."""
-    return [row for folder in folders for row in json.loads((Path(folder) / TABLE).read_text())["rows"]]
+    """The rows of the parts of a study, in their order. What was not measured is null in their files, and NaN here.
+
+    Raises:
+        ConfigError: a case was run by a method in two of them.
+    """
+    rows: dict[tuple[str, str, str], tables.Row] = {}
+    for folder in folders:
+        for row in json.loads((Path(folder) / TABLE).read_text())["rows"]:
+            key = (row["data"], row["case"], row["method"])
+            if key in rows:
+                raise ConfigError(f"study.parts: {folder} has case {key[1]} of {key[0]} by {key[2]}, which another part has, too")
+            rows[key] = {k: math.nan if value is None else value for k, value in row.items()}
+    return list(rows.values())
 
 
 def _external(name: str, method: Mapping[str, Any]) -> External:

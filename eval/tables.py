@@ -202,15 +202,16 @@ def markdown(rows: Sequence[Row], baseline: str | None = None) -> str:
         failed = sum(r["status"] != "done" for r in group)
         cells = [_cell(values(group, k), k in SHOWN_BY_LARGEST, len(group) - failed) for k in shown]
         cells += [f"{robustness_30(group, k):.4g}" for k in robust]
-        lines.append(f"| {data} | {method} | {len(group)} | {failed} | " + " | ".join(cells) + " |")
+        row = [_escape_markdown(name) for name in (data, method)]
+        lines.append("| " + " | ".join([*row, str(len(group)), str(failed), *cells]) + " |")
     found = compare_with_baseline(rows, baseline)
     if found:
         lines += ["", f"Against {baseline} (Wilcoxon signed-rank, two-sided; Holm over the methods):", ""]
         lines += ["| data | measure | method | n | median change | p | p, Holm |", "|---|---|---|---|---|---|---|"]
         names = ("data", "measure", "method", "n")
-        lines += [
-            "| " + " | ".join(str(t[k]) for k in names) + f" | {t['change']:+.3g} | {t['p']:.2g} | {t['p_holm']:.2g} |" for t in found
-        ]
+        for t in found:
+            cells = [_escape_markdown(str(t[k])) for k in names] + [f"{t['change']:+.3g}", f"{t['p']:.2g}", f"{t['p_holm']:.2g}"]
+            lines.append("| " + " | ".join(cells) + " |")
     reported = [(r, r["status"]) for r in rows if r["status"] != "done"]
     reported += [(r, f"warning: {r['warnings']}") for r in rows if r.get("warnings")]
     notes = [f"- {r['data']} {r['case']}, {r['method']}: {text}" for r, text in reported]
@@ -248,7 +249,14 @@ def latex(rows: Sequence[Row], baseline: str | None = None) -> str:
 
 
 def _escape_tex(text: str) -> str:
-    return "".join(f"\\{c}" if c in "%_&#${}" else c for c in text)
+    """Text as LaTeX prints it."""
+    commands = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    return "".join(commands.get(c, f"\\{c}" if c in "%_&#${}" else c) for c in text)
+
+
+def _escape_markdown(text: str) -> str:
+    """Text in a cell of a table."""
+    return text.replace("|", r"\|")
 
 
 def _tex_cell(numbers: list[float], worst: bool, best: bool) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from eval import tables
+from eval import fronts, tables
 from eval.choice import leave_one_out
 from eval.main import evaluate
-from eval.study import Study
+from eval.study import Study, read_parts
 from rdmm import ConfigError
 
 FAMILIES = {"a": ["a1", "a2"], "b": ["b1"]}
@@ -89,3 +90,36 @@ def test_parts_of_a_study_make_one_table(tmp_path):
 def test_faults_of_choices(keys, message):
     with pytest.raises(ConfigError, match=message):
         Study({"d": None}, {"a1": [], "a2": []}, {}, **keys)
+
+
+def test_what_was_not_measured_is_left_out_after_parts_are_put_together(tmp_path):
+    made = rows({"a": [0, math.nan, 3]})
+    tables.write_tables(made, tmp_path)
+    read = read_parts([str(tmp_path)])
+    assert [math.isnan(r["tre_mm"]) for r in read] == [False, True, False]
+    assert "(n 2)" in tables.markdown(read)
+
+
+def test_a_part_counts_once(tmp_path):
+    tables.write_tables(rows({"a": [0, 1, 3]}), tmp_path)
+    with pytest.raises(ConfigError, match="has case c0 of d by a, which another part has, too"):
+        read_parts([str(tmp_path)] * 2)
+
+
+def test_names_are_escaped():
+    made = [{**r, "method": r["method"] + "^b|c~"} for r in rows({"a": [0, 1, 3]})]
+    assert r"| a^b\|c~ |" in tables.markdown(made)
+    assert r"a\textasciicircum{}b|c\textasciitilde{} &" in tables.latex(made)
+
+
+def test_fronts_follow_the_settings_and_leave_out_what_was_not_measured(tmp_path):
+    """Rows in another order, a measure that is 0 for the baseline, and NaN in one case."""
+    made = [{**r, "hd95_mm": 0.0 if r["method"] == "b1" else 1.0} for r in rows({"a2": [5, 2, math.nan], "a1": [1, 4, 3], "b1": [1, 1, 1]})]
+    study = Study(
+        {"d": None}, {"a1": [], "a2": [], "b1": []}, {}, families=FAMILIES, choose_by="tre_mm", front=["tre_mm", "hd95_mm"], baseline="b"
+    )
+    compared = fronts.compared_rows(made, study)
+    assert {r["case"] for r in compared} == {"c0", "c1"} and all(math.isfinite(r["tre_mm"]) for r in compared)
+    assert fronts._mean_front(made, ["a1", "a2"], study.front) == [(2.5, 1.0), (3.5, 1.0)]
+    fronts.write_fronts(made, study, tmp_path)
+    assert "| d | a | 2 |" in (tmp_path / "front.md").read_text()

@@ -37,6 +37,18 @@ def test_a_run_reports_what_a_finer_grid_would_measure(key):
     assert found["refined_dice"] == pytest.approx(again.metrics["dice"], abs=0.02)
 
 
+@pytest.mark.parametrize("shapes", [((40, 36), (40, 33)), ((40, 33), (40, 36))])
+def test_images_of_other_extents_share_the_shooting_grid(shapes):
+    """Without an affine step, what is shot again, and the last snapshot, are the map that was found."""
+    fixed, moving = (disks((40, 36))[k][:, : n[1]] for k, n in enumerate(shapes))
+    result = rdmm.register(fixed, moving, overrides=[*FAST, "output.refined=true"])
+    assert result.metrics["refined_map_mm"] < 0.1 and result.metrics["refined_map_max_mm"] < 0.6
+    x = result.grid.identity(torch.zeros(1))
+    last = result.map_at(result.animation_snapshots[-1])(x)
+    assert float((last - result.pair.total_map(result.result.transform)(x)).norm(dim=1).max()) < 0.2 * min(result.grid.spacing)
+    assert result.metrics["sd_log_jacobian"] > 0.01
+
+
 def test_the_finer_map_stands_on_what_came_before():
     """After an earlier stage, and from an initial map."""
     fixed, moving = (torch.from_numpy(x)[None, None] for x in disks())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import zeros
@@ -138,3 +139,15 @@ def test_weights_fit_the_gaussians():
         Regions({1: [1.0]})
     with pytest.raises(ConfigError, match=r"as initializer.background"):
         Regions({1: [1.0], "background": [1.0]})
+
+
+def test_regions_of_a_moving_image_of_another_extent_stay_where_they_are():
+    fixed, moving = Grid((40, 40), np.eye(3)), Grid((40, 26), np.eye(3))
+    labels = torch.zeros(1, 1, 40, 26)
+    labels[..., :10] = 1
+    pair = Pair(Image(torch.zeros(1, 1, 40, 40), fixed), Image(torch.zeros(1, 1, 40, 26), moving), regions=Image(labels, moving))
+    ic = Regions()(pair)
+    grid = ic.grid(pair.source)
+    inside = ic.weights[0, 0, 20] > 0.6
+    y = grid.to_world(grid.identity(torch.zeros(1)))[0, 1, 20]
+    assert float(y[inside].max()) == pytest.approx(9.0, abs=0.6)

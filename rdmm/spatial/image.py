@@ -14,7 +14,7 @@ from rdmm.spatial.gaussian import shrink
 from rdmm.spatial.grid import Grid, apply_matrix, frame_change, require_one_dimension
 from rdmm.spatial.ops import Mode, resize, sample
 from rdmm.spatial.placement import require_same_plane
-from rdmm.spatial.transform import Identity, Transform, composed
+from rdmm.spatial.transform import Transform, composed
 from rdmm.types import InputError, Tensor
 
 
@@ -95,12 +95,8 @@ class Image:
         return self.scaled(min(1.0, factor * min(self.grid.voxel) / min(fixed.grid.voxel)))
 
     def source(self, fixed: Image, initial: Transform) -> Image:
-        """The image on whose grid the geodesic is shot: the moving image, or the fixed one if there is an initial map.
-
-        Of the fixed image, only the grid is used.
-        """
-        aligned = isinstance(initial, Identity) and self.grid.same_frame(fixed.grid)
-        return self if aligned else fixed
+        """The image on whose grid the geodesic is shot: the fixed one, onto which the initial map brings the moving image."""
+        return fixed
 
     def locate(self, points: Tensor, frame: Grid) -> Tensor:
         """Convert points (b, d, *t) from domain units of ``frame`` to domain units of this image's grid.

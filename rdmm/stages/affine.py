@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -144,7 +145,8 @@ class AffineOpt:
         kept, turned = (min(group, key=lambda c: found[id(c)], default=None) for group in by_angle)
         if self.init != "auto" or kept is None or turned is None:
             return min(candidates, key=lambda c: found[id(c)]), []
-        gains = [_gain(replace(finer, similarity=measure), kept, turned) for measure in (self.similarity, SECOND_MEASURE)]
+        measures = [replace(finer, similarity=measure) for measure in (self.similarity, SECOND_MEASURE)]
+        gains = [_gain(measure, by_angle[0], turned) for measure in measures]
         if min(gains) > CLEAR_GAIN:
             return turned, []
         close = min(gains) > CLOSE_GAIN or max(gains) > CLEAR_GAIN
@@ -175,14 +177,20 @@ def _turns(matrix: Tensor) -> bool:
     return rotation_degrees(matrix) > WARN_ROTATION_DEG
 
 
-def _gain(objective: ImageObjective, kept: Candidate, turned: Candidate) -> float:
-    """By which factor the dissimilarity of ``turned`` is smaller than that of ``kept``; 0 if ``turned`` cannot be compared."""
+def _gain(objective: ImageObjective, unturned: Sequence[Candidate], turned: Candidate) -> float:
+    """By which factor the dissimilarity of ``turned`` is smaller than that of the best of ``unturned``; 0 if it cannot be compared."""
+    found = [_dissimilarity(objective, c) for c in unturned]
+    before, after = min(found), _dissimilarity(objective, turned)
+    return before / after if math.isfinite(before) and math.isfinite(after) else 0.0
+
+
+def _dissimilarity(objective: ImageObjective, candidate: Candidate) -> float:
+    """That of a candidate, which SIMILARITY_NOISE keeps from 0; infinite where the images hardly overlap."""
     with torch.no_grad():
         try:
-            before, after = (float(objective(c.matrix())) + SIMILARITY_NOISE for c in (kept, turned))
-            return before / after
+            return float(objective(candidate.matrix())) + SIMILARITY_NOISE
         except DivergenceError:
-            return 0.0
+            return math.inf
 
 
 def _possible_rotation(kept: Candidate, turned: Candidate, gains: Sequence[float]) -> str:

@@ -131,7 +131,7 @@ def divergence(a: Tensor, b: Tensor, found: Potentials, eps: float, rho: float |
         if rho is None:
             slopes.append(f - p)
         else:
-            slopes.append((rho + eps) * (torch.exp(-p / rho) - torch.exp(-f / rho)))
+            slopes.append(-(rho + eps) * torch.exp(-p / rho) * torch.expm1((p - f) / rho))
             factor = (rho + eps / 2) / (rho + eps)
     value = sum(total(x * s, dtype=torch.float64) for x, s in zip((a, b), slopes, strict=True))
     return (factor * value).to(a.dtype), slopes[0], slopes[1]  # type: ignore[union-attr]

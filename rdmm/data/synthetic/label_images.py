@@ -31,7 +31,8 @@ def intensities_of(labels: Image, table: Sequence[float] | None = None) -> Image
     """
     label, index = labels.data.long().unique(return_inverse=True)
     if int(label[0]) < 0 or (table is not None and int(label[-1]) >= len(table)):
-        raise InputError(f"labels from {int(label[0])} to {int(label[-1])} have no intensity; 0 to {len(table or ()) - 1} have")
+        have = "0 and above" if table is None else f"0 to {len(table) - 1}"
+        raise InputError(f"labels from {int(label[0])} to {int(label[-1])} have no intensity; {have} have")
     values = distinct_intensities(label) if table is None else torch.tensor(table)[label]
     return Image(gaussian(values[index], BLUR_VOXELS * min(labels.grid.spacing), labels.grid), labels.grid)
 

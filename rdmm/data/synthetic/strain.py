@@ -1,4 +1,4 @@
-"""Scenes in which one organ deforms and the others move rigidly: the true strain is known at every voxel."""
+"""Scenes in which one organ deforms, and the others move nearly rigidly: the true strain is known at every voxel."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _centers(rng: np.random.Generator, d: int) -> np.ndarray:
 
 
 def strain_scene(seed: int, shape: Sequence[int] = (96, 96), size: float = 0.02, noise: float = 0.03) -> Inputs:
-    """A textured body with organs. The body turns and shifts rigidly; the organ 1 deforms in addition.
+    """A textured body with organs. The body turns and shifts rigidly; the organ 1 deforms in addition. What it moves fades around it.
 
     Args:
         seed: the same seed gives the same scene.
