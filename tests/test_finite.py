@@ -105,7 +105,7 @@ SETTINGS = [
     "regularizer.smoother.MultiGaussian", "similarity.shapes.kernel.KernelDistance", "similarity.lncc.MultiKernelLNCC",
     "similarity.sinkhorn_images.GridSinkhorn", "similarity.shapes.sinkhorn.SinkhornDivergence", "stages.affine.AffineOpt",
     "stages.affine.PointAffine", "data.synthetic.contrasts.Contrasts", "data.training.augment.Augment", "data.intensity.Normalize",
-    "optim.initializers.Regions", "optim.problem.Problem", "similarity.sum.Sum", "dynamics.rdmm.RDMM",
+    "data.synthetic.volumes.Volumes", "optim.initializers.Regions", "optim.problem.Problem", "similarity.sum.Sum", "dynamics.rdmm.RDMM",
 ]  # fmt: skip
 NEEDED = {
     "MultiGaussian": {"sigmas": [0.1, 0.2], "weights": [0.5, 0.5]},

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rdmm.data.inputs import Inputs
+from rdmm.data.synthetic.anatomies import random_regions
 from rdmm.data.synthetic.random_maps import random_affine, random_diffeomorphism, smooth_noise
 from rdmm.spatial.gaussian import gaussian
 from rdmm.spatial.grid import Grid
@@ -73,13 +74,7 @@ class Contrasts:
 
     def _anatomy(self, rng: np.random.Generator, grid: Grid) -> Image:
         """A label map: at each voxel the number of the largest of several random fields, inside an ellipsoid with a wavy surface."""
-        half = self.regions // 2
-        fields = [smooth_noise(rng, half, grid, self.detail), smooth_noise(rng, self.regions - half, grid, 3 * self.detail)]
-        region = torch.cat(fields, 1).argmax(1, keepdim=True) + 1
-        x = (grid.identity(fields[0]) / torch.tensor(grid.extent).view(1, -1, *(1,) * grid.ndim) - 0.5) * 2
-        radii = torch.from_numpy(rng.uniform(0.65, 0.9, grid.ndim)).float().view(1, -1, *(1,) * grid.ndim)
-        inside = (x / radii).square().sum(1, keepdim=True) + 0.15 * smooth_noise(rng, 1, grid, 2 * self.detail) < 1
-        return Image((region * inside).float(), grid)
+        return Image(random_regions(rng, grid, self.regions, self.detail), grid)
 
     def _image(self, rng: np.random.Generator, anatomy: Image, levels: Tensor) -> tuple[Image, Image]:
         """A deformed image of an anatomy, and its labels. ``levels`` (regions + 1,) are the intensities of the labels."""
