@@ -155,7 +155,8 @@ class Pyramid(nn.Module):
         x, y = moving.moved_by(halves.to_moving, onto).data, fixed.moved_by(halves.to_fixed, onto).data
         x, y = torch.cat([x, y]), torch.cat([y, x])  # the pair, and the swapped pair
         seen = torch.cat([correlation(x, y, self.radii[k]), x, y], 1)
-        there, back = to_float32(run_checkpointed(self.heads[k], seen) if self.recompute else self.heads[k](seen)).chunk(2)
+        out = to_float32(run_checkpointed(self.heads[k], seen) if self.recompute else self.heads[k](seen))
+        there, back = out.to(halves.to_moving.displacement.dtype).chunk(2)
         d = self.ndim
         with torch.autocast(there.device.type, enabled=False):  # only the networks may be in half precision
             z = gaussian(self.scale / 2 * (there[:, :d] - back[:, :d]), self.smoothing * max(onto.spacing), onto)
