@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks.affine import AffineNet
+from networks.affine import AffineNetwork
 from rdmm.config import build, require_trusted
 from rdmm.config.location import model_path
 from rdmm.config.plugins import trusted_packages
@@ -28,7 +28,7 @@ class Networks(nn.Module):
         predictor: an Initializer: a pair of images to initial conditions. ``Predictor``, or any other module.
     """
 
-    def __init__(self, affine: AffineNet | None = None, predictor: nn.Module | None = None) -> None:
+    def __init__(self, affine: AffineNetwork | None = None, predictor: nn.Module | None = None) -> None:
         super().__init__()
         self.affine, self.predictor = affine, predictor
 
@@ -40,7 +40,7 @@ def build_networks(settings: Mapping[str, Any]) -> Networks:
         ConfigError: a node describes something else.
     """
     parts = {k: build(settings.get(k), k) for k in ("affine", "predictor")}
-    for name, kind in (("affine", AffineNet), ("predictor", nn.Module)):
+    for name, kind in (("affine", AffineNetwork), ("predictor", nn.Module)):
         if parts[name] is not None and not isinstance(parts[name], kind):
             wanted = "a torch.nn.Module" if kind is nn.Module else kind.__name__
             raise ConfigError(f"{name}: a network ({wanted}) is wanted, not {type(parts[name]).__name__}")
@@ -97,7 +97,7 @@ def predictor(file: str | None = None) -> nn.Module:
     return part
 
 
-def affine(file: str | None = None) -> AffineNet:
+def affine(file: str | None = None) -> AffineNetwork:
     """The affine network of a model file (``affine=net``). None: the bundled model."""
     part = load(file).affine
     if part is None:

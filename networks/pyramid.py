@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from networks.inputs import at_training_resolution, preweights, require_trained_kind
-from networks.unet import LEAKY_SLOPE, run_checkpointed, space_to_depth, to_float32
+from networks.unet import Encoder, convolutions, run_checkpointed, to_float32
 from rdmm.dynamics.base import InitialConditions
 from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.spatial.gaussian import gaussian
@@ -41,33 +41,6 @@ def correlation(x: Tensor, y: Tensor, radius: int) -> Tensor:
         window = [slice(None), slice(None), *(slice(o, o + n) for o, n in zip(offset, s, strict=True))]
         costs.append((x * around[tuple(window)]).sum(1))
     return torch.stack(costs, 1)
-
-
-def _convolutions(ndim: int, channels: Sequence[int], size: int = 3) -> nn.Sequential:
-    """Convolutions of ``size`` voxels, each followed by a LeakyReLU."""
-    make = nn.Conv2d if ndim == 2 else nn.Conv3d
-    layers = ((make(a, b, size, padding=size // 2), nn.LeakyReLU(LEAKY_SLOPE)) for a, b in itertools.pairwise(channels))
-    return nn.Sequential(*itertools.chain(*layers))
-
-
-class Encoder(nn.Module):
-    """(b, channels, *s) -> features at 1/2, 1/4, ... of the resolution, for sizes that are multiples of 2^levels.
-
-    Args:
-        features: channels of the levels, from fine to coarse.
-    """
-
-    def __init__(self, ndim: int, channels: int, features: Sequence[int]) -> None:
-        super().__init__()
-        inputs = [channels, *features[:-1]]
-        self.blocks = nn.ModuleList(_convolutions(ndim, [a * 2**ndim, b, b]) for a, b in zip(inputs, features, strict=True))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        out = []
-        for block in self.blocks:
-            x = block(space_to_depth(x, 2))
-            out.append(x)
-        return out
 
 
 class Pyramid(nn.Module):
@@ -118,7 +91,7 @@ class Pyramid(nn.Module):
         self.encoder = Encoder(d, channels, features)
         self.heads = nn.ModuleList()
         for k, (f, r) in enumerate(zip(features, radii, strict=True)):
-            head = _convolutions(d, [2 * f + (2 * r + 1) ** d, hidden, hidden])
+            head = convolutions(d, [2 * f + (2 * r + 1) ** d, hidden, hidden])
             last = (nn.Conv2d if d == 2 else nn.Conv3d)(hidden, d + (len(smoother.sigmas) if weights and k == 0 else 0), 3, padding=1)
             nn.init.normal_(last.weight, std=1e-3)  # an untrained network predicts next to nothing
             self.heads.append(head.append(last))

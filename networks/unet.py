@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -145,3 +146,30 @@ def to_float32(x: Tensor) -> Tensor:
 def run_checkpointed(net: nn.Module, x: Tensor) -> Tensor:
     """net(x); its activations are recomputed in the backward pass instead of being stored."""
     return checkpoint(net, x, use_reentrant=False) if torch.is_grad_enabled() else net(x)
+
+
+def convolutions(ndim: int, channels: Sequence[int], size: int = 3) -> nn.Sequential:
+    """Convolutions of ``size`` voxels, each followed by a LeakyReLU."""
+    make = nn.Conv2d if ndim == 2 else nn.Conv3d
+    layers = ((make(a, b, size, padding=size // 2), nn.LeakyReLU(LEAKY_SLOPE)) for a, b in itertools.pairwise(channels))
+    return nn.Sequential(*itertools.chain(*layers))
+
+
+class Encoder(nn.Module):
+    """(b, channels, *s) -> features at 1/2, 1/4, ... of the resolution, for sizes that are multiples of 2^levels.
+
+    Args:
+        features: channels of the levels, from fine to coarse.
+    """
+
+    def __init__(self, ndim: int, channels: int, features: Sequence[int]) -> None:
+        super().__init__()
+        inputs = [channels, *features[:-1]]
+        self.blocks = nn.ModuleList(convolutions(ndim, [a * 2**ndim, b, b]) for a, b in zip(inputs, features, strict=True))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        out = []
+        for block in self.blocks:
+            x = block(space_to_depth(x, 2))
+            out.append(x)
+        return out

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import nn
 
-from networks.affine import AffineNet
+from networks.affine import AffineNetwork
 from rdmm import metrics
 from rdmm.data.inputs import Inputs
 from rdmm.dynamics.base import InitialConditions
@@ -82,14 +82,19 @@ def log_term(terms: Terms, name: str, value: Tensor) -> Tensor:
     return value
 
 
-def inverse_consistency(transform: Transform, pair: Pair[Image]) -> Tensor:
-    """Mean square of phi_ab ∘ phi_ba - id in voxels, at half resolution, of model (50).
+ConsistencyUnit = Literal["voxel", "domain"]
+
+
+def inverse_consistency(transform: Transform, pair: Pair[Image], unit: ConsistencyUnit = "voxel") -> Tensor:
+    """Mean square of phi_ab ∘ phi_ba - id at half resolution, of model (50): in its voxels, or in domain units as in the RDMM paper.
 
     The second half of the batch is its first half, swapped.
     """
     grid = pair.fixed.grid.scaled(0.5)
     u = displacement(transform, grid, pair.fixed.data)
     error = ops.compose(u, torch.roll(u, len(u) // 2, 0), grid, grid.identity(u))
+    if unit == "domain":
+        return error.square().sum(1).mean()
     h = torch.tensor(grid.spacing).to(error).view(1, -1, *(1,) * grid.ndim)
     return (error / h).square().sum(1).mean()
 
@@ -102,7 +107,7 @@ class AffineObjective:
         similarity: a global one works best.
     """
 
-    network: AffineNet
+    network: AffineNetwork
     similarity: Similarity
     stretch_weight: float = 0.0
     dice_weight: float = 0.0
@@ -155,7 +160,8 @@ class DeformationObjective:
 
     Args:
         steps: number of predictions, one after the other.
-        inverse_consistency: weight of the error in squared voxels, at half resolution.
+        inverse_consistency: weight of the squared error, at half resolution.
+        consistency_unit: of the error: ``voxel`` or ``domain``.
         folding: weight of the barrier B (Problem) of the total map at the images' resolution. The composition of two maps that do not
             fold on their shooting grids can fold.
         dice_labels: number of labels in each batch's Dice.
@@ -163,14 +169,17 @@ class DeformationObjective:
 
     network: nn.Module
     problem: Problem
-    affine: AffineNet | None = None
+    affine: AffineNetwork | None = None
     steps: int = 2
     inverse_consistency: float = 1e-4
+    consistency_unit: ConsistencyUnit = "voxel"
     folding: float = 20.0
     dice_weight: float = 0.0
     dice_labels: int = 8
 
     def __post_init__(self) -> None:
+        if self.consistency_unit not in get_args(ConsistencyUnit):
+            raise ConfigError(f"loss.consistency_unit must be voxel or domain, not {self.consistency_unit!r}")
         if isinstance(self.network, HalfwayPredictor) and self.steps != 1:
             raise ConfigError(f"network/predictor=pyramid has steps of its own, its levels: set network.steps=1, not {self.steps}")
 
@@ -191,7 +200,8 @@ class DeformationObjective:
         if self.dice_weight:
             loss = loss + self.dice_weight * log_term(terms, "dice_loss", soft_dice(batch, total_map, self.dice_labels, seed))
         if both and self.inverse_consistency:
-            loss = loss + self.inverse_consistency * log_term(terms, "inverse_consistency", inverse_consistency(total_map, found.pair))
+            error = inverse_consistency(total_map, found.pair, self.consistency_unit)
+            loss = loss + self.inverse_consistency * log_term(terms, "inverse_consistency", error)
         if self.folding:
             grid = pair.fixed.grid
             squeezed = ops.barrier(displacement(total_map, grid, pair.fixed.data), grid, BARRIER_THRESHOLD).mean()

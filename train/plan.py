@@ -142,7 +142,7 @@ def build_objective(plan: TrainingPlan, networks: Networks) -> Objective:
         similarity = build(node["affine_similarity"], "network.affine_similarity")
         return AffineObjective(networks.affine, similarity, loss["stretch_weight"], **dice)
     problem = build(plan.config["deform"]["problem"], "deform.problem")
-    weights = {k: loss[k] for k in ("inverse_consistency", "folding")}
+    weights = {k: loss[k] for k in ("inverse_consistency", "consistency_unit", "folding")}
     objective = DeformationObjective(networks.predictor, problem, networks.affine, node["steps"], **weights, **dice)
     terms = build_terms(plan.config)
     return WithTerms(objective, terms) if terms else objective
