@@ -223,10 +223,15 @@ def present() -> dict[str, Peer]:
     return {name: peer for name, peer in PEERS.items() if find_spec(peer.package)}
 
 
+def strengths(peer: Peer, part: str) -> list[str]:
+    """What is tried of a tool; of volumes, which take minutes, the first only."""
+    return list(peer.strengths)[: 1 if part == "knees" else None]
+
+
 def peer_calls(out: Path, parts: Sequence[str]) -> list[list[str]]:
     """The commands by which this program runs the other tools: one for each tool, strength and part of the data."""
-    ready = [(name, strength) for name, peer in present().items() for strength in peer.strengths]
-    return [[sys.executable, __file__, str(out), "--peer", *how, part] for part in parts for how in ready]
+    ready = [(name, s, part) for part in parts for name, peer in present().items() for s in strengths(peer, part)]
+    return [[sys.executable, __file__, str(out), "--peer", *how] for how in ready]
 
 
 def run_peer(out: Path, name: str, strength: str, part: str) -> None:
@@ -259,14 +264,14 @@ def training(out: Path, fold: int) -> list[str]:
     return [sys.executable, "train.py", *keys, "resume=true", "threads=1", f"seed={fold}"]
 
 
-def methods(out: Path, nets: Path | None) -> dict[str, str]:
+def methods(out: Path, part: str, nets: Path | None) -> dict[str, str]:
     """The methods besides those of the experiment, as Hydra reads them: the networks in ``nets``, and the other tools."""
     own = {}
     if nets is not None:
         own = {f"{n}_net": f"['weights={nets}/{n}/best.safetensors']" for n in ("svf", "lddmm", "rdmm")}
         own["affine_net"] = f"['weights={nets}/svf/best.safetensors','initializer=zero','optimizer=none','stages=single']"
     for name, peer in present().items():
-        for s in peer.strengths:
+        for s in strengths(peer, part):
             folder = f"{out}/peers/{name}_{s}/{{case}}"
             own[f"{name}_{s}"] = f"{{warps: ['{folder}/{WARP}','{folder}/{AFFINE}'], seconds: '{folder}/seconds.txt'}}"
     return own
@@ -274,8 +279,8 @@ def methods(out: Path, nets: Path | None) -> dict[str, str]:
 
 def measure(out: Path, data: str, part: str, nets: Path | None, more: Sequence[str] = ()) -> list[str]:
     """The command that registers and measures the pairs of a part of the data."""
-    own = [f"+study.methods.{name}={how}" for name, how in methods(out, nets).items()]
-    families = [f"+study.families.{n}=[{','.join(f'{n}_{s}' for s in p.strengths)}]" for n, p in present().items()]
+    own = [f"+study.methods.{name}={how}" for name, how in methods(out, part, nets).items()]
+    families = [f"+study.families.{n}=[{','.join(f'{n}_{s}' for s in strengths(p, part))}]" for n, p in present().items()]
     path, other = out / f"data/{part}.csv", "knees" if data == "slices" else "slices"
     keys = [f"study.data.{data}.path={path}", f"~study.data.{other}", f"hydra.run.dir={out}/{part}", "threads=1"]
     refined = [] if data == "slices" else ["output.refined=false"]  # a volume of half the voxel's size takes eight times the memory

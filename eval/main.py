@@ -67,14 +67,17 @@ def evaluate(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) 
     base = [o for o in overrides if not o.lstrip("+~").startswith(PROGRAM_KEYS)]
     rows: list[tables.Row] = []
     baseline = None if study.families else study.baseline
-    with Occasionally(lambda: tables.write_tables(rows, folder, baseline)) as write:
+    with Occasionally(lambda: tables.write_tables(rows, folder, baseline, study.printed.names)) as write:
         for row in read_parts(study.parts) or table_rows(study, base, config["device"], seed, folder):
             rows.append(row)
             write()
     judged = rows
-    if study.choose_by and (chosen := leave_one_out(rows, study.compared, study.choose_by)):
+    chosen = leave_one_out(rows, study.compared, study.choose_by) if study.choose_by else []
+    if study.choose_by and not chosen:
+        log.warning("study.choose_by: no case has %s, so nothing was chosen", study.choose_by)
+    if chosen:
         (folder / CHOSEN).mkdir(exist_ok=True)
-        tables.write_tables(chosen, folder / CHOSEN, study.baseline)
+        tables.write_tables(chosen, folder / CHOSEN, study.baseline, study.printed.names)
         judged = chosen
     if study.front:
         fronts.write_fronts(rows, study, folder)

@@ -133,10 +133,8 @@ class Study:
         for folder in self.parts:
             if not (Path(folder) / TABLE).exists():
                 raise ConfigError(f"study.parts: {folder}/{TABLE} does not exist; give the folders of the parts' results")
-        if self.front and not (len(self.front) == 2 and all(map(tables.is_tested, self.front)) and self.families):
-            raise ConfigError(
-                f"study.front must be two measures, e.g. [error_lung_mm, error_cage_mm], of a study with families; got {list(self.front)}"
-            )
+        if self.front:
+            self._check_front()
         if self.submission not in (None, "nii.gz", "npz"):
             raise ConfigError(f"study.submission must be nii.gz or npz; got {self.submission!r}")
         for name, method in self.methods.items():
@@ -147,6 +145,21 @@ class Study:
     def printed(self) -> figures.Print:
         """How figures are printed."""
         return figures.Print.of(self.style)
+
+    def _check_front(self) -> None:
+        if not self.families or len(self.front) != 2:
+            raise ConfigError(
+                f"study.front must be two measures, of a study with families, e.g. [error_lung_mm, error_cage_mm]; got {list(self.front)}"
+            )
+        for measure in self.front:
+            if not (measure in tables.TITLES or tables.is_tested(measure)):
+                raise ConfigError(
+                    f"study.front: there is no measure {measure!r}{nearest(measure, tables.TITLES)}; there are {', '.join(tables.TITLES)}"
+                )
+        if not tables.lower_is_better(self.front[0]):
+            raise ConfigError(
+                f"study.front: the first measure must be one of which less is better, such as sd_log_jacobian_subject; got {self.front[0]}"
+            )
 
     @property
     def compared(self) -> dict[str, Sequence[str]]:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,9 @@ TITLES = {
 ROBUSTNESS_PERCENTILES = {"dice": 30, "region_dice": 30, "tre_mm": 70, "hd95_mm": 70}
 """30 % robustness (Learn2Reg): the percentile that separates the worst 30 % of the cases."""
 
+OVERLAPS = ("dice", "region_dice", "refined_dice")
+"""Metrics of which larger values are better."""
+
 LOWER_IS_BETTER = ("similarity", "tre_mm", "tre_liver_mm", "tre_outside_mm", "hd95_mm", "hd95_after_mm", "distance_after_mm")
 """Metrics of which smaller values are better."""
 
@@ -90,7 +93,8 @@ def is_tested(key: str) -> bool:
 
 
 def lower_is_better(key: str) -> bool:
-    return key in LOWER_IS_BETTER or is_error(key)
+    """Whether smaller values of a measure are better: of all but overlaps."""
+    return (key in TITLES and key not in OVERLAPS) or is_error(key)
 
 
 def titles(rows: Sequence[Row]) -> dict[str, str]:
@@ -106,14 +110,14 @@ def format_row(row: Row) -> str:
     return ", ".join(f"{title} {row[k]:.4g}" for k, title in titles([row]).items() if k in row and math.isfinite(row[k]))
 
 
-def write_tables(rows: Sequence[Row], out: Path, baseline: str | None = None) -> None:
-    """``table.csv``, ``table.json``, ``table.md`` and ``table.tex`` in the folder ``out``."""
+def write_tables(rows: Sequence[Row], out: Path, baseline: str | None = None, names: Mapping[str, str] | None = None) -> None:
+    """``table.csv``, ``table.json``, ``table.md`` and ``table.tex`` in the folder ``out``. ``names``: what ``table.tex`` calls methods."""
     rows = [{k: v for k, v in row.items() if k != THUMBNAIL} for row in rows]
     write_table(out / "table.csv", rows)
     whole = {"rows": rows, "methods": summarize_methods(rows), "tests": compare_with_baseline(rows, baseline)}
     write_atomically(out / "table.json", json.dumps(nan_to_null(whole), indent=1, allow_nan=False).encode())
     write_atomically(out / "table.md", markdown(rows, baseline).encode())
-    write_atomically(out / "table.tex", latex(rows, baseline).encode())
+    write_atomically(out / "table.tex", latex(rows, baseline, names or {}).encode())
 
 
 def group_rows(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -227,7 +231,7 @@ def _cell(numbers: list[float], worst: bool, cases: int) -> str:
     return f"{statistics.fmean(numbers):.4g}{spread}" + (f" (n {len(numbers)})" if len(numbers) < cases else "")
 
 
-def latex(rows: Sequence[Row], baseline: str | None = None) -> str:
+def latex(rows: Sequence[Row], baseline: str | None = None, names: Mapping[str, str] | None = None) -> str:
     """One LaTeX table (booktabs) for each data set: mean (standard deviation). The best mean of a tested metric is bold if its method
     differs from the baseline by the test (p < .05, Holm)."""
     parts = []
@@ -243,7 +247,7 @@ def latex(rows: Sequence[Row], baseline: str | None = None) -> str:
         for method, group in of_data.items():
             bold = {k for k in shown if best.get(k) == method and (data, k, method) in differs}
             cells = [_tex_cell(values(group, k), k in SHOWN_BY_LARGEST, k in bold) for k in shown]
-            parts.append(" & ".join([_escape_tex(method), *cells]) + r" \\")
+            parts.append(" & ".join([_escape_tex((names or {}).get(method, method)), *cells]) + r" \\")
         parts.append("\\bottomrule\n\\end{tabular}\n")
     return "\n".join(parts)
 

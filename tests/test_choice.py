@@ -123,3 +123,24 @@ def test_fronts_follow_the_settings_and_leave_out_what_was_not_measured(tmp_path
     assert fronts._mean_front(made, ["a1", "a2"], study.front) == [(2.5, 1.0), (3.5, 1.0)]
     fronts.write_fronts(made, study, tmp_path)
     assert "| d | a | 2 |" in (tmp_path / "front.md").read_text()
+
+
+def test_the_second_measure_of_a_front_may_be_an_overlap():
+    """A method of no family is a point of its own."""
+    numbers = {"a1": (0.1, 0.7), "a2": (0.3, 0.9), "b1": (0.2, 0.85)}
+    made = [{"data": "d", "case": "c", "method": m, "status": "done", "sd_log_jacobian": x, "dice": y} for m, (x, y) in numbers.items()]
+    methods = {m: [] for m in numbers}
+    study = Study(
+        {"d": None}, methods, {}, families={"a": ["a1", "a2"]}, choose_by="dice", front=["sd_log_jacobian", "dice"], baseline="b1"
+    )
+    found = {r["method"]: r for r in fronts.compared_rows(made, study)}
+    assert found["a"]["sd_log_jacobian"] == found["b1"]["sd_log_jacobian"] == 0.2
+    assert found["a"]["dice"] == pytest.approx(0.8) and found["b1"]["dice"] == 0.85
+
+
+@pytest.mark.parametrize(
+    ("front", "message"), [(["dice", "tre_mm"], "less is better"), (["tre_mm", "dise"], "did you mean 'dice'"), (["dice"], "two")]
+)
+def test_fronts_that_cannot_be_made_are_refused(front, message):
+    with pytest.raises(ConfigError, match=message):
+        Study({"d": None}, {"a1": [], "a2": [], "b1": []}, {}, families=FAMILIES, choose_by="dice", front=front)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import bump, preweights, swirl
 
-from rdmm import LBFGS, RDMM, Deform, Grid, Image, InitialConditions, Integrator, MultiGaussian, Pair, Problem
+from rdmm import LBFGS, RDMM, ConfigError, Deform, Grid, Image, InitialConditions, Integrator, MultiGaussian, Pair, Problem
 from rdmm.config.compose import compose
 from rdmm.data.synthetic.strain import strain, strain_scene
 from rdmm.optim.multiscale import _Level
@@ -92,3 +92,9 @@ def test_sigma_is_small_where_the_anatomy_is_strained():
 def test_experiments_have_no_factors_of_their_own():
     for name in ("synthetic_optimized", "brain_optimized", "knee_optimized"):
         assert compose([f"experiment={name}"])["penalty"] == compose(["dynamics=rdmm", "penalty=omt"])["penalty"], name
+
+
+@pytest.mark.parametrize("name", ["omt", "range", "tv", "power", "decay"])
+def test_a_negative_factor_is_named(name):
+    with pytest.raises(ConfigError, match=rf"penalty\.{name} must be >=? 0, not -1"):
+        WeightPenalty(**{name: -1.0})

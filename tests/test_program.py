@@ -115,3 +115,33 @@ def test_compose_knows_only_the_folders_in_use():
     use_folders([])
     with pytest.raises(ConfigError, match="no such option"):
         compose(["experiment=mine"], "train")
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("study.methods.mine=[dynamics=svf,similarity_weight=.1]", "++study.methods.mine=['dynamics=svf','similarity_weight=.1']"),
+        ("+study.methods.mine=[dynamics=svf]", "++study.methods.mine=['dynamics=svf']"),
+        ("study.methods.mine=['dynamics=svf']", "++study.methods.mine=['dynamics=svf']"),
+        ("study.methods={a: [dynamics=svf, penalty=none]}", "++study.methods={a: ['dynamics=svf', 'penalty=none']}"),
+        ("study.style.names={svf: SVF}", "++study.style.names={svf: SVF}"),
+        ("study.families={a: [b, c]}", "++study.families={a: [b, c]}"),
+        ("study.limit=3", "study.limit=3"),
+        ("study.style.dpi=40", "study.style.dpi=40"),
+    ],
+)
+def test_entries_of_a_study_are_typed_as_they_stand_in_a_file(typed, read):
+    assert expand(typed) == [read]
+
+
+def test_a_study_gets_entries_of_ones_own(program):
+    words = [
+        "study.style.names={svf: SVF}",
+        "study.families={all: [svf, mine]}",
+        "study.methods.mine=[dynamics=svf]",
+        "study.choose_by=dice",
+    ]
+    got, _ = program("eval", "experiment=pairs", "study.data.pairs.path=x.csv", *words)
+    study = got[0]["study"]
+    assert study["methods"]["mine"] == ["dynamics=svf"] and "lddmm" in study["methods"]
+    assert study["style"]["names"] == {"svf": "SVF"} and study["families"] == {"all": ["svf", "mine"]}

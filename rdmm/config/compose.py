@@ -218,8 +218,23 @@ def _with_affine_similarity(config: dict[str, Any], overrides: Sequence[str]) ->
 
 
 def expand(override: str) -> list[str]:
-    """A typed override as Hydra reads it: a sum of similarities in its parts, options in lower case, and a name with {fields} in quotes."""
-    return [_quote_fields(_in_lower_case(_as_nested_option(text))) for text in _expand_sum(override)]
+    """A typed override as Hydra reads it: a sum of similarities in its parts, options in lower case, a name with {fields} in quotes, and
+    entries of a study that may be new."""
+    return [_as_entries(_quote_fields(_in_lower_case(_as_nested_option(text)))) for text in _expand_sum(override)]
+
+
+ENTRIES = re.compile(r"\+{0,2}study\.(?:data|methods|settings|families|style\.names)(?:\.\w+)?=")
+"""Mappings of a study, whose names are the user's own."""
+
+SETTING = re.compile(r"""(?<=[\[,\s])[~+]{0,2}[\w./]+=[^\s,'"\[\]{}]+(?=\s*[,\]])""")
+"""KEY=VALUE in a list."""
+
+
+def _as_entries(override: str) -> str:
+    """``study.methods.mine=[dynamics=svf]`` as Hydra adds an entry, with quotes where it wants them; any other override as it is."""
+    if not ENTRIES.match(override):
+        return override
+    return "++" + SETTING.sub(lambda match: quoted(match.group()), override.lstrip("+"))
 
 
 def _as_nested_option(override: str) -> str:

@@ -76,8 +76,12 @@ class WeightPenalty:
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
-        if min(self.range, self.omt, self.tv) < 0 or self.power <= 0 or self.decay <= 0:
-            raise ConfigError(f"penalty: factors must be >= 0, power and decay > 0; got {self}")
+        for name in ("range", "omt", "tv"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"penalty.{name} must be >= 0, not {getattr(self, name)}")
+        for name in ("power", "decay"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"penalty.{name} must be > 0, not {getattr(self, name)}")
 
     def schedule(self, step: int) -> float:
         """l_T, model (23): near 1 at first, which keeps the weights at their start; later 0."""

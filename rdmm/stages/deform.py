@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,17 @@ from rdmm.dynamics.base import require_carrier
 from rdmm.optim.initializers import Initializer, Regions, Zero
 from rdmm.optim.multiscale import LBFGS, NoOptimizer, Optimizer
 from rdmm.optim.problem import Energy, Problem, Similarity
+from rdmm.regularizer.smoother import MultiGaussian
 from rdmm.regularizer.weights import BACKGROUND
+from rdmm.spatial.grid import Grid
 from rdmm.spatial.image import Image
 from rdmm.spatial.pair import Pair, ready_for_overlap
 from rdmm.spatial.transform import Dense, Identity, on_device, polished
 from rdmm.stages.base import Chain, Result, Stage
 from rdmm.stages.halfway import Halfway, HalfwayPredictor
 from rdmm.types import ConfigError, DivergenceError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Deform:
         """Raise ConfigError if the dynamics does not move shapes of this kind, or regions and pre-weights do not fit together."""
         dynamics = self.problem.dynamics
         require_carrier(dynamics, pair.fixed)
+        if isinstance(pair.fixed, Image):
+            warn_of_narrow_gaussians(dynamics.smoother, pair.fixed.grid)
         if dynamics.smoother.regions and isinstance(self.initializer, Zero):
             raise ConfigError("smoother=regions gives Gaussians to regions of a label map: use dynamics=rdmm initializer=regions")
         if not isinstance(self.initializer, Regions):
@@ -73,6 +80,19 @@ class Deform:
         seconds = {"deform": time.perf_counter() - begin}
         has_stalled = self.optimizer.searches and not history
         return Result(transform, inverse, energy, ic, history, seconds, pair.initial, dynamics, has_stalled=has_stalled)
+
+
+def warn_of_narrow_gaussians(smoother: MultiGaussian, grid: Grid) -> None:
+    """Warn if all Gaussians are narrower than half a voxel: then nothing is smooth, mostly because of a wrong unit."""
+    widest, voxel = smoother.scales(grid)[-1], min(grid.spacing)
+    if widest < voxel / 2:
+        log.warning(
+            "the widest Gaussian of the smoother (%.3g mm) is narrower than half a voxel (%.3g mm): the map is not smooth; "
+            "smoother.sigmas are in %s (smoother.unit)",
+            widest * grid.length,
+            voxel * grid.length,
+            "millimeters" if smoother.unit == "mm" else "units of the image's longest edge",
+        )
 
 
 def _finite(energy: Energy) -> dict[str, float]:
