@@ -1,7 +1,8 @@
 """Configuration: YAML and KEY=VALUE become objects. No other package imports Hydra.
 
 ``compose`` makes one configuration, ``build`` makes objects of it, ``explain`` words the errors, ``trust`` checks configurations from
-files. ``renamed`` maps class names that stored files hold to today's; ``program`` starts train.py and eval.py.
+files, ``plugins`` knows the packages outside rdmm whose classes may be named. ``renamed`` maps class names that stored files hold to
+today's; ``program`` starts train.py and eval.py.
 """
 
 from rdmm.config.build import build
