@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train_folders import NET, train
-from test_training import networks, training
+from test_training import training
 
 from rdmm import ConfigError
 from rdmm.config.build import build
@@ -166,4 +166,3 @@ def test_an_own_logger_needs_two_methods(tmp_path):
     own = Own()
     logged(tmp_path, [own], max_steps=1, validate_every=1, picture_every=1).run()
     assert own.seen[0] == ("net", 0) and {step for _, step in own.seen[1:]} == {1}
-    assert networks()
