@@ -7,8 +7,10 @@ RDMM_DATA is the folder of the data (default ../shared/data). Everything is writ
 - data: images with texture, bias field and noise of their own, made from the label maps (``tissue_image``); lists of pairs.
 - nets: networks on the slices, one run for each fold of the subjects. Nobody is in both training and test data.
 - peers: SyN (antspyx) and greedy (picsl_greedy), each at the strengths of ``PEERS``. A tool that is not installed is left out.
-- slices/chosen/table.md and knees/chosen/table.md: every result, measured by ``python eval.py experiment=oai``. The strength of each
-  optimization's regularizer is the one with the best Dice on all other pairs. The volumes are too few to train on.
+- slices (and ``chosen`` in it): every result, measured by ``python eval.py experiment=oai``. The strength of each regularizer is
+  the one with the best Dice on all other pairs.
+- knees: the volumes, by one setting for each method (``experiment=oai_volumes``). They are too few to train on; ``shipped_net`` is the
+  model that comes with rdmm.
 - sigma.csv: sigma(x) in bones and in cartilage, of RDMM's networks on the slices and of optimized pre-weights on the volumes.
 
 All runs use one thread. Seconds are wall time, without reading files.
@@ -57,12 +59,12 @@ ROWS = slice(128, 288)
 """The part of a slice that is kept, along its second axis: the joint, and 20 mm above and below it."""
 
 KNEE_PAIRS = {
-    "9055361_visits": ("oai_9055361_00m_labels", "oai_9055361_96m_labels", (2, 4, 4)),
-    "9275309_visits": ("oai_9275309_00m_labels", "oai_9275309_96m_labels", (2, 4, 4)),
-    "two_00m": ("oai_9055361_00m_labels", "oai_9275309_00m_labels", (2, 4, 4)),
-    "two_96m": ("oai_9055361_96m_labels", "oai_9275309_96m_labels", (2, 4, 4)),
+    "9055361_visits": ("oai_9055361_00m_labels", "oai_9055361_96m_labels", (3, 6, 6)),
+    "9275309_visits": ("oai_9275309_00m_labels", "oai_9275309_96m_labels", (3, 6, 6)),
+    "two_00m": ("oai_9055361_00m_labels", "oai_9275309_00m_labels", (3, 6, 6)),
+    "two_96m": ("oai_9055361_96m_labels", "oai_9275309_96m_labels", (3, 6, 6)),
 }
-"""Pairs of volumes: fixed, moving, and every how many voxels are kept along each axis (1.4 x 1.46 x 1.46 mm)."""
+"""Pairs of volumes: fixed, moving, and every how many voxels are kept along each axis (2.1 x 2.2 x 2.2 mm)."""
 
 COLUMNS = ("name", "subject", "time", "split", "image", "labels")
 """Of a list of images to train on."""
@@ -277,14 +279,18 @@ def methods(out: Path, part: str, nets: Path | None) -> dict[str, str]:
     return own
 
 
-def measure(out: Path, data: str, part: str, nets: Path | None, more: Sequence[str] = ()) -> list[str]:
+def measure(out: Path, part: str, nets: Path | None) -> list[str]:
     """The command that registers and measures the pairs of a part of the data."""
+    data, experiment = ("knees", "oai_volumes") if part == "knees" else ("slices", "oai")
     own = [f"+study.methods.{name}={how}" for name, how in methods(out, part, nets).items()]
-    families = [f"+study.families.{n}=[{','.join(f'{n}_{s}' for s in strengths(p, part))}]" for n, p in present().items()]
-    path, other = out / f"data/{part}.csv", "knees" if data == "slices" else "slices"
-    keys = [f"study.data.{data}.path={path}", f"~study.data.{other}", f"hydra.run.dir={out}/{part}", "threads=1"]
-    refined = [] if data == "slices" else ["output.refined=false"]  # a volume of half the voxel's size takes eight times the memory
-    return [sys.executable, "eval.py", "experiment=oai", *keys, *refined, *own, *families, *more]
+    keys = [f"study.data.{data}.path={out}/data/{part}.csv", f"hydra.run.dir={out}/{part}", "threads=1"]
+    return [sys.executable, "eval.py", f"experiment={experiment}", *keys, *own, *families(part)]
+
+
+def families(part: str) -> list[str]:
+    """The strengths of each tool as a family, where there are several."""
+    several = {name: found for name, peer in present().items() if len(found := strengths(peer, part)) > 1}
+    return [f"+study.families.{name}=[{','.join(f'{name}_{s}' for s in found)}]" for name, found in several.items()]
 
 
 def sigma_of_tissues(settings: Settings, inputs: Inputs) -> dict[str, float]:
@@ -303,7 +309,8 @@ def write_sigmas(out: Path, parts: Mapping[str, Pairs], nets: Mapping[str, Path]
     rows = []
     for part in parts:
         own = [f"weights={nets[part]}/rdmm/best.safetensors"] if part in nets else OPTIMIZED
-        settings = compose_settings(["experiment=oai", *own])
+        experiment = "oai" if part in nets else "oai_volumes"
+        settings = compose_settings([f"experiment={experiment}", *own])
         for pair, read in PairTable(str(out / f"data/{part}.csv")).cases().items():
             rows.append({"part": part, "pair": pair, **sigma_of_tissues(settings, read())})
             write_csv(out / "sigma.csv", rows)
@@ -325,9 +332,9 @@ def main() -> None:
         write_pairs(out / f"data/{part}.csv", pairs)
     run_all([training(out, k) for k in range(FOLDS) if not (out / f"nets/{k}/table.md").exists()], args.jobs)
     run_all(peer_calls(out, list(parts)), args.jobs)
-    run_all([measure(out, part.rstrip("012"), part, nets.get(part)) for part in parts if not (out / part / "table.md").exists()], args.jobs)
+    run_all([measure(out, part, nets.get(part)) for part in parts if not (out / part / "table.md").exists()], args.jobs)
     whole = f"study.parts=[{','.join(str(out / part) for part in nets)}]"
-    run_all([[*measure(out, "slices", "slices0", nets["slices0"], [whole]), f"hydra.run.dir={out}/slices"]], args.jobs)
+    run_all([[*measure(out, "slices0", nets["slices0"]), whole, f"hydra.run.dir={out}/slices"]], args.jobs)
     write_sigmas(out, parts, nets)
 
 

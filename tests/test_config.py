@@ -42,7 +42,8 @@ def test_every_option_builds(option, tmp_path):
 def test_every_option_of_training_builds(option):
     """Every network that a configuration describes is made, and its data set, before any file is asked for."""
     group, name = option.split("/")
-    rest = ["data.source.root=somewhere"] if option in ("data/folder", "experiment/images_net") else []
+    needs = {"data/folder": "root", "experiment/images_net": "root", "experiment/oai_net": "path"}
+    rest = [f"data.source.{needs[option]}=somewhere"] if option in needs else []
     overrides = [f"{group}={name}", *([] if group not in ("backbone", "logger") else ["shape=[32,32]", "data=shapes"]), *rest]
     assert plan_trainings(compose(overrides, "train"), overrides)
     assert build(compose(overrides, "train")["data"], "data").held_out
