@@ -38,12 +38,21 @@ def test_every_option_builds(option, tmp_path):
         assert build(config[group]) is not None
 
 
+NEEDED = {
+    "data/folder": ["data.source.root=somewhere"],
+    "data/mixture": ["+data@data.sets.a=shapes", "shape=[32,32]"],
+    "experiment/images_net": ["data.source.root=somewhere"],
+    "experiment/paper_net": ["data.source.root=somewhere"],
+    "experiment/oai_net": ["data.source.path=somewhere"],
+}
+"""What an option cannot do without."""
+
+
 @pytest.mark.parametrize("option", sorted(OF_TRAINING))
 def test_every_option_of_training_builds(option):
     """Every network that a configuration describes is made, and its data set, before any file is asked for."""
     group, name = option.split("/")
-    needs = {"data/folder": "root", "experiment/images_net": "root", "experiment/oai_net": "path"}
-    rest = [f"data.source.{needs[option]}=somewhere"] if option in needs else []
+    rest = NEEDED.get(option, [])
     overrides = [f"{group}={name}", *([] if group not in ("backbone", "logger") else ["shape=[32,32]", "data=shapes"]), *rest]
     assert plan_trainings(compose(overrides, "train"), overrides)
     assert build(compose(overrides, "train")["data"], "data").held_out

@@ -301,7 +301,7 @@ def _require_option_names(group: str, value: str, name: str) -> None:
     if re.fullmatch(r"[\w ]+(,[\w ]+)+", value):
         raise ConfigError(explain_several(group, value, name))
     found = NO_OPTION_NAME.search(value)
-    names = re.fullmatch(r"\[(.+)\]", value) if group in LISTED else None
+    names = re.fullmatch(r"\[(.*)\]", value) if group in LISTED else None
     is_list_or_number = any(re.match(r"[\[\d-]", name.strip()) for name in (names[1].split(",") if names else [value]))
     if found or value == "null" or is_list_or_number:
         wrong = f"an option is a name, without {found.group()!r}" if found else "no option" if value == "null" else "an option is a name"
