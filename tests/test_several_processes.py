@@ -109,7 +109,7 @@ class Unlabeled:
 def validated(path, data, ranks=None):
     run = training(path, networks(), data=data, world=ranks, max_steps=1, validate_every=1)
     said = []
-    run.log.log_validation = lambda progress, means, shown: said.append((means, progress.best))
+    run.log.log_validation = lambda progress, means, score, shown: said.append((means, progress.best))
     run.run()
     return said[0]
 

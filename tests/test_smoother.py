@@ -8,7 +8,7 @@ from conftest import bump, oblique
 from rdmm import ConfigError, Grid, MultiGaussian
 from rdmm.spatial import ops
 from rdmm.spatial.gaussian import gaussian, shrink
-from rdmm.stages.deform import warn_of_narrow_gaussians
+from rdmm.stages.deform import warn_of_wrong_lengths
 
 BOUNDARIES = ["zero", "periodic", "reflect"]
 
@@ -169,16 +169,16 @@ def test_shrinking_does_not_depend_on_threads():
         assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-def test_gaussians_wider_than_the_image_are_refused():
-    with pytest.raises(ConfigError, match=r"smoother\.unit=mm"):
-        MultiGaussian([5.0], [1.0])
-    MultiGaussian([5.0], [1.0], unit="mm")
-
-
-def test_gaussians_narrower_than_a_voxel_are_said(caplog):
+def test_gaussians_of_a_wrong_unit_are_said(caplog):
     grid = Grid((20, 20), np.eye(3))
-    warn_of_narrow_gaussians(MultiGaussian([0.1, 0.2], [0.5, 0.5], unit="mm"), grid)
-    assert "(0.2 mm) is narrower than half a voxel (1 mm)" in caplog.text and "millimeters" in caplog.text
+    warn_of_wrong_lengths(MultiGaussian([0.1, 0.2], [0.5, 0.5], unit="mm"), grid)
+    assert (
+        "widest Gaussian of the smoother (0.2 mm) is narrower than half a voxel (1 mm)" in caplog.text and "in millimeters" in caplog.text
+    )
     caplog.clear()
-    warn_of_narrow_gaussians(MultiGaussian([0.01, 0.2], [0.5, 0.5]), grid)
+    warn_of_wrong_lengths(MultiGaussian([5.0], [1.0]), grid)
+    assert "narrowest Gaussian of the smoother (95 mm) is wider than the image (19 mm)" in caplog.text and "longest edge" in caplog.text
+    caplog.clear()
+    warn_of_wrong_lengths(MultiGaussian([0.01, 0.2], [0.5, 0.5]), grid)
+    warn_of_wrong_lengths(MultiGaussian([0.2, 5.0], [0.5, 0.5]), grid)
     assert not caplog.text

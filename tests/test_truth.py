@@ -125,7 +125,7 @@ def test_a_method_that_varies_is_a_family():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"front": ["error_lung_mm", "dicee"]}, "front must be two measures"),
+        ({"front": ["error_lung_mm", "dicee"]}, r"no measure 'dicee' \(did you mean 'dice'"),
         ({"front": ["error_lung_mm"]}, "front must be two measures"),
     ],
 )

@@ -28,6 +28,7 @@ STATE, LAST, BEST = "state.pt", "last.safetensors", "best.safetensors"
 
 
 ADDED = {
+    "loss.consistency_unit": "voxel",
     "trainer.accumulate": 1,
     "trainer.ema": 0.0,
     "trainer.optimizer._target_": "train.trainer.Adam",

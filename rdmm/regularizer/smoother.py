@@ -71,7 +71,6 @@ class MultiGaussian:
             raise ConfigError(f"smoother: {len(sigmas)} sigmas but {len(weights)} weights; give one weight per sigma")
         if not all(0 < s < math.inf for s in sigmas) or any(b < a for a, b in itertools.pairwise(sigmas)):
             raise ConfigError(f"smoother.sigmas must be positive and increasing, not {list(sigmas)}")
-        check_length("smoother.sigmas", sigmas[-1], "smoother.unit", self.unit)
         if not all(w >= 0 for w in weights) or not abs(sum(weights) - 1) <= 0.01:
             raise ConfigError(f"smoother.weights (squared weights) must be >= 0 and sum to 1, not {list(weights)} (sum {sum(weights):.4g})")
         for name, value, known in (("boundary", self.boundary, get_args(Boundary)), ("unit", self.unit, get_args(Unit))):

@@ -44,7 +44,7 @@ class Deform:
         dynamics = self.problem.dynamics
         require_carrier(dynamics, pair.fixed)
         if isinstance(pair.fixed, Image):
-            warn_of_narrow_gaussians(dynamics.smoother, pair.fixed.grid)
+            warn_of_wrong_lengths(dynamics.smoother, pair.fixed.grid)
         if dynamics.smoother.regions and isinstance(self.initializer, Zero):
             raise ConfigError("smoother=regions gives Gaussians to regions of a label map: use dynamics=rdmm initializer=regions")
         if not isinstance(self.initializer, Regions):
@@ -82,17 +82,18 @@ class Deform:
         return Result(transform, inverse, energy, ic, history, seconds, pair.initial, dynamics, has_stalled=has_stalled)
 
 
-def warn_of_narrow_gaussians(smoother: MultiGaussian, grid: Grid) -> None:
-    """Warn if all Gaussians are narrower than half a voxel: then nothing is smooth, mostly because of a wrong unit."""
-    widest, voxel = smoother.scales(grid)[-1], min(grid.spacing)
-    if widest < voxel / 2:
-        log.warning(
-            "the widest Gaussian of the smoother (%.3g mm) is narrower than half a voxel (%.3g mm): the map is not smooth; "
-            "smoother.sigmas are in %s (smoother.unit)",
-            widest * grid.length,
-            voxel * grid.length,
-            "millimeters" if smoother.unit == "mm" else "units of the image's longest edge",
-        )
+def warn_of_wrong_lengths(smoother: MultiGaussian, grid: Grid) -> None:
+    """Warn if all Gaussians are narrower than half a voxel, or all are wider than the image: mostly, their unit is wrong."""
+    narrowest, widest = smoother.scales(grid)[0], smoother.scales(grid)[-1]
+    if widest < min(grid.spacing) / 2:
+        which, what = "widest", f"is narrower than half a voxel ({min(grid.spacing) * grid.length:.3g} mm): the map is not smooth"
+    elif narrowest > 1:
+        which, what = "narrowest", f"is wider than the image ({grid.length:.3g} mm): the map hardly bends"
+    else:
+        return
+    length = (widest if which == "widest" else narrowest) * grid.length
+    unit = "millimeters" if smoother.unit == "mm" else "units of the image's longest edge"
+    log.warning("the %s Gaussian of the smoother (%.3g mm) %s; smoother.sigmas are in %s (smoother.unit)", which, length, what, unit)
 
 
 def _finite(energy: Energy) -> dict[str, float]:
