@@ -68,13 +68,14 @@ class External:
         """The tool's wall time on a case; NaN: unknown."""
         if self.seconds is None:
             return math.nan
-        path = Path(self.seconds.replace("{case}", case))
+        path, cure = Path(self.seconds.replace("{case}", case)), "leave out 'seconds' if the time is unknown"
         try:
-            return float(path.read_text())
+            found = float(path.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: cannot be read as a number of seconds ({error}); leave out 'seconds' if the time is unknown"
-            ) from error
+            raise InputError(f"{path}: cannot be read as a number of seconds ({error}); {cure}") from error
+        if not (math.isfinite(found) and found >= 0):
+            raise InputError(f"{path}: {found} is no number of seconds; {cure}")
+        return found
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,9 @@ ROBUSTNESS_PERCENTILES = {"dice": 30, "region_dice": 30, "tre_mm": 70, "hd95_mm"
 OVERLAPS = ("dice", "region_dice", "refined_dice")
 """Metrics of which larger values are better."""
 
-LOWER_IS_BETTER = ("similarity", "tre_mm", "tre_liver_mm", "tre_outside_mm", "hd95_mm", "hd95_after_mm", "distance_after_mm")
-"""Metrics of which smaller values are better."""
+DISTANCES = ("tre_mm", "tre_liver_mm", "tre_outside_mm", "hd95_mm", "hd95_after_mm", "distance_after_mm")
 
-TESTED_METRICS = ("dice", "region_dice", *LOWER_IS_BETTER)
+TESTED_METRICS = ("dice", "region_dice", "similarity", *DISTANCES)
 """Metrics that are tested against a baseline, as are the errors against a true map (is_error)."""
 
 THUMBNAIL = "thumbnail"
@@ -117,7 +116,7 @@ def write_tables(rows: Sequence[Row], out: Path, baseline: str | None = None, na
     whole = {"rows": rows, "methods": summarize_methods(rows), "tests": compare_with_baseline(rows, baseline)}
     write_atomically(out / "table.json", json.dumps(nan_to_null(whole), indent=1, allow_nan=False).encode())
     write_atomically(out / "table.md", markdown(rows, baseline).encode())
-    write_atomically(out / "table.tex", latex(rows, baseline, names or {}).encode())
+    write_atomically(out / "table.tex", latex(rows, baseline, names).encode())
 
 
 def group_rows(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

@@ -218,6 +218,10 @@ def test_the_time_of_another_tool_must_be_a_number(pairs):
     assert math.isnan(External(warps)("c0", inputs).result.seconds["total"])
     with pytest.raises(InputError, match=r"c0.csv: cannot be read as a number of seconds .*leave out 'seconds'"):
         External(warps, seconds=f"{pairs}/{{case}}.csv")("c0", inputs)
+    for text in ("nan", "-1", "inf"):
+        (pairs / "wrong.txt").write_text(text)
+        with pytest.raises(InputError, match=r"wrong.txt: .* is no number of seconds"):
+            External(warps, seconds=f"{pairs}/wrong.txt")("c0", inputs)
 
 
 def test_wrong_methods_say_so():

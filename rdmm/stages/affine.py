@@ -138,15 +138,13 @@ class AffineOpt:
     def _best_start(self, level: ImageObjective, finer: ImageObjective) -> tuple[Candidate, list[str]]:
         """The start whose rigid search on ``level`` ends lowest per overlap, and doubts about it. A rotation must clearly beat the files'
         geometry, by two measures on the level ``finer``."""
-        candidates = self._candidates(level)
-        found = {id(c): level.per_overlap(c.matrix()) for c in candidates}
-        log.debug("affine starts: %s", ", ".join(f"{c.start.name} {found[id(c)]:.4f}" for c in candidates))
-        by_angle = [[c for c in candidates if _turns(c.matrix()) is turned] for turned in (False, True)]
-        kept, turned = (min(group, key=lambda c: found[id(c)], default=None) for group in by_angle)
-        if self.init != "auto" or kept is None or turned is None:
-            return min(candidates, key=lambda c: found[id(c)]), []
-        measures = [replace(finer, similarity=measure) for measure in (self.similarity, SECOND_MEASURE)]
-        gains = [_gain(measure, by_angle[0], turned) for measure in measures]
+        ranked = sorted(self._candidates(level), key=lambda c: level.per_overlap(c.matrix()))
+        log.debug("affine starts, the best first: %s", ", ".join(f"{c.start.name} {c.similarity:.4f}" for c in ranked))
+        unturned, others = ([c for c in ranked if _turns(c.matrix()) is turned] for turned in (False, True))
+        if self.init != "auto" or not unturned or not others:
+            return ranked[0], []
+        kept, turned = unturned[0], others[0]
+        gains = [_gain(replace(finer, similarity=measure), unturned, turned) for measure in (self.similarity, SECOND_MEASURE)]
         if min(gains) > CLEAR_GAIN:
             return turned, []
         close = min(gains) > CLOSE_GAIN or max(gains) > CLEAR_GAIN
